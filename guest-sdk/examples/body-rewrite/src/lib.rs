@@ -1,0 +1,1 @@
+//! Example guest: rewrites whole bodies.

@@ -1,0 +1,1 @@
+//! Write proxy_golang filters in safe Rust.

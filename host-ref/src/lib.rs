@@ -1,0 +1,1 @@
+//! The reference host of proxy_golang.
