@@ -1,1 +1,10 @@
 //! The reference host of proxy_golang.
+//!
+//! * [`engine`]: the stream state machine, without sockets, clock or threads of its own. A proxy drives it.
+//! * [`ffi`]: where guests are called and where they call back; the only module with unsafe code.
+//! * [`loader`]: checks a guest library and loads it.
+#![deny(unsafe_code)]
+
+pub mod engine;
+#[allow(unsafe_code)] // the boundary itself
+pub mod ffi;

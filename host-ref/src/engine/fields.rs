@@ -1,0 +1,250 @@
+//! Header fields: the view that guests get, the edits that they ask for, and a list of the engine's own.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+pub use crate::ffi::FieldView;
+
+/// Fields of one message as a guest sees them: no allocation up to 40.
+pub type Views<'a> = SmallVec<[FieldView<'a>; 40]>;
+
+/// One edit of a batch, already checked against the grammar and the view.
+#[allow(missing_docs)] // the members are those of `pxg_op`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edit<'a> {
+    /// Leave exactly one field `name`, with `value`.
+    Set { name: &'a [u8], value: &'a [u8] },
+    /// Append a field.
+    Add { name: &'a [u8], value: &'a [u8] },
+    /// Remove all fields `name`.
+    Delete { name: &'a [u8] },
+    /// Replace the value at `index` of the view before the batch.
+    SetAt { index: usize, value: &'a [u8] },
+    /// Remove the field at `index` of the view before the batch.
+    DeleteAt { index: usize },
+}
+
+/// The host's own model of a message's fields. The engine builds views of it and edits it; it never looks inside.
+///
+/// Pseudo-headers are fields whose names begin with `:` and come first in the view.
+pub trait Fields: Clone {
+    /// Appends every field to `out`: pseudo-headers first, then names in lower case, values of one name in order.
+    fn view<'a>(&'a self, out: &mut Views<'a>);
+
+    /// Applies a batch in order. Indices count in what [`Fields::view`] gave before the batch; a field that an
+    /// earlier edit of the batch removed is skipped.
+    fn apply(&mut self, edits: &[Edit<'_>]);
+
+    /// A head from its pseudo-headers and fields, or trailers from fields; for local replies and new trailers.
+    fn from_fields<'a>(fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self;
+}
+
+/// A list of fields in one arena: viewing it costs a few stores per field, editing it no allocation once it has room.
+#[derive(Clone, Debug, Default)]
+pub struct FieldList {
+    arena: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    at: u32,
+    name: u32,
+    value: u32,
+    live: bool,
+}
+
+impl FieldList {
+    /// An empty list.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a field; `name` in lower case.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        let entry = self.store(name, value);
+        self.entries.push(entry);
+    }
+
+    /// Number of fields.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The fields in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.entries.iter().map(|e| (self.name(e), self.value(e)))
+    }
+
+    /// The first value of `name`.
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.entries
+            .iter()
+            .find(|e| self.name(e) == name)
+            .map(|e| self.value(e))
+    }
+
+    fn store(&mut self, name: &[u8], value: &[u8]) -> Entry {
+        let at = self.arena.len();
+        self.arena.extend_from_slice(name);
+        self.arena.extend_from_slice(value);
+        // A message near 4 GiB of fields is far beyond every limit of a host.
+        let cut = |n: usize| u32::try_from(n).expect("fields stay below 4 GiB");
+        Entry {
+            at: cut(at),
+            name: cut(name.len()),
+            value: cut(value.len()),
+            live: true,
+        }
+    }
+
+    fn name(&self, e: &Entry) -> &[u8] {
+        &self.arena[e.at as usize..][..e.name as usize]
+    }
+
+    fn value(&self, e: &Entry) -> &[u8] {
+        &self.arena[e.at as usize + e.name as usize..][..e.value as usize]
+    }
+
+    fn position(&self, name: &[u8]) -> Option<usize> {
+        self.entries
+            .iter()
+            .position(|e| e.live && self.name(e) == name)
+    }
+
+    fn set(&mut self, name: &[u8], value: &[u8]) {
+        let entry = self.store(name, value);
+        match self.position(name) {
+            Some(first) => {
+                self.entries[first] = entry;
+                for i in first + 1..self.entries.len() {
+                    if self.name(&self.entries[i]) == name {
+                        self.entries[i].live = false;
+                    }
+                }
+            }
+            None => self.append(entry),
+        }
+    }
+
+    /// Pseudo-headers stay in front of the others.
+    fn append(&mut self, entry: Entry) {
+        if self.name(&entry).first() == Some(&b':') {
+            let front = self
+                .entries
+                .iter()
+                .take_while(|e| self.name(e).first() == Some(&b':'))
+                .count();
+            self.entries.insert(front, entry);
+        } else {
+            self.entries.push(entry);
+        }
+    }
+}
+
+impl Fields for FieldList {
+    fn view<'a>(&'a self, out: &mut Views<'a>) {
+        out.extend(self.iter().map(|(name, value)| FieldView::new(name, value)));
+    }
+
+    fn apply(&mut self, edits: &[Edit<'_>]) {
+        let viewed = self.entries.len();
+        let mut holes = false;
+        let mut shifted = 0; // pseudo-headers that the batch put in front of the view
+        for edit in edits {
+            let before = self.entries.len();
+            match *edit {
+                Edit::Set { name, value } => {
+                    self.set(name, value);
+                    holes = true;
+                    if name.first() == Some(&b':') {
+                        shifted += self.entries.len() - before;
+                    }
+                }
+                Edit::Add { name, value } => {
+                    let entry = self.store(name, value);
+                    self.append(entry);
+                }
+                Edit::Delete { name } => {
+                    for i in 0..self.entries.len() {
+                        if self.name(&self.entries[i]) == name {
+                            self.entries[i].live = false;
+                            holes = true;
+                        }
+                    }
+                }
+                Edit::SetAt { index, value }
+                    if index < viewed && self.entries[index + shifted].live =>
+                {
+                    let old = self.entries[index + shifted];
+                    let name = self.name(&old).to_vec();
+                    self.entries[index + shifted] = self.store(&name, value);
+                }
+                Edit::DeleteAt { index } if index < viewed => {
+                    self.entries[index + shifted].live = false;
+                    holes = true;
+                }
+                Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
+            }
+        }
+        if holes {
+            self.entries.retain(|e| e.live);
+        }
+    }
+
+    fn from_fields<'a>(fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut list = Self::new();
+        for (name, value) in fields {
+            list.push(name, value);
+        }
+        list
+    }
+}
+
+impl<'a> FromIterator<(&'a [u8], &'a [u8])> for FieldList {
+    fn from_iter<I: IntoIterator<Item = (&'a [u8], &'a [u8])>>(fields: I) -> Self {
+        Self::from_fields(fields)
+    }
+}
+
+/// A field that is kept: edits of trailers that have not come yet.
+#[derive(Clone, Debug)]
+pub(crate) enum KeptEdit {
+    Set(Bytes, Bytes),
+    Add(Bytes, Bytes),
+    Delete(Bytes),
+}
+
+impl KeptEdit {
+    /// The edit as it can be kept; none for one by index, which only has a meaning in a view.
+    pub(crate) fn new(edit: &Edit<'_>) -> Option<Self> {
+        let copy = Bytes::copy_from_slice;
+        match *edit {
+            Edit::Set { name, value } => Some(Self::Set(copy(name), copy(value))),
+            Edit::Add { name, value } => Some(Self::Add(copy(name), copy(value))),
+            Edit::Delete { name } => Some(Self::Delete(copy(name))),
+            Edit::SetAt { .. } | Edit::DeleteAt { .. } => None,
+        }
+    }
+
+    pub(crate) fn as_edit(&self) -> Edit<'_> {
+        match self {
+            Self::Set(name, value) => Edit::Set { name, value },
+            Self::Add(name, value) => Edit::Add { name, value },
+            Self::Delete(name) => Edit::Delete { name },
+        }
+    }
+
+    pub(crate) fn creates(&self) -> bool {
+        !matches!(self, Self::Delete(_))
+    }
+}

@@ -1,0 +1,22 @@
+//! The engine: the state machine of a stream and its filters, sans-IO.
+//!
+//! It has no sockets, no clock and no threads. A proxy (the *driver*) feeds in what arrives and takes out what is to
+//! be sent; in between the engine calls the guests. The state diagram that it follows is in `spec/07-bodies.md`, the
+//! life of a token in `spec/12-async.md`.
+
+pub mod grammar;
+
+mod body;
+mod fields;
+mod guest;
+mod outcome;
+mod stats;
+
+pub use body::BodyBuf;
+pub use fields::{Edit, FieldList, FieldView, Fields, Views};
+pub use guest::{
+    AttrSource, AttrWant, Attributes, Chain, Declared, EventView, FailureMode, Filter, Guest,
+    Policy,
+};
+pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};
+pub use stats::{Counter, FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
