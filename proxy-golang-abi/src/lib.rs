@@ -54,10 +54,10 @@ pub use tables::*;
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("proxy_golang v1 is defined for LP64 targets only");
 
-/// The major version that this crate describes. It is also part of the entry symbol's name.
+/// The major version of this ABI. It is also part of the entry symbol's name.
 pub const VERSION_MAJOR: u32 = 1;
 
-/// The minor version that this crate describes. It informs; what may be used is decided by features.
+/// The minor version of this ABI. It informs; what may be used is decided by features.
 pub const VERSION_MINOR: u32 = 0;
 
 /// The name of the one function that a guest exports.

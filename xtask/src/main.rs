@@ -1,3 +1,33 @@
-//! The project's own commands.
+//! The project's own commands. `cargo xtask help` lists them; each lives in a module of its name.
+#![deny(unsafe_code)]
 
-fn main() {}
+mod r#gen;
+mod root;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own commands. Each one brings the tools it needs and says so.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Gen(r#gen::Args),
+}
+
+fn main() -> std::process::ExitCode {
+    let done = match Cli::parse().command {
+        Command::Gen(args) => r#gen::run(&args),
+    };
+    match done {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The rules of the spec: `spec/rules/*.toml`, validated, and the tables made of them.
+//!
+//! A table stands between `<!-- rules: EVT -->` and `<!-- /rules -->` in the chapters and in the docs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::{Made, Output};
+
+const FOLDER: &str = "spec/rules";
+const LEVELS: &[&str] = &["MUST", "SHOULD", "MAY"];
+const PARTIES: &[&str] = &["guest", "host", "both", "project"];
+const OPEN: &str = "<!-- rules: ";
+const CLOSE: &str = "<!-- /rules -->";
+const ALL_RULES: &str = "docs/src/rules.md";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    rule: Vec<toml::Spanned<toml::Value>>,
+}
+
+/// A rule. The fields are described in `spec/README.md`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    id: String,
+    level: String,
+    party: String,
+    since: String,
+    chapter: String,
+    text: String,
+    why: String,
+    fix: Fix,
+    /// How each side is checked: read by the conformance suite.
+    check: toml::Table,
+    #[serde(default)]
+    retired: Option<String>,
+}
+
+/// How to mend a violation: for all, or per language.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Fix {
+    Text(String),
+    ByLanguage(BTreeMap<String, String>),
+}
+
+/// Families with their rules in the order of the file.
+type Families = BTreeMap<String, Vec<Rule>>;
+
+pub(super) fn made() -> Result<Made> {
+    let mut made = Made::default();
+    let families = families(&mut made.complaints)?;
+    for folder in ["spec", "docs/src"] {
+        for file in super::list(folder)? {
+            if file.ends_with(".md") && file != ALL_RULES {
+                let old = super::read(&file)?;
+                if old.contains(OPEN) {
+                    let new = filled(&old, &file, &families, &mut made.complaints)?;
+                    made.outputs.push(Output::new(file, new));
+                }
+            }
+        }
+    }
+    if super::exists("docs/src") && !families.is_empty() {
+        made.outputs.push(Output::new(ALL_RULES, page(&families)));
+    }
+    Ok(made)
+}
+
+fn families(complaints: &mut Vec<String>) -> Result<Families> {
+    let mut families = Families::new();
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    for path in super::list(FOLDER)? {
+        let Some(stem) = path
+            .strip_prefix("spec/rules/")
+            .and_then(|n| n.strip_suffix(".toml"))
+        else {
+            continue;
+        };
+        let text = super::read(&path)?;
+        let file: File = toml::from_str(&text).with_context(|| path.clone())?;
+        let family = stem.to_uppercase();
+        let mut rules = Vec::new();
+        for value in file.rule {
+            let line = text[..value.span().start].lines().count().max(1);
+            let value = value.into_inner();
+            let id = value.get("id").and_then(toml::Value::as_str);
+            let place = format!("{path}:{line}: {}", id.unwrap_or("a rule without an id"));
+            let rule: Rule = match value.try_into() {
+                Ok(rule) => rule,
+                Err(error) => {
+                    complaints.push(format!("{place}: {}", error.message()));
+                    continue;
+                }
+            };
+            complaints.extend(
+                rule.faults(&family)
+                    .into_iter()
+                    .map(|f| format!("{place}: {f}")),
+            );
+            if let Some(first) = seen.insert(rule.id.clone(), place.clone()) {
+                complaints.push(format!("{place}: the id is taken by {first}"));
+            }
+            rules.push(rule);
+        }
+        families.insert(family, rules);
+    }
+    Ok(families)
+}
+
+impl Rule {
+    fn faults(&self, family: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        let number = self.id.strip_prefix(&format!("PXG-{family}-"));
+        if !number.is_some_and(|n| n.len() == 3 && n.bytes().all(|b| b.is_ascii_digit())) {
+            faults.push(format!(
+                "the id of a rule in this file has the form PXG-{family}-001"
+            ));
+        }
+        if !LEVELS.contains(&self.level.as_str()) {
+            faults.push(format!("level `{}`: one of {LEVELS:?}", self.level));
+        }
+        if !PARTIES.contains(&self.party.as_str()) {
+            faults.push(format!("party `{}`: one of {PARTIES:?}", self.party));
+        }
+        let version = self.since.split('.').map(str::parse::<u32>);
+        if !(version.clone().count() == 2 && version.clone().all(|p| p.is_ok())) {
+            faults.push(format!("since `{}`: a version like 1.0", self.since));
+        }
+        if !super::exists(&format!("spec/{}", self.chapter)) {
+            faults.push(format!(
+                "chapter `{}`: there is no spec/{}",
+                self.chapter, self.chapter
+            ));
+        }
+        let texts = [("text", &self.text), ("why", &self.why)];
+        for (key, text) in texts {
+            if text.trim().is_empty() {
+                faults.push(format!("{key} is empty"));
+            }
+        }
+        if self.level == "MUST" && self.retired.is_none() && self.check.is_empty() {
+            faults.push("check is empty: name the cases, or `untestable` with the reason".into());
+        }
+        faults
+    }
+
+    fn anchor(&self) -> String {
+        self.id.to_lowercase()
+    }
+}
+
+/// Replaces what stands between the marks.
+fn filled(
+    old: &str,
+    file: &str,
+    families: &Families,
+    complaints: &mut Vec<String>,
+) -> Result<String> {
+    let mut out = String::new();
+    let mut rest = old;
+    while let Some(start) = rest.find(OPEN) {
+        let body = &rest[start + OPEN.len()..];
+        let (names, behind) = body
+            .split_once("-->")
+            .with_context(|| format!("{file}: a rules mark without an end"))?;
+        let end = behind
+            .find(CLOSE)
+            .with_context(|| format!("{file}: <!-- rules: {names}--> without {CLOSE}"))?;
+        ensure!(
+            !behind[..end].contains(OPEN),
+            "{file}: <!-- rules: {names}--> without {CLOSE}"
+        );
+        out.push_str(&rest[..start]);
+        out.push_str(&format!("{OPEN}{names}-->\n"));
+        for name in names.split_whitespace() {
+            match families.get(name) {
+                Some(rules) => out.push_str(&table(rules)),
+                None => complaints.push(format!(
+                    "{file}: <!-- rules: {name} -->: there is no spec/rules/{}.toml",
+                    name.to_lowercase()
+                )),
+            }
+        }
+        out.push_str(CLOSE);
+        rest = &behind[end + CLOSE.len()..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn table(rules: &[Rule]) -> String {
+    let mut out = String::from("| id | level | party | text |\n|---|---|---|---|\n");
+    for rule in rules {
+        let text = match &rule.retired {
+            Some(why) => format!("*Retired: {}*", one_line(why)),
+            None => one_line(&rule.text),
+        };
+        out.push_str(&format!(
+            "| <a id=\"{}\"></a>{} | {} | {} | {} |\n",
+            rule.anchor(),
+            rule.id,
+            rule.level,
+            rule.party,
+            text.replace('|', "\\|")
+        ));
+    }
+    out
+}
+
+fn page(families: &Families) -> String {
+    let mut out = String::from(
+        "<!-- Generated from spec/rules by `cargo xtask gen`: do not edit. -->\n\n# The rules\n\nEvery rule of the ABI \
+         with its reason and how to mend a violation. Ids are permanent.\n",
+    );
+    for (family, rules) in families {
+        out.push_str(&format!("\n## {family}\n"));
+        for rule in rules {
+            out.push_str(&format!("\n### {}\n\n", rule.id));
+            if let Some(why) = &rule.retired {
+                out.push_str(&format!("*Retired: {}*\n\n", one_line(why)));
+            }
+            out.push_str(&format!(
+                "{} · {} · since {} · chapter `{}`\n\n{}\n\n**Why.** {}\n\n",
+                rule.level,
+                rule.party,
+                rule.since,
+                rule.chapter,
+                one_line(&rule.text),
+                one_line(&rule.why)
+            ));
+            match &rule.fix {
+                Fix::Text(text) => out.push_str(&format!("**Fix.** {}\n", one_line(text))),
+                Fix::ByLanguage(fixes) => {
+                    out.push_str("**Fix.**\n\n");
+                    for (language, text) in fixes {
+                        out.push_str(&format!("- {language}: {}\n", one_line(text)));
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
