@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- Generated from proxy-golang-abi by `cargo xtask gen`: do not edit.
 --
--- The proxy_golang ABI for LuaJIT: requiring this file declares the types, and the module holds the constants without
--- their prefix PXG_.
+-- The proxy_golang ABI for LuaJIT. Installed as proxy_golang/ffi.lua on package.path; requiring it declares the types,
+-- and the module holds the constants without their prefix PXG_.
 --
 --   local ffi = require "ffi"
 --   local pxg = require "proxy_golang.ffi"

@@ -154,7 +154,7 @@ impl Rule {
     }
 }
 
-/// Replaces what stands between the marks.
+/// Replaces what stands between the marks. A mark is a line of its own: prose may speak of marks.
 fn filled(
     old: &str,
     file: &str,
@@ -162,34 +162,39 @@ fn filled(
     complaints: &mut Vec<String>,
 ) -> Result<String> {
     let mut out = String::new();
-    let mut rest = old;
-    while let Some(start) = rest.find(OPEN) {
-        let body = &rest[start + OPEN.len()..];
-        let (names, behind) = body
-            .split_once("-->")
-            .with_context(|| format!("{file}: a rules mark without an end"))?;
-        let end = behind
-            .find(CLOSE)
-            .with_context(|| format!("{file}: <!-- rules: {names}--> without {CLOSE}"))?;
-        ensure!(
-            !behind[..end].contains(OPEN),
-            "{file}: <!-- rules: {names}--> without {CLOSE}"
-        );
-        out.push_str(&rest[..start]);
-        out.push_str(&format!("{OPEN}{names}-->\n"));
-        for name in names.split_whitespace() {
-            match families.get(name) {
-                Some(rules) => out.push_str(&table(rules)),
-                None => complaints.push(format!(
-                    "{file}: <!-- rules: {name} -->: there is no spec/rules/{}.toml",
-                    name.to_lowercase()
-                )),
+    let mut inside = None;
+    for line in old.split_inclusive('\n') {
+        let word = line.trim_end();
+        let names = word
+            .strip_prefix(OPEN)
+            .and_then(|rest| rest.strip_suffix("-->"));
+        if let Some(names) = names {
+            ensure!(
+                inside.is_none(),
+                "{file}: `{word}` before {CLOSE} of the one above"
+            );
+            inside = Some(word.to_owned());
+            out.push_str(line);
+            for name in names.split_whitespace() {
+                match families.get(name) {
+                    Some(rules) => out.push_str(&table(rules)),
+                    None => complaints.push(format!(
+                        "{file}: {word}: there is no {FOLDER}/{}.toml",
+                        name.to_lowercase()
+                    )),
+                }
             }
+        } else if word == CLOSE {
+            let opened = inside.take();
+            opened.with_context(|| format!("{file}: {CLOSE} that closes nothing"))?;
+            out.push_str(line);
+        } else if inside.is_none() {
+            out.push_str(line);
         }
-        out.push_str(CLOSE);
-        rest = &behind[end + CLOSE.len()..];
     }
-    out.push_str(rest);
+    if let Some(mark) = inside {
+        anyhow::bail!("{file}: `{mark}` without a line {CLOSE}");
+    }
     Ok(out)
 }
 
@@ -249,4 +254,73 @@ fn page(families: &Families) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: &str = r#"
+[[rule]]
+id = "PXG-ABI-001"
+level = "MUST"
+party = "both"
+since = "1.0"
+chapter = "01-terms.md"
+text = "A | B."
+why = "Because."
+fix = { go = "Do.", c = "Do that." }
+check = { cases = ["abi/padding"] }
+"#;
+
+    fn faults(from: &str, to: &str) -> String {
+        let file: File = toml::from_str(&RULE.replace(from, to)).unwrap();
+        let value = file.rule.into_iter().next().unwrap().into_inner();
+        match value.try_into::<Rule>() {
+            Ok(rule) => rule.faults("ABI").join("\n"),
+            Err(error) => error.message().to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_rule_names_what_is_wrong_with_it() {
+        assert_eq!(faults("", ""), "");
+        assert!(faults("ABI-001", "EVT-001").contains("PXG-ABI-001"));
+        assert!(faults("ABI-001", "ABI-1").contains("PXG-ABI-001"));
+        assert!(faults("\"MUST\"", "\"SHALL\"").contains("level `SHALL`"));
+        assert!(faults("\"both\"", "\"all\"").contains("party `all`"));
+        assert!(faults("\"1.0\"", "\"1\"").contains("since `1`"));
+        assert!(faults("01-terms", "99-none").contains("no spec/99-none.md"));
+        assert!(faults("Because.", " ").contains("why is empty"));
+        assert!(faults("cases = [\"abi/padding\"]", "").contains("check is empty"));
+        assert!(faults("why =", "because =").contains("unknown field `because`"));
+    }
+
+    #[test]
+    fn only_marks_on_lines_of_their_own_are_filled() {
+        let file: File = toml::from_str(RULE).unwrap();
+        let rules = file.rule.into_iter();
+        let rules = rules.map(|v| v.into_inner().try_into().unwrap()).collect();
+        let families = Families::from([("ABI".to_owned(), rules)]);
+        let old = "of `<!-- rules: ABI -->` and\n<!-- rules: ABI -->\nold\n<!-- /rules -->\nend\n";
+        let mut complaints = Vec::new();
+        let new = filled(old, "x.md", &families, &mut complaints).unwrap();
+        assert!(new.starts_with("of `<!-- rules: ABI -->` and\n<!-- rules: ABI -->\n| id |"));
+        assert!(new.contains("<a id=\"pxg-abi-001\"></a>PXG-ABI-001 | MUST | both | A \\| B. |"));
+        assert!(new.ends_with("<!-- /rules -->\nend\n") && !new.contains("old"));
+        assert_eq!(
+            filled(&new, "x.md", &families, &mut complaints).unwrap(),
+            new
+        );
+        assert!(complaints.is_empty());
+        assert!(filled("<!-- rules: ABI -->\n", "x.md", &families, &mut complaints).is_err());
+        filled(
+            "<!-- rules: NO -->\n<!-- /rules -->\n",
+            "x.md",
+            &families,
+            &mut complaints,
+        )
+        .unwrap();
+        assert!(complaints[0].contains("no spec/rules/no.toml"));
+    }
 }
