@@ -1,0 +1,184 @@
+package bridge
+
+// Field is a header or trailer field. Whether its strings are views or copies
+// is said where a Field is handed out.
+type Field struct{ Name, Value string }
+
+// Attr is the value of a declared attribute.
+type Attr struct {
+	Value   string
+	Present bool
+}
+
+// Event is one event in Go's terms. All strings and slices are views that die
+// when OnEvent returns.
+type Event struct {
+	Phase, Flags                             uint32
+	Worker                                   uint32
+	Config, User, Stream, Token, Arg         uint64
+	Fields, Trailers, PeerFields, PeerTrails []Field
+	Sensitive                                []bool // parallel to Fields; nil: none is
+	Chunks                                   [][]byte
+	BodyOffset                               uint64
+	Attrs                                    []Attr
+}
+
+// Result is what OnEvent fills in, beside the operations and strings that it
+// writes through Enc.
+type Result struct {
+	Action, Flags uint32
+	User          uint64
+	Unsubscribe   uint64
+	BodyMode      [2]uint32
+	MoreBytes     uint64
+	PendNs        uint64
+	Enc           Encoder
+}
+
+// Call is the memory of one call: the event as it is read, the result as it is
+// written. Each worker has one, used again for each event.
+type Call struct {
+	Ev  Event
+	Res Result
+	X   any // the other side's own state
+}
+
+// Memory is where an Encoder gets more room from.
+type Memory interface {
+	// More answers n zeroed bytes aligned to 16 and their address, or nil when
+	// the host's limit is reached.
+	More(n int) ([]byte, uintptr)
+	// MoreOps answers room for n operations and its address, or nil.
+	MoreOps(n int) ([]Op, uintptr)
+	// Owned answers a buffer whose ownership passes to the host with the
+	// operation that names it, or nil when there is none.
+	Owned(n int) (buf []byte, addr uintptr, release uintptr, ctx uint64)
+	// FreeOwned gives back a buffer that was not handed over after all.
+	FreeOwned(ctx uint64)
+}
+
+// Batch is a result that outlives an event: memory for a completion or an
+// apply, filled through Enc and then handed to the host with Complete or Apply.
+// It is used once.
+type Batch interface {
+	Result() *Result
+}
+
+// Host is one proxy, as one copy of this library sees it.
+type Host interface {
+	Name() (name, version string)
+	Features() Features
+	Workers() uint32
+	// LogLevel is the lowest level the host wants now; LogOff when it has no log.
+	LogLevel() uint32
+	Log(level uint32, msg string)
+	Draining() bool
+	// CanComplete and CanApply say whether the entries are there at all.
+	CanComplete() bool
+	CanApply() bool
+
+	NewBatch(worker uint32) Batch
+	// Complete and Apply consume the batch, also when they refuse it.
+	Complete(token uint64, b Batch) int32
+	Apply(stream uint64, b Batch) int32
+	Discard(b Batch)
+	Wake(stream, arg uint64) int32
+
+	// Spawn runs f on a goroutine of its own, or, for a job that never blocks,
+	// on the goroutine that serves this worker's jobs. It may be called inside
+	// an event and must not block then.
+	Spawn(worker uint32, nonblocking bool, f func())
+	// NeedAsync is called once for each configuration that may return PENDING.
+	NeedAsync()
+	// AddInterest changes the number of things that want to hear of the end of
+	// streams whose user slot is UserInterest.
+	AddInterest(n int)
+}
+
+// UserInterest is the user slot of a stream that has no object of its own and
+// that something may wait on.
+const UserInterest uint64 = 1
+
+// Job is an event that was copied without entering Go, because its filter takes
+// that phase asynchronously only. Fields and the rest are views of the job's
+// memory, which Release gives back.
+type Job struct {
+	Ev      Event
+	Body    []byte
+	Release func()
+}
+
+// ConfigIn is what on_config_new is called with.
+type ConfigIn struct {
+	ValidateOnly bool
+	Features     Features
+	Filter, Name string
+	Bytes        []byte
+	Parent       uint64
+}
+
+// AttrWant is a declared attribute.
+type AttrWant struct {
+	Name     string
+	Phases   uint64
+	Required bool
+}
+
+// Projection limits the fields of the phases to those named.
+type Projection struct {
+	Name   string
+	Phases uint64
+}
+
+// ConfigOut is the answer to on_config_new.
+type ConfigOut struct {
+	Flags       uint32
+	Config      uint64
+	Subscribe   uint64
+	PendPhases  uint64
+	BodyMode    [2]uint32
+	MaxBody     [2]uint64
+	PendNs      uint64
+	Attrs       []AttrWant
+	Projection  []Projection
+	AsyncOnly   uint64 // phases that need not enter Go on the loop thread
+	Nonblocking bool
+}
+
+// Instance is one host's copy of the library's state.
+type Instance interface {
+	// ConfigNew answers a status and the text of the error.
+	ConfigNew(in *ConfigIn, out *ConfigOut) (int32, string)
+	ConfigDrop(config uint64)
+	// OnEvent never panics: what a filter does is answered as ActError.
+	OnEvent(c *Call)
+	// RunJobs takes copied events. They are started or run, in order.
+	RunJobs(worker uint32, jobs []Job)
+	OnCancel(config, user, stream, token uint64, worker uint32)
+	OnStreamEnd(config, user, stream uint64, worker uint32)
+	OnWorker(worker uint32, up bool)
+}
+
+// New makes an instance for a host. Package proxyfilter sets it.
+var New func(h Host) Instance
+
+// Filters lists the names of the registered filters. Package proxyfilter sets it.
+var Filters func() []string
+
+// Step is one step of the runtime recipe.
+type Step struct {
+	Name   string
+	State  string // done, off, skipped, failed
+	Detail string
+}
+
+// Recipe is how package internal/cabi answers for the runtime recipe.
+var Recipe struct {
+	// Off holds the steps that the library switched off before it was initialised.
+	Off map[string]bool
+	// Report is nil in a program that has no C boundary.
+	Report func() []Step
+}
+
+// RecipeSteps are the names of the steps, in the order of a report.
+var RecipeSteps = [...]string{"batch", "sysmon", "procs", "ring", "yield"}

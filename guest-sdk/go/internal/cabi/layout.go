@@ -1,0 +1,135 @@
+package cabi
+
+// #include "pxgo.h"
+import "C"
+
+import (
+	"unsafe"
+
+	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
+)
+
+// result is pxg_result with addresses as integers. What Go stores into the host's
+// memory goes through it: a store of a pointer type makes Go's write barrier read
+// what was there before, which the host has not promised anything about.
+type result struct {
+	size, action, flags, reserved0 uint32
+	user                           uint64
+	ops                            uintptr
+	nOps                           uint64
+	reply                          uintptr
+	unsubscribe                    uint64
+	bodyMode                       [2]uint32
+	moreBytes                      uint64
+	pendNs                         uint64
+	errPtr                         uintptr
+	errLen, errFlags               uint32
+	scratchOps                     uintptr
+	scratchOpsCap                  uint64
+	scratch                        uintptr
+	scratchCap                     uint64
+}
+
+// configOut is pxg_config_out in the same way.
+type configOut struct {
+	size, flags      uint32
+	config           uint64
+	subscribe        uint64
+	pendPhases       uint64
+	bodyMode         [2]uint32
+	maxBody          [2]uint64
+	pendNs           uint64
+	attrs            uintptr
+	nAttrs           uint64
+	projection       uintptr
+	nProjection      uint64
+	errPtr           uintptr
+	errLen, errFlags uint32
+	scratch          uintptr
+	scratchCap       uint64
+}
+
+type attrWant struct {
+	ptr        uintptr
+	n, nflags  uint32
+	phases     uint64
+	flags, pad uint32
+}
+
+type projection struct {
+	ptr       uintptr
+	n, nflags uint32
+	phases    uint64
+}
+
+// str is pxg_str.
+type str struct {
+	ptr      uintptr
+	n, flags uint32
+}
+
+// same fails to compile unless a equals b: an index other than 0 is out of range.
+func _() {
+	same := [1]struct{}{}
+	// Sizes.
+	_ = same[unsafe.Sizeof(bridge.Op{})-C.sizeof_pxg_op]
+	_ = same[bridge.OpSize-C.sizeof_pxg_op]
+	_ = same[unsafe.Sizeof(bridge.Field{})-C.sizeof_pxg_field]
+	_ = same[bridge.FieldSize-C.sizeof_pxg_field]
+	_ = same[bridge.BufSize-C.sizeof_pxg_buf]
+	_ = same[bridge.ReplySize-C.sizeof_pxg_reply]
+	_ = same[unsafe.Sizeof(result{})-C.sizeof_pxg_result]
+	_ = same[unsafe.Sizeof(configOut{})-C.sizeof_pxg_config_out]
+	_ = same[unsafe.Sizeof(attrWant{})-C.sizeof_pxg_attr_want]
+	_ = same[unsafe.Sizeof(projection{})-C.sizeof_pxg_projection]
+	_ = same[unsafe.Sizeof(str{})-C.sizeof_pxg_str]
+	_ = same[unsafe.Sizeof("")-C.sizeof_pxg_str]
+
+	// Offsets.
+	var op bridge.Op
+	var cop C.pxg_op
+	_ = same[unsafe.Offsetof(op.Kind)-unsafe.Offsetof(cop.kind)]
+	_ = same[unsafe.Offsetof(op.Flags)-unsafe.Offsetof(cop.flags)]
+	_ = same[unsafe.Offsetof(op.Target)-unsafe.Offsetof(cop.target)]
+	_ = same[unsafe.Offsetof(op.U0)-unsafe.Offsetof(cop.u0)]
+	_ = same[unsafe.Offsetof(op.KeyPtr)-unsafe.Offsetof(cop.key)]
+	_ = same[unsafe.Offsetof(op.ValPtr)-unsafe.Offsetof(cop.val)]
+	_ = same[unsafe.Offsetof(op.Release)-unsafe.Offsetof(cop.val)-unsafe.Offsetof(cop.val.release)]
+	_ = same[unsafe.Offsetof(op.Ctx)-unsafe.Offsetof(cop.val)-unsafe.Offsetof(cop.val.ctx)]
+	var r result
+	var cr C.pxg_result
+	_ = same[unsafe.Offsetof(r.action)-unsafe.Offsetof(cr.action)]
+	_ = same[unsafe.Offsetof(r.flags)-unsafe.Offsetof(cr.flags)]
+	_ = same[unsafe.Offsetof(r.user)-unsafe.Offsetof(cr.user)]
+	_ = same[unsafe.Offsetof(r.ops)-unsafe.Offsetof(cr.ops)]
+	_ = same[unsafe.Offsetof(r.nOps)-unsafe.Offsetof(cr.n_ops)]
+	_ = same[unsafe.Offsetof(r.reply)-unsafe.Offsetof(cr.reply)]
+	_ = same[unsafe.Offsetof(r.unsubscribe)-unsafe.Offsetof(cr.unsubscribe)]
+	_ = same[unsafe.Offsetof(r.bodyMode)-unsafe.Offsetof(cr.body_mode)]
+	_ = same[unsafe.Offsetof(r.moreBytes)-unsafe.Offsetof(cr.more_bytes)]
+	_ = same[unsafe.Offsetof(r.pendNs)-unsafe.Offsetof(cr.pend_ns)]
+	_ = same[unsafe.Offsetof(r.errPtr)-unsafe.Offsetof(cr.error)]
+	_ = same[unsafe.Offsetof(r.scratchOps)-unsafe.Offsetof(cr.scratch_ops)]
+	_ = same[unsafe.Offsetof(r.scratch)-unsafe.Offsetof(cr.scratch)]
+	var co configOut
+	var cco C.pxg_config_out
+	_ = same[unsafe.Offsetof(co.config)-unsafe.Offsetof(cco.config)]
+	_ = same[unsafe.Offsetof(co.subscribe)-unsafe.Offsetof(cco.subscribe)]
+	_ = same[unsafe.Offsetof(co.pendPhases)-unsafe.Offsetof(cco.pend_phases)]
+	_ = same[unsafe.Offsetof(co.bodyMode)-unsafe.Offsetof(cco.body_mode)]
+	_ = same[unsafe.Offsetof(co.maxBody)-unsafe.Offsetof(cco.max_body)]
+	_ = same[unsafe.Offsetof(co.pendNs)-unsafe.Offsetof(cco.pend_ns)]
+	_ = same[unsafe.Offsetof(co.attrs)-unsafe.Offsetof(cco.attrs)]
+	_ = same[unsafe.Offsetof(co.projection)-unsafe.Offsetof(cco.projection)]
+	_ = same[unsafe.Offsetof(co.errPtr)-unsafe.Offsetof(cco.error)]
+	_ = same[unsafe.Offsetof(co.scratch)-unsafe.Offsetof(cco.scratch)]
+	// The reply is written as bytes, at these offsets.
+	var cp C.pxg_reply
+	_ = same[4-unsafe.Offsetof(cp.status)]
+	_ = same[8-unsafe.Offsetof(cp.flags)]
+	_ = same[12-unsafe.Offsetof(cp.grpc_status)]
+	_ = same[16-unsafe.Offsetof(cp.fields)]
+	_ = same[32-unsafe.Offsetof(cp.body)]
+	_ = same[48-unsafe.Offsetof(cp.trailers)]
+	_ = same[64-unsafe.Offsetof(cp.details)]
+}

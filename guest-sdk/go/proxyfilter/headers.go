@@ -1,0 +1,223 @@
+package proxyfilter
+
+import (
+	"iter"
+	"strings"
+
+	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
+)
+
+// Field is a header or trailer field.
+type Field = bridge.Field
+
+// F makes a [Field].
+func F(name, value string) Field { return Field{Name: name, Value: value} }
+
+const readOnly uint8 = 0xff
+
+// Headers are the fields of a message as this filter's place in the chain sees
+// them. Names are lower case. Pseudo-headers (:method, :path, :status …) come
+// first.
+//
+// Methods whose name contains View lend the host's memory: what they answer dies
+// when the phase method returns, and keeping it reads another request's bytes.
+// All others answer copies.
+//
+// Changes are collected and applied by the host when the method has returned;
+// the fields that are read do not change meanwhile. At a name that the filter
+// passes, letter case does not matter.
+type Headers struct {
+	stamp
+	f      []Field
+	c      *callState
+	target uint8
+}
+
+// Len is the number of fields.
+func (h Headers) Len() int { return len(h.f) }
+
+// GetView is the value of the first field of this name, which must be given in
+// lower case: a view.
+func (h Headers) GetView(name string) (string, bool) {
+	h.check(h.c)
+	for i := range h.f {
+		if h.f[i].Name == name {
+			return h.f[i].Value, true
+		}
+	}
+	return "", false
+}
+
+// Get is a copy of the value of the first field of this name, "" if there is none.
+func (h Headers) Get(name string) string {
+	v, ok := h.GetView(name)
+	if !ok {
+		v, _ = h.GetView(lower(name))
+	}
+	return clone(v)
+}
+
+// Has says whether there is a field of this name.
+func (h Headers) Has(name string) bool {
+	_, ok := h.GetView(lower(name))
+	return ok
+}
+
+// Values are copies of the values of all fields of this name.
+func (h Headers) Values(name string) []string {
+	h.check(h.c)
+	name = lower(name)
+	var v []string
+	for i := range h.f {
+		if h.f[i].Name == name {
+			v = append(v, clone(h.f[i].Value))
+		}
+	}
+	return v
+}
+
+// AllViews ranges over all fields as views.
+func (h Headers) AllViews() iter.Seq2[string, string] {
+	h.check(h.c)
+	return func(yield func(string, string) bool) {
+		for i := range h.f {
+			if !yield(h.f[i].Name, h.f[i].Value) {
+				return
+			}
+		}
+	}
+}
+
+// AtView is the i-th field as views.
+func (h Headers) AtView(i int) (name, value string) {
+	h.check(h.c)
+	return h.f[i].Name, h.f[i].Value
+}
+
+// Index is the index of the first field of this name, or -1.
+func (h Headers) Index(name string) int {
+	h.check(h.c)
+	name = lower(name)
+	for i := range h.f {
+		if h.f[i].Name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// SensitiveAt says that the i-th field must not be logged.
+func (h Headers) SensitiveAt(i int) bool {
+	h.check(h.c)
+	return h.target == uint8(bridge.TargetHeaders) && i < len(h.c.Ev.Sensitive) && h.c.Ev.Sensitive[i]
+}
+
+// Clone copies all fields.
+func (h Headers) Clone() []Field {
+	h.check(h.c)
+	return cloneFields(h.f)
+}
+
+// Method is the request's method, as a copy.
+func (h Headers) Method() string { return h.Get(":method") }
+
+// Path is the request's path with its query, as a copy.
+func (h Headers) Path() string { return h.Get(":path") }
+
+// Authority is the request's host and port, as a copy.
+func (h Headers) Authority() string { return h.Get(":authority") }
+
+// Scheme is the request's scheme, as a copy.
+func (h Headers) Scheme() string { return h.Get(":scheme") }
+
+// Status is the response's status code, 0 if there is none.
+func (h Headers) Status() int {
+	v, _ := h.GetView(":status")
+	n := 0
+	for i := 0; i < len(v); i++ {
+		if v[i] < '0' || v[i] > '9' || n > 999 {
+			return 0
+		}
+		n = n*10 + int(v[i]-'0')
+	}
+	return n
+}
+
+// Set leaves one field of this name, with this value.
+func (h Headers) Set(name, value string) { h.op(bridge.OpHeaderSet, name, value, 0) }
+
+// SetSensitive is Set for a value that must never be logged, traced or indexed.
+func (h Headers) SetSensitive(name, value string) {
+	h.op(bridge.OpHeaderSet, name, value, bridge.StrSensitive)
+}
+
+// Add appends a field.
+func (h Headers) Add(name, value string) { h.op(bridge.OpHeaderAdd, name, value, 0) }
+
+// Del removes all fields of this name.
+func (h Headers) Del(name string) { h.op(bridge.OpHeaderDelete, name, "", 0) }
+
+func (h Headers) op(kind uint16, name, value string, flags uint32) {
+	h.check(h.c)
+	if h.target == readOnly {
+		h.c.failf("the headers of the other direction can't be changed (%q)", name)
+		return
+	}
+	h.c.Res.Enc.Header(kind, 0, uint32(h.target), lower(name), value, flags)
+}
+
+// SetAt replaces the value of the i-th field, counted in the fields as delivered
+// and before all other changes.
+func (h Headers) SetAt(i int, value string) { h.at(bridge.OpSetAt, i, value) }
+
+// DelAt removes the i-th field, counted as for SetAt.
+func (h Headers) DelAt(i int) { h.at(bridge.OpDeleteAt, i, "") }
+
+func (h Headers) at(kind uint16, i int, value string) {
+	h.check(h.c)
+	switch {
+	case h.target == readOnly:
+		h.c.failf("the headers of the other direction can't be changed (index %d)", i)
+	case i < 0 || i >= len(h.f):
+		h.c.failf("field index %d of %d fields", i, len(h.f))
+	default:
+		h.c.Res.Enc.At(kind, uint32(h.target), i, value)
+	}
+}
+
+// lower answers s in lower case, without allocating if it is so already.
+func lower(s string) string {
+	for i := 0; i < len(s); i++ {
+		if c := s[i]; c >= 'A' && c <= 'Z' {
+			return strings.ToLower(s)
+		}
+	}
+	return s
+}
+
+func clone(s string) string { return strings.Clone(s) }
+
+// cloneFields copies all strings into one piece of memory.
+func cloneFields(f []Field) []Field {
+	if len(f) == 0 {
+		return nil
+	}
+	n := 0
+	for i := range f {
+		n += len(f[i].Name) + len(f[i].Value)
+	}
+	var b strings.Builder
+	b.Grow(n)
+	for i := range f {
+		b.WriteString(f[i].Name)
+		b.WriteString(f[i].Value)
+	}
+	s := b.String()
+	out := make([]Field, len(f))
+	for i := range f {
+		a, v := len(f[i].Name), len(f[i].Value)
+		out[i] = Field{Name: s[:a], Value: s[a : a+v]}
+		s = s[a+v:]
+	}
+	return out
+}
