@@ -63,7 +63,7 @@ impl Feature {
     pub const PARTIAL_RELEASE: Self = Self(24);
     /// The verdict on the request headers comes before `100-continue` is answered.
     pub const CONTINUE_GATE: Self = Self(25);
-    /// INJECT, and BODY_WRITE on a forwarded message.
+    /// BODY_WRITE on a forwarded message.
     pub const BODY_INJECT: Self = Self(26);
     /// Replies whose body follows (`PXG_REPLY_OPEN`).
     pub const STREAM_REPLY: Self = Self(27);

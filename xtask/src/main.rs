@@ -1,8 +1,11 @@
 //! The project's own commands. `cargo xtask help` lists them; each lives in a module of its name.
 #![deny(unsafe_code)]
 
+mod bootstrap;
 mod r#gen;
+mod proc;
 mod root;
+mod test;
 
 use clap::{Parser, Subcommand};
 
@@ -17,11 +20,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Gen(r#gen::Args),
+    Test(test::Args),
 }
 
 fn main() -> std::process::ExitCode {
     let done = match Cli::parse().command {
         Command::Gen(args) => r#gen::run(&args),
+        Command::Test(args) => test::run(&args),
     };
     match done {
         Ok(()) => std::process::ExitCode::SUCCESS,

@@ -280,7 +280,7 @@ fn the_example_in_the_header_is_a_guest_with_one_symbol() {
     for compiler in compilers("gcc", "clang") {
         let library = folder.path().join(format!("{compiler}.so"));
         let include = include();
-        let flags = "-std=c99 -Wall -Werror -fvisibility=hidden -shared -fPIC -I";
+        let flags = "-std=c99 -Wall -Werror -shared -fPIC -I";
         let mut arguments: Vec<_> = flags.split(' ').map(std::ffi::OsStr::new).collect();
         arguments.extend([include.as_os_str(), source.as_os_str(), "-o".as_ref()]);
         arguments.push(library.as_os_str());

@@ -131,11 +131,9 @@ impl Rule {
         if !(version.clone().count() == 2 && version.clone().all(|p| p.is_ok())) {
             faults.push(format!("since `{}`: a version like 1.0", self.since));
         }
-        if !super::exists(&format!("spec/{}", self.chapter)) {
-            faults.push(format!(
-                "chapter `{}`: there is no spec/{}",
-                self.chapter, self.chapter
-            ));
+        let chapter = format!("spec/{}.md", self.chapter);
+        if !super::exists(&chapter) {
+            faults.push(format!("chapter `{}`: there is no {chapter}", self.chapter));
         }
         let texts = [("text", &self.text), ("why", &self.why)];
         for (key, text) in texts {
@@ -266,7 +264,7 @@ id = "PXG-ABI-001"
 level = "MUST"
 party = "both"
 since = "1.0"
-chapter = "01-terms.md"
+chapter = "01-terms"
 text = "A | B."
 why = "Because."
 fix = { go = "Do.", c = "Do that." }

@@ -431,7 +431,7 @@ typedef struct pxg_config_out {
 #define PXG_F_PARTIAL_RELEASE 24       /* PASS with MORE: a part of the view leaves while the rest is kept. */
 #define PXG_F_CONTINUE_GATE 25         /* The verdict on the request headers comes before `100-continue` is
                                         * answered. */
-#define PXG_F_BODY_INJECT 26           /* INJECT, and BODY_WRITE on a forwarded message. */
+#define PXG_F_BODY_INJECT 26           /* BODY_WRITE on a forwarded message. */
 #define PXG_F_STREAM_REPLY 27          /* Replies whose body follows (`PXG_REPLY_OPEN`). */
 #define PXG_F_FLUSH 28                 /* FLUSH is honoured. */
 #define PXG_F_REPLY_REFILTER 29        /* A reply passes the response phases of the other guests. */

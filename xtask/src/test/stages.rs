@@ -1,0 +1,248 @@
+//! The stages, in one table.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::counts::{self, Counts};
+use super::{Run, files, generated, licences, links};
+use crate::proc::run_logged;
+use crate::root::{root, target};
+
+/// Reads in a log how many tests ran.
+pub(super) type Reader = fn(&str) -> Counts;
+
+/// A stage.
+pub(super) struct Stage {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    /// Files and folders of the workspace without which there is no such stage.
+    needs: &'static [&'static str],
+    pub(super) run: fn(&Run) -> Result<()>,
+    /// What is counted, and how it is read in the log.
+    pub(super) counts: Option<(&'static str, Reader)>,
+}
+
+impl Stage {
+    pub(super) fn exists(&self) -> bool {
+        self.needs.iter().all(|path| root().join(path).exists())
+    }
+}
+
+const GO: &str = "guest-sdk/go";
+
+/// Quick ones first.
+pub(super) const STAGES: &[Stage] = &[
+    Stage {
+        name: "rustfmt",
+        about: "Rust sources are formatted",
+        needs: &[],
+        run: |c| c.run(".", "cargo fmt --all --check"),
+        counts: None,
+    },
+    Stage {
+        name: "gofmt",
+        about: "Go sources are formatted",
+        needs: &["guest-sdk/go/go.mod"],
+        run: gofmt,
+        counts: None,
+    },
+    Stage {
+        name: "clang-format",
+        about: "C sources are formatted, except generated ones",
+        needs: &["guest-sdk/c"],
+        run: clang_format,
+        counts: None,
+    },
+    Stage {
+        name: "gen",
+        about: "generated files are up to date, the ABI is as the spec records it, rules are well-formed",
+        needs: &[],
+        run: generated_files,
+        counts: None,
+    },
+    Stage {
+        name: "links",
+        about: "relative links and anchors of all Markdown files lead somewhere",
+        needs: &[],
+        run: links::check,
+        counts: None,
+    },
+    Stage {
+        name: "licences",
+        about: "licences, bans and sources of dependencies are those of deny.toml",
+        needs: &["deny.toml"],
+        run: licences::check,
+        counts: None,
+    },
+    Stage {
+        name: "clippy",
+        about: "clippy on all targets, warnings denied",
+        needs: &[],
+        run: |c| {
+            c.run(
+                ".",
+                "cargo clippy --workspace --all-targets --locked -- -D warnings",
+            )
+        },
+        counts: None,
+    },
+    Stage {
+        name: "go-vet",
+        about: "go vet",
+        needs: &["guest-sdk/go/go.mod"],
+        run: |c| c.run(GO, "go vet ./..."),
+        counts: None,
+    },
+    Stage {
+        name: "rust-tests",
+        about: "cargo test of the whole workspace, documentation examples included",
+        needs: &[],
+        run: |c| {
+            c.run(".", "cargo test --workspace --locked --no-fail-fast")?;
+            some_ran(c, counts::cargo)
+        },
+        counts: Some(("Rust tests", counts::cargo)),
+    },
+    Stage {
+        name: "loom",
+        about: "every interleaving of the token table's and the queue's operations",
+        needs: &["host-ref/tests/loom.rs"],
+        run: loom,
+        counts: Some(("Rust tests", counts::cargo)),
+    },
+    Stage {
+        name: "go-tests",
+        about: "go test of the SDK and its examples",
+        needs: &["guest-sdk/go/go.mod"],
+        run: |c| go_test(c, &["./..."], &[]),
+        counts: Some(("Go tests", counts::go)),
+    },
+    Stage {
+        name: "go-race",
+        about: "go test -race of the packages without cgo",
+        needs: &["guest-sdk/go/go.mod"],
+        run: go_race,
+        counts: Some(("Go tests", counts::go)),
+    },
+    Stage {
+        name: "rustdoc",
+        about: "documentation builds, warnings denied",
+        needs: &[],
+        run: |c| {
+            let line = "cargo doc --workspace --no-deps --locked --document-private-items";
+            c.run_with(
+                ".",
+                line,
+                &[(
+                    "RUSTDOCFLAGS",
+                    "-D warnings -A rustdoc::private_intra_doc_links",
+                )],
+            )
+        },
+        counts: None,
+    },
+];
+
+fn gofmt(c: &Run) -> Result<()> {
+    let output = c.command(GO, "gofmt").args(["-l", "-s", "."]).output();
+    let output = output.context("run gofmt")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    c.say(&text)?;
+    c.say(&String::from_utf8_lossy(&output.stderr))?;
+    ensure!(
+        output.status.success() && text.trim().is_empty(),
+        "these files are not formatted: run `gofmt -s -w .` in {GO}"
+    );
+    Ok(())
+}
+
+fn clang_format(c: &Run) -> Result<()> {
+    let mut wrong = Vec::new();
+    let mut seen = 0;
+    for file in files(&[".c", ".h"])? {
+        // Generated files and their pieces keep the generator's width.
+        if generated(&file)? || file.starts_with("xtask/src/gen") {
+            continue;
+        }
+        seen += 1;
+        let mut command = c.command(".", "clang-format");
+        command.args(["--dry-run", "-Werror"]).arg(&file);
+        let output = command.output().context("run clang-format")?;
+        if !output.status.success() {
+            let faults = String::from_utf8_lossy(&output.stderr);
+            let first = faults.lines().next().unwrap_or_default();
+            c.say(first)?;
+            wrong.push(file.display().to_string());
+        }
+    }
+    ensure!(seen > 0, "no C source found");
+    ensure!(
+        wrong.is_empty(),
+        "not formatted: run `clang-format -i {}`",
+        wrong.join(" ")
+    );
+    Ok(())
+}
+
+fn generated_files(c: &Run) -> Result<()> {
+    let this = std::env::current_exe().context("find this program")?;
+    let mut command = Command::new(this);
+    command.args(["gen", "--check"]).current_dir(root());
+    c.tools.apply(&mut command);
+    c.finish(&mut command)
+}
+
+fn loom(c: &Run) -> Result<()> {
+    let folder = target().join("loom").display().to_string();
+    let line =
+        "cargo test --locked -p proxy-golang-host --no-default-features --release --test loom";
+    let flags = [
+        ("RUSTFLAGS", "--cfg loom"),
+        ("CARGO_TARGET_DIR", folder.as_str()),
+    ];
+    c.run_with(".", line, &flags)?;
+    some_ran(c, counts::cargo)
+}
+
+fn go_test(c: &Run, packages: &[&str], flags: &[&str]) -> Result<()> {
+    let raw = c.log.with_extension("json");
+    let _ = std::fs::remove_file(&raw);
+    let mut command = c.command(GO, "go");
+    command.args(["test", "-json"]).args(flags).args(packages);
+    c.say(&format!("$ {command:?}"))?;
+    let status = run_logged(&mut command, &raw)?;
+    let json = std::fs::read(&raw).context("read go's output")?;
+    c.say(&counts::go_readable(&String::from_utf8_lossy(&json)))?;
+    ensure!(status.success(), "go test: {status}");
+    some_ran(c, counts::go)
+}
+
+fn go_race(c: &Run) -> Result<()> {
+    let format =
+        "{{if not .CgoFiles}}{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}{{end}}";
+    let output = c
+        .command(GO, "go")
+        .args(["list", "-f", format, "./..."])
+        .output();
+    let output = output.context("run go list")?;
+    ensure!(
+        output.status.success(),
+        "go list: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let packages: Vec<_> = text.split_whitespace().collect();
+    ensure!(!packages.is_empty(), "no package without cgo has a test");
+    go_test(c, &packages, &["-race"])
+}
+
+/// A stage of tests that ran none has not passed.
+fn some_ran(c: &Run, read: Reader) -> Result<()> {
+    let log = std::fs::read(&c.log).context("read the log")?;
+    ensure!(
+        !read(&String::from_utf8_lossy(&log)).is_empty(),
+        "no test ran"
+    );
+    Ok(())
+}
