@@ -1,6 +1,5 @@
 //! Header fields: the view that guests get, the edits that they ask for, and a list of the engine's own.
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 
 pub use crate::ffi::FieldView;
@@ -13,13 +12,25 @@ pub type Views<'a> = SmallVec<[FieldView<'a>; 40]>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Edit<'a> {
     /// Leave exactly one field `name`, with `value`.
-    Set { name: &'a [u8], value: &'a [u8] },
+    Set {
+        name: &'a [u8],
+        value: &'a [u8],
+        sensitive: bool,
+    },
     /// Append a field.
-    Add { name: &'a [u8], value: &'a [u8] },
+    Add {
+        name: &'a [u8],
+        value: &'a [u8],
+        sensitive: bool,
+    },
     /// Remove all fields `name`.
     Delete { name: &'a [u8] },
     /// Replace the value at `index` of the view before the batch.
-    SetAt { index: usize, value: &'a [u8] },
+    SetAt {
+        index: usize,
+        value: &'a [u8],
+        sensitive: bool,
+    },
     /// Remove the field at `index` of the view before the batch.
     DeleteAt { index: usize },
 }
@@ -30,6 +41,12 @@ pub enum Edit<'a> {
 pub trait Fields: Clone {
     /// Appends every field to `out`: pseudo-headers first, then names in lower case, values of one name in order.
     fn view<'a>(&'a self, out: &mut Views<'a>);
+
+    /// The first value of `name`.
+    fn value(&self, name: &[u8]) -> Option<&[u8]>;
+
+    /// Whether there is no field at all.
+    fn is_empty(&self) -> bool;
 
     /// Applies a batch in order. Indices count in what [`Fields::view`] gave before the batch; a field that an
     /// earlier edit of the batch removed is skipped.
@@ -52,6 +69,7 @@ struct Entry {
     name: u32,
     value: u32,
     live: bool,
+    sensitive: bool,
 }
 
 impl FieldList {
@@ -63,7 +81,7 @@ impl FieldList {
 
     /// Appends a field; `name` in lower case.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let entry = self.store(name, value);
+        let entry = self.store(name, value, false);
         self.entries.push(entry);
     }
 
@@ -71,12 +89,6 @@ impl FieldList {
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
     }
 
     /// The fields in order.
@@ -93,7 +105,7 @@ impl FieldList {
             .map(|e| self.value(e))
     }
 
-    fn store(&mut self, name: &[u8], value: &[u8]) -> Entry {
+    fn store(&mut self, name: &[u8], value: &[u8], sensitive: bool) -> Entry {
         let at = self.arena.len();
         self.arena.extend_from_slice(name);
         self.arena.extend_from_slice(value);
@@ -104,6 +116,7 @@ impl FieldList {
             name: cut(name.len()),
             value: cut(value.len()),
             live: true,
+            sensitive,
         }
     }
 
@@ -121,8 +134,8 @@ impl FieldList {
             .position(|e| e.live && self.name(e) == name)
     }
 
-    fn set(&mut self, name: &[u8], value: &[u8]) {
-        let entry = self.store(name, value);
+    fn set(&mut self, name: &[u8], value: &[u8], sensitive: bool) {
+        let entry = self.store(name, value, sensitive);
         match self.position(name) {
             Some(first) => {
                 self.entries[first] = entry;
@@ -153,7 +166,22 @@ impl FieldList {
 
 impl Fields for FieldList {
     fn view<'a>(&'a self, out: &mut Views<'a>) {
-        out.extend(self.iter().map(|(name, value)| FieldView::new(name, value)));
+        out.extend(self.entries.iter().map(|e| {
+            let field = FieldView::new(self.name(e), self.value(e));
+            if e.sensitive {
+                field.sensitive()
+            } else {
+                field
+            }
+        }));
+    }
+
+    fn value(&self, name: &[u8]) -> Option<&[u8]> {
+        self.get(name)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     fn apply(&mut self, edits: &[Edit<'_>]) {
@@ -163,15 +191,23 @@ impl Fields for FieldList {
         for edit in edits {
             let before = self.entries.len();
             match *edit {
-                Edit::Set { name, value } => {
-                    self.set(name, value);
+                Edit::Set {
+                    name,
+                    value,
+                    sensitive,
+                } => {
+                    self.set(name, value, sensitive);
                     holes = true;
                     if name.first() == Some(&b':') {
                         shifted += self.entries.len() - before;
                     }
                 }
-                Edit::Add { name, value } => {
-                    let entry = self.store(name, value);
+                Edit::Add {
+                    name,
+                    value,
+                    sensitive,
+                } => {
+                    let entry = self.store(name, value, sensitive);
                     self.append(entry);
                 }
                 Edit::Delete { name } => {
@@ -182,12 +218,14 @@ impl Fields for FieldList {
                         }
                     }
                 }
-                Edit::SetAt { index, value }
-                    if index < viewed && self.entries[index + shifted].live =>
-                {
+                Edit::SetAt {
+                    index,
+                    value,
+                    sensitive,
+                } if index < viewed && self.entries[index + shifted].live => {
                     let old = self.entries[index + shifted];
                     let name = self.name(&old).to_vec();
-                    self.entries[index + shifted] = self.store(&name, value);
+                    self.entries[index + shifted] = self.store(&name, value, sensitive);
                 }
                 Edit::DeleteAt { index } if index < viewed => {
                     self.entries[index + shifted].live = false;
@@ -213,38 +251,5 @@ impl Fields for FieldList {
 impl<'a> FromIterator<(&'a [u8], &'a [u8])> for FieldList {
     fn from_iter<I: IntoIterator<Item = (&'a [u8], &'a [u8])>>(fields: I) -> Self {
         Self::from_fields(fields)
-    }
-}
-
-/// A field that is kept: edits of trailers that have not come yet.
-#[derive(Clone, Debug)]
-pub(crate) enum KeptEdit {
-    Set(Bytes, Bytes),
-    Add(Bytes, Bytes),
-    Delete(Bytes),
-}
-
-impl KeptEdit {
-    /// The edit as it can be kept; none for one by index, which only has a meaning in a view.
-    pub(crate) fn new(edit: &Edit<'_>) -> Option<Self> {
-        let copy = Bytes::copy_from_slice;
-        match *edit {
-            Edit::Set { name, value } => Some(Self::Set(copy(name), copy(value))),
-            Edit::Add { name, value } => Some(Self::Add(copy(name), copy(value))),
-            Edit::Delete { name } => Some(Self::Delete(copy(name))),
-            Edit::SetAt { .. } | Edit::DeleteAt { .. } => None,
-        }
-    }
-
-    pub(crate) fn as_edit(&self) -> Edit<'_> {
-        match self {
-            Self::Set(name, value) => Edit::Set { name, value },
-            Self::Add(name, value) => Edit::Add { name, value },
-            Self::Delete(name) => Edit::Delete { name },
-        }
-    }
-
-    pub(crate) fn creates(&self) -> bool {
-        !matches!(self, Self::Delete(_))
     }
 }

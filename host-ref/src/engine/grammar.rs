@@ -24,6 +24,7 @@ pub fn is_host_owned(name: &[u8]) -> bool {
         name,
         b"connection"
             | b"content-length"
+            | b"expect"
             | b"host"
             | b"keep-alive"
             | b"proxy-connection"

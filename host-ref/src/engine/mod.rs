@@ -9,8 +9,13 @@ pub mod grammar;
 mod body;
 mod fields;
 mod guest;
+mod hub;
 mod outcome;
 mod stats;
+mod stream;
+mod sync;
+mod table;
+mod worker;
 
 pub use body::BodyBuf;
 pub use fields::{Edit, FieldList, FieldView, Fields, Views};
@@ -18,5 +23,8 @@ pub use guest::{
     AttrSource, AttrWant, Attributes, Chain, Declared, EventView, FailureMode, Filter, Guest,
     Policy,
 };
+pub use hub::{Hub, HubLimits, Mail};
 pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};
 pub use stats::{Counter, FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
+pub use stream::{BodyLength, Cut, Cx, Dir, Failure, Part, Reason, Signal, Stream, StreamLimits};
+pub use worker::Worker;

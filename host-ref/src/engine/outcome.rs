@@ -34,6 +34,8 @@ pub struct Outcome<'a> {
 pub struct Op<'a> {
     /// Fail the stream rather than skip it.
     pub must: bool,
+    /// The value of the new field is never to be logged or indexed.
+    pub sensitive: bool,
     /// What to do.
     pub kind: OpKind<'a>,
 }
@@ -163,59 +165,76 @@ impl Payload<'_> {
     }
 }
 
-/// An outcome that outlives its call: what `complete` and `apply` accepted. All borrowed bytes lie in one arena.
+/// An outcome that outlives its call: what `on_event` returned, once its views are gone, and what `complete` and
+/// `apply` accepted. All borrowed bytes lie in one arena.
 #[derive(Debug)]
 pub struct KeptOutcome {
-    arena: Box<[u8]>,
-    kept: Outcome<'static>,
+    arena: Vec<u8>,
     spans: Vec<(u32, u32)>,
+    kept: Outcome<'static>,
+}
+
+impl Default for KeptOutcome {
+    fn default() -> Self {
+        Self {
+            arena: Vec::new(),
+            spans: Vec::new(),
+            kept: Outcome::of(Action::UNSET, 0),
+        }
+    }
 }
 
 impl KeptOutcome {
     /// Copies what is borrowed.
     #[must_use]
     pub fn new(outcome: Outcome<'_>) -> Self {
-        let mut keep = Keeper::default();
-        let kept = Outcome {
-            action: outcome.action,
-            flags: outcome.flags,
-            user: outcome.user,
-            unsubscribe: outcome.unsubscribe,
-            body_mode: outcome.body_mode,
-            more_bytes: outcome.more_bytes,
-            pend_ns: outcome.pend_ns,
-            error: keep.bytes(outcome.error),
-            ops: outcome
-                .ops
-                .into_iter()
-                .map(|op| Op {
-                    must: op.must,
-                    kind: keep.op(op.kind),
-                })
-                .collect(),
-            reply: outcome.reply.map(|r| Reply {
-                status: r.status,
-                flags: r.flags,
-                grpc_status: r.grpc_status,
-                fields: r
-                    .fields
-                    .iter()
-                    .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
-                    .collect(),
-                body: r.body.into_iter().map(|p| keep.payload(p)).collect(),
-                trailers: r
-                    .trailers
-                    .iter()
-                    .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
-                    .collect(),
-                details: keep.bytes(r.details),
-            }),
+        let mut kept = Self::default();
+        kept.refill(outcome);
+        kept
+    }
+
+    /// Copies what is borrowed into the room that is there already.
+    pub fn refill(&mut self, outcome: Outcome<'_>) {
+        self.arena.clear();
+        self.spans.clear();
+        let mut keep = Keeper {
+            arena: &mut self.arena,
+            spans: &mut self.spans,
         };
-        Self {
-            arena: keep.arena.into_boxed_slice(),
-            kept,
-            spans: keep.spans,
+        let error = keep.bytes(outcome.error);
+        self.kept.ops.clear();
+        for op in outcome.ops {
+            self.kept.ops.push(Op {
+                must: op.must,
+                sensitive: op.sensitive,
+                kind: keep.op(op.kind),
+            });
         }
+        self.kept.reply = outcome.reply.map(|r| Reply {
+            status: r.status,
+            flags: r.flags,
+            grpc_status: r.grpc_status,
+            fields: r
+                .fields
+                .iter()
+                .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
+                .collect(),
+            body: r.body.into_iter().map(|p| keep.payload(p)).collect(),
+            trailers: r
+                .trailers
+                .iter()
+                .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
+                .collect(),
+            details: keep.bytes(r.details),
+        });
+        self.kept.action = outcome.action;
+        self.kept.flags = outcome.flags;
+        self.kept.user = outcome.user;
+        self.kept.unsubscribe = outcome.unsubscribe;
+        self.kept.body_mode = outcome.body_mode;
+        self.kept.more_bytes = outcome.more_bytes;
+        self.kept.pend_ns = outcome.pend_ns;
+        self.kept.error = error;
     }
 
     /// The outcome again, borrowing from this.
@@ -226,6 +245,7 @@ impl KeptOutcome {
             spans: self.spans.iter(),
         };
         let k = &self.kept;
+        let error = give.bytes();
         Outcome {
             action: k.action,
             flags: k.flags,
@@ -234,12 +254,13 @@ impl KeptOutcome {
             body_mode: k.body_mode,
             more_bytes: k.more_bytes,
             pend_ns: k.pend_ns,
-            error: give.bytes(),
+            error,
             ops: k
                 .ops
                 .iter()
                 .map(|op| Op {
                     must: op.must,
+                    sensitive: op.sensitive,
                     kind: give.op(&op.kind),
                 })
                 .collect(),
@@ -263,6 +284,12 @@ impl KeptOutcome {
         }
     }
 
+    /// Releases what was owned; the room stays.
+    pub fn clear(&mut self) {
+        self.kept.ops.clear();
+        self.kept.reply = None;
+    }
+
     /// What kind of decision it is.
     #[must_use]
     pub fn action(&self) -> Action {
@@ -282,13 +309,12 @@ impl KeptOutcome {
 }
 
 /// Copies borrowed bytes into an arena and remembers where, in the order in which they come.
-#[derive(Default)]
-struct Keeper {
-    arena: Vec<u8>,
-    spans: Vec<(u32, u32)>,
+struct Keeper<'k> {
+    arena: &'k mut Vec<u8>,
+    spans: &'k mut Vec<(u32, u32)>,
 }
 
-impl Keeper {
+impl Keeper<'_> {
     fn bytes(&mut self, bytes: &[u8]) -> &'static [u8] {
         let cut = |n: usize| u32::try_from(n).expect("a result stays below 4 GiB");
         self.spans.push((cut(self.arena.len()), cut(bytes.len())));

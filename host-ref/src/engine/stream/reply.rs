@@ -1,0 +1,339 @@
+//! Local replies: of guests, of the host, whole and streamed (spec chapter 9).
+
+use bytes::Bytes;
+use proxy_golang_abi::feature::Feature;
+use proxy_golang_abi::{ConfigFlags, DirectionEnd, EndReason, EventFlags, Phase, ReplyFlags};
+use smallvec::SmallVec;
+
+use super::super::fields::Fields;
+use super::super::guest::Chain;
+use super::super::outcome::Reply;
+use super::end::{Failure, Reason};
+use super::judge::refuse_field;
+use super::settle::Context;
+use super::{BodyLength, Cx, Dir, End, Signal, State, Stream};
+
+/// A reply whose body comes by BODY_WRITE.
+#[derive(Debug)]
+pub(super) struct OpenReply {
+    pub(super) place: usize,
+    /// The END has not come.
+    pub(super) open: bool,
+    /// Bytes in front of the first write.
+    before: u64,
+    /// Bytes written that the driver has not taken.
+    waiting: u64,
+    last_write: u64,
+}
+
+/// A reply as it goes on its way.
+struct Made<'a> {
+    status: u16,
+    fields: SmallVec<[(&'a [u8], &'a [u8]); 8]>,
+    body: SmallVec<[Bytes; 2]>,
+    trailers: SmallVec<[(&'a [u8], &'a [u8]); 2]>,
+    open: bool,
+}
+
+impl<'a> Made<'a> {
+    fn plain(status: u16) -> Self {
+        Self {
+            status,
+            fields: SmallVec::new(),
+            body: SmallVec::new(),
+            trailers: SmallVec::new(),
+            open: false,
+        }
+    }
+}
+
+impl<H: Fields> Stream<H> {
+    /// The action REPLY.
+    pub(super) fn guest_reply(
+        &mut self,
+        cx: &mut Cx<'_>,
+        chain: &Chain,
+        context: Context,
+        reply: Reply<'_>,
+    ) {
+        let filter = &chain.filters()[context.place];
+        if let Err(text) = judge_reply(&reply) {
+            return self.fail_invalid(cx, chain, context, &text);
+        }
+        if reply.flags.0 & ReplyFlags::OPEN.0 != 0 && !filter.has(Feature::STREAM_REPLY) {
+            return self.fail_invalid(
+                cx,
+                chain,
+                context,
+                "an OPEN reply needs the feature STREAM_REPLY",
+            );
+        }
+        self.why.get_or_insert(EndReason::REPLIED);
+        self.details = format!(
+            "{}: {}",
+            filter.name,
+            String::from_utf8_lossy(reply.details)
+        );
+        if !self.can_reply(context.place) {
+            // ACT-005: not the guest's fault.
+            filter.stats.late_replies.inc();
+            return self.reset(cx);
+        }
+        self.places[context.place].replied = true;
+        let grpc_status = reply.grpc_status.to_string();
+        let content_type = self.grpc.clone();
+        let mut made = Made::plain(u16::try_from(reply.status).unwrap_or(500));
+        made.fields.extend(reply.fields.iter().copied());
+        if let Some(content_type) = content_type
+            .as_deref()
+            .filter(|_| reply.flags.0 & ReplyFlags::GRPC.0 != 0)
+        {
+            made.status = 200;
+            made.fields
+                .retain(|(name, _)| *name != b"content-type" && *name != b"grpc-status");
+            made.fields.push((b"content-type", content_type));
+            made.fields.push((b"grpc-status", grpc_status.as_bytes()));
+        } else {
+            made.open = reply.flags.0 & ReplyFlags::OPEN.0 != 0;
+            made.body = reply
+                .body
+                .into_iter()
+                .map(super::super::outcome::Payload::into_bytes)
+                .collect();
+            if filter.has(Feature::TRAILERS_OUT_RESPONSE) {
+                made.trailers.extend(reply.trailers.iter().copied());
+            } else if !reply.trailers.is_empty() {
+                filter.stats.skipped_ops.inc();
+            }
+        }
+        let flush = made.open || reply.flags.0 & ReplyFlags::FLUSH.0 != 0;
+        self.start_reply(cx, chain, Some(context.place), made);
+        if flush {
+            self.signals.push_back(Signal::Flush(Dir::Response));
+        }
+    }
+
+    /// The reply of a failed guest's place.
+    pub(super) fn failure_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain, place: usize) {
+        let made = Made::plain(self.limits.failure_status);
+        self.start_reply(cx, chain, Some(place), made);
+    }
+
+    /// The host's own answer in the upstream's stead: no route, no upstream, its time-out. Guests that the request
+    /// reached see it, flagged LOCAL_ORIGIN. `false` if a response's head has been given out: then the direction can
+    /// only be cut.
+    pub fn host_reply(
+        &mut self,
+        cx: &mut Cx<'_>,
+        status: u16,
+        content_type: &str,
+        body: Bytes,
+        details: &str,
+    ) -> bool {
+        if self.closed || self.flows[1].finished || self.response_began() {
+            return false;
+        }
+        let chain = self.chain.clone();
+        self.why.get_or_insert(EndReason::REPLIED);
+        details.clone_into(&mut self.details);
+        let mut made = Made::plain(status);
+        made.fields.push((b"content-type", content_type.as_bytes()));
+        made.body.push(body);
+        self.start_reply(cx, &chain, None, made);
+        self.run(cx);
+        true
+    }
+
+    /// Everything on the upstream's side of `from` is cut, and the reply starts there.
+    fn start_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain, from: Option<usize>, made: Made<'_>) {
+        let n = self.places.len();
+        let request = &mut self.flows[Dir::Request as usize];
+        if !request.finished {
+            request.how = if request.open {
+                DirectionEnd::PROXY
+            } else {
+                DirectionEnd::COMPLETE
+            };
+            request.open = false;
+            request.finished = true;
+            request.ready.clear();
+        }
+        let last = from.map(|place| self.pos_of(Dir::Response, place));
+        for place in 0..n {
+            self.cancel_side(cx, chain, Dir::Request, place);
+            let at = self.at(Dir::Request, self.pos_of(Dir::Request, place));
+            self.side(at).view.clear();
+            self.side(at).hold_since = None;
+        }
+        for place in 0..n {
+            let pos = self.pos_of(Dir::Response, place);
+            let upstream_side = last.is_some_and(|last| pos <= last);
+            if upstream_side {
+                self.cancel_side(cx, chain, Dir::Response, place);
+            }
+            let filter = &chain.filters()[place];
+            let seat = &self.places[place];
+            let side = &mut self.flows[Dir::Response as usize].sides[pos];
+            let orphan = filter.is(ConfigFlags::ORPHAN) && Some(place) != from;
+            let entitled = if upstream_side {
+                orphan
+            } else {
+                seat.reached || orphan
+            };
+            let sees = side.state == State::Wait
+                && entitled
+                && !seat.failed
+                && filter.has(Feature::REPLY_REFILTER);
+            if !sees {
+                side.state = State::Bypass;
+            }
+            side.view.clear();
+            side.hold_since = None;
+            side.length_left = None;
+        }
+        let status = made.status.to_string();
+        let fields = std::iter::once((&b":status"[..], status.as_bytes()));
+        let flow = &mut self.flows[Dir::Response as usize];
+        flow.head = Some(H::from_fields(fields.chain(made.fields.iter().copied())));
+        flow.head_at = 0;
+        flow.ready.clear();
+        flow.local = true;
+        flow.upgraded = false;
+        flow.open = false;
+        flow.how = DirectionEnd::PROXY;
+        let trailers =
+            (!made.trailers.is_empty()).then(|| H::from_fields(made.trailers.iter().copied()));
+        let size: u64 = made.body.iter().map(|b| b.len() as u64).sum();
+        let no_body = self.is_head || matches!(made.status, 204 | 304);
+        flow.length = match (no_body, made.open || trailers.is_some()) {
+            (true, _) => BodyLength::None,
+            (false, true) => BodyLength::Unknown,
+            (false, false) => BodyLength::Exact(size),
+        };
+        if !no_body {
+            made.body.into_iter().for_each(|bytes| flow.push_in(bytes));
+        }
+        if made.open && !no_body {
+            flow.left_trailers = trailers;
+            flow.end = None;
+            let now = cx.worker.now();
+            let place = from.unwrap_or(0);
+            self.reply = Some(OpenReply {
+                place,
+                open: true,
+                before: size,
+                waiting: 0,
+                last_write: now,
+            });
+        } else {
+            flow.end = Some(End {
+                at: 0,
+                trailers: trailers.filter(|_| !no_body),
+            });
+            self.reply = None;
+        }
+        self.cancel_upstream();
+    }
+
+    /// BODY_WRITE: to the open reply of this place, or behind a forwarded message.
+    pub(super) fn body_write(&mut self, cx: &mut Cx<'_>, place: usize, bytes: Bytes, end: bool) {
+        if let Some(reply) = self.reply.as_mut().filter(|r| r.place == place && r.open) {
+            reply.waiting += bytes.len() as u64;
+            reply.last_write = cx.worker.now();
+            reply.open = !end;
+            let flow = &mut self.flows[Dir::Response as usize];
+            flow.push_in(bytes);
+            if end {
+                flow.end = Some(End {
+                    at: 0,
+                    trailers: flow.left_trailers.take(),
+                });
+            }
+            return;
+        }
+        let at = self.at(Dir::Response, self.pos_of(Dir::Response, place));
+        self.inject(at, bytes);
+    }
+
+    /// Whether BODY_WRITE may add to the forwarded response behind this place.
+    pub(super) fn can_inject(&self, place: usize) -> bool {
+        let pos = self.pos_of(Dir::Response, place);
+        let flow = &self.flows[Dir::Response as usize];
+        let ended = flow.end.as_ref().is_some_and(|end| end.at > pos);
+        let resizes = flow.sides[pos].resizes
+            || self.chain.filters()[place].is(ConfigFlags::RESIZES_RESPONSE);
+        !flow.finished
+            && flow.head_at > pos
+            && !ended
+            && resizes
+            && flow.length == BodyLength::Unknown
+    }
+
+    /// The driver took `n` bytes of the response while a reply was streamed.
+    pub(super) fn reply_left(&mut self, cx: &mut Cx<'_>, n: u64) {
+        let Some(reply) = &mut self.reply else { return };
+        let place = reply.place;
+        let before = reply.before.min(n);
+        reply.before -= before;
+        let written = reply.waiting.min(n - before);
+        reply.waiting -= written;
+        if written == 0 {
+            return;
+        }
+        let handle = self.places[place].handle;
+        let watermark = cx.worker.hub.limits.reply_watermark;
+        let waits = cx.worker.hub.table.written(handle, written, watermark);
+        if waits && self.places[place].wants(Phase::WAKE) && !self.places[place].failed {
+            let chain = self.chain.clone();
+            self.call_plain(cx, &chain, place, Phase::WAKE, 0, EventFlags::WRITABLE);
+            self.run(cx);
+        }
+    }
+
+    /// When an open reply that gets no writes is given up.
+    pub(super) fn reply_deadline(&self) -> Option<u64> {
+        let reply = self
+            .reply
+            .as_ref()
+            .filter(|r| r.open && r.waiting == 0 && r.before == 0)?;
+        let limit = self.chain.filters()[reply.place].policy.hold_limit;
+        Some(
+            reply
+                .last_write
+                .saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
+        )
+    }
+
+    pub(super) fn abandon_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain) {
+        let Some(reply) = &self.reply else { return };
+        let filter = &chain.filters()[reply.place];
+        filter.stats.deadlines.inc();
+        let failure = Failure::new(
+            Reason::Deadline,
+            Phase(0),
+            "a streamed reply got no bytes and no end",
+        );
+        self.report(filter, &failure);
+        self.reset(cx);
+    }
+}
+
+fn judge_reply(reply: &Reply<'_>) -> Result<(), String> {
+    if !(200..=599).contains(&reply.status) {
+        return Err(format!(
+            "a reply with status {}; 200 to 599 are legal",
+            reply.status
+        ));
+    }
+    if reply.flags.0 & ReplyFlags::GRPC.0 != 0 && !(0..=16).contains(&reply.grpc_status) {
+        return Err(format!(
+            "a reply with grpc_status {}; 0 to 16 are legal",
+            reply.grpc_status
+        ));
+    }
+    let refused = |(name, value): &(&[u8], &[u8])| refuse_field(name, value);
+    match reply.fields.iter().chain(&reply.trailers).find_map(refused) {
+        Some(why) => Err(format!("a reply's field: {why}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,279 @@
+//! The transitions of one direction at one place. The ids D01... are those of `spec/07-bodies.md`, 7.11.
+
+use proxy_golang_abi::{BodyMode, ConfigFlags, EventFlags};
+
+use super::super::fields::Fields;
+use super::super::guest::Chain;
+use super::{At, BodyLength, Cx, Dir, PartOf, State, Stream};
+
+impl<H: Fields> Stream<H> {
+    /// Lets everything move that can.
+    pub(super) fn run(&mut self, cx: &mut Cx<'_>) {
+        let chain = self.chain.clone();
+        loop {
+            let mut moved = false;
+            for dir in Dir::BOTH {
+                for pos in 0..self.places.len() {
+                    while !self.closed && self.step(cx, &chain, dir, pos) {
+                        moved = true;
+                    }
+                }
+            }
+            if !moved || self.closed {
+                break;
+            }
+        }
+    }
+
+    /// One transition; whether there was one.
+    fn step(&mut self, cx: &mut Cx<'_>, chain: &Chain, dir: Dir, pos: usize) -> bool {
+        let at = self.at(dir, pos);
+        if self.flows[dir as usize].finished {
+            return false;
+        }
+        match self.flows[dir as usize].sides[pos].state {
+            State::Done | State::Pend(_) => false,
+            State::Bypass => self.pass_all(at),
+            _ if self.is_parked(chain, at) => false,
+            State::Wait => self.step_wait(cx, chain, at),
+            State::Hold => self.step_hold(cx, chain, at),
+            State::Flow => self.step_flow(cx, chain, at),
+        }
+    }
+
+    /// The peer direction pends here, and the guest did not say that it can take both (PXG-EVT-003).
+    fn is_parked(&self, chain: &Chain, at: At) -> bool {
+        let peer = at.dir.peer();
+        let pos = self.pos_of(peer, at.place);
+        matches!(self.flows[peer as usize].sides[pos].state, State::Pend(_))
+            && !Self::filter(chain, at).is(ConfigFlags::DUPLEX)
+    }
+
+    /// D01, D02, D03.
+    fn step_wait(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
+        if !self.flows[at.dir as usize].head_is_at(at.pos) {
+            return false;
+        }
+        if at.dir == Dir::Request {
+            self.places[at.place].reached = true;
+        }
+        let place = &self.places[at.place];
+        if place.wants(at.dir.phase(PartOf::Headers)) {
+            let mut flags = self.end_flags(at, EventFlags(0));
+            if self.flows[at.dir as usize].upgraded && at.dir == Dir::Response {
+                flags.0 |= EventFlags::UPGRADED.0 | EventFlags::END_STREAM.0;
+            }
+            self.call(cx, chain, at, PartOf::Headers, flags);
+        } else if place.mode[at.dir as usize] == BodyMode::WHOLE
+            && place.wants(at.dir.phase(PartOf::Body))
+        {
+            self.hold(cx, at, 0);
+        } else {
+            self.pass_head(chain, at);
+        }
+        true
+    }
+
+    /// D09 and D11.
+    fn step_hold(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
+        let flow = &self.flows[at.dir as usize];
+        let side = &flow.sides[at.pos];
+        let mode = self.mode(at);
+        if mode == BodyMode::SKIP || mode == BodyMode::OBSERVE {
+            self.pass_held(chain, at);
+            return true;
+        }
+        let max = Self::filter(chain, at).declared.max_body[at.dir as usize];
+        let ended = flow.end_is_at(at.pos);
+        let over = side.view.len() > max;
+        let grown = mode == BodyMode::STREAM
+            && side.view.len() >= side.more_at
+            && side.view.len() > side.kept;
+        if !(ended || over || grown) {
+            return false;
+        }
+        self.call_body(cx, chain, at, over && !ended);
+        true
+    }
+
+    /// The hold time has run: what came since is shown (D09).
+    pub(super) fn show_held(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) {
+        if self.side(at).state == State::Hold && !self.is_parked(chain, at) {
+            self.call_body(cx, chain, at, false);
+        }
+    }
+
+    /// D10 and D12.
+    fn step_flow(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
+        let mode = self.mode(at);
+        let flow = &mut self.flows[at.dir as usize];
+        let len = flow.sides[at.pos].view.len();
+        let ended = flow.end_is_at(at.pos);
+        let last_look = ended && !flow.sides[at.pos].body_end_shown;
+        match mode {
+            BodyMode::STREAM | BodyMode::WHOLE if len > 0 || last_look => {
+                self.call_body(cx, chain, at, false);
+                return true;
+            }
+            BodyMode::OBSERVE if len > 0 || last_look => {
+                let side = &mut flow.sides[at.pos];
+                let observed = side.view.clone();
+                side.observed = observed;
+                flow.pass_bytes(at.pos, len);
+                self.call_body(cx, chain, at, false);
+                return true;
+            }
+            _ => {}
+        }
+        if len > 0 {
+            flow.pass_bytes(at.pos, len);
+            return true;
+        }
+        if !ended {
+            return false;
+        }
+        if flow.has_trailers_at(at.pos)
+            && self.places[at.place].wants(at.dir.phase(PartOf::Trailers))
+        {
+            self.call(cx, chain, at, PartOf::Trailers, EventFlags::END_STREAM);
+        } else {
+            self.pass_end(at);
+        }
+        true
+    }
+
+    fn call_body(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At, over: bool) {
+        let flow = &self.flows[at.dir as usize];
+        let mut flags = self.end_flags(at, EventFlags(0));
+        if flow.end_is_at(at.pos) {
+            flags.0 |= EventFlags::BODY_END.0;
+            if self.mode(at) == BodyMode::WHOLE {
+                flags.0 |= EventFlags::WHOLE_BODY.0 | EventFlags::END_STREAM.0;
+            }
+        }
+        if flow.head_is_at(at.pos) {
+            flags.0 |= EventFlags::HEADERS_HELD.0;
+        }
+        let max = Self::filter(chain, at).declared.max_body[at.dir as usize];
+        if over || (self.mode(at) == BodyMode::STREAM && flow.sides[at.pos].view.len() > max) {
+            flags.0 |= EventFlags::OVER_LIMIT.0;
+        }
+        self.call(cx, chain, at, PartOf::Body, flags);
+    }
+
+    /// END_STREAM, if the message ends with what this place has of it.
+    fn end_flags(&self, at: At, flags: EventFlags) -> EventFlags {
+        let flow = &self.flows[at.dir as usize];
+        let ends = flow.end_is_at(at.pos) && !flow.has_trailers_at(at.pos);
+        let at_head = flow.head_is_at(at.pos) && flow.sides[at.pos].state == State::Wait;
+        let ends = ends && (!at_head || flow.sides[at.pos].view.is_empty());
+        if ends {
+            EventFlags(flags.0 | EventFlags::END_STREAM.0)
+        } else {
+            flags
+        }
+    }
+
+    pub(super) fn mode(&self, at: At) -> BodyMode {
+        let place = &self.places[at.place];
+        if place.wants(at.dir.phase(PartOf::Body)) {
+            place.mode[at.dir as usize]
+        } else {
+            BodyMode::SKIP
+        }
+    }
+
+    /// Keeps headers or view until more has come.
+    pub(super) fn hold(&mut self, cx: &mut Cx<'_>, at: At, more_bytes: u64) {
+        let now = cx.worker.now();
+        let side = self.side(at);
+        side.state = State::Hold;
+        side.kept = side.view.len();
+        let growth = if more_bytes == 0 {
+            (side.kept / 8).max(1024)
+        } else {
+            more_bytes
+        };
+        side.more_at = side.kept.saturating_add(growth);
+        side.shown_at = now;
+        side.hold_since.get_or_insert(now);
+    }
+
+    /// The head passes this place (D03, D05 to D08), and with it the end of a message that has nothing else.
+    pub(super) fn pass_head(&mut self, chain: &Chain, at: At) {
+        let upgraded = self.flows[at.dir as usize].upgraded && at.dir == Dir::Response;
+        let streams = self.mode(at) == BodyMode::STREAM;
+        let flow = &mut self.flows[at.dir as usize];
+        if !flow.head_is_at(at.pos) {
+            return;
+        }
+        flow.head_at = at.pos + 1;
+        let side = &mut flow.sides[at.pos];
+        side.state = State::Flow;
+        if streams {
+            let filter = Self::filter(chain, at);
+            let declared = match at.dir {
+                Dir::Request => ConfigFlags::RESIZES_REQUEST,
+                Dir::Response => ConfigFlags::RESIZES_RESPONSE,
+            };
+            match flow.length {
+                BodyLength::Exact(_) if side.resizes || filter.is(declared) => {
+                    flow.length = BodyLength::Unknown
+                }
+                BodyLength::Exact(n) => side.length_left = Some(n),
+                BodyLength::Unknown | BodyLength::None => {}
+            }
+        }
+        if upgraded
+            || (flow.end_is_at(at.pos)
+                && flow.sides[at.pos].view.is_empty()
+                && !flow.has_trailers_at(at.pos))
+        {
+            self.pass_end(at);
+        }
+    }
+
+    pub(super) fn pass_end(&mut self, at: At) {
+        let flow = &mut self.flows[at.dir as usize];
+        if let Some(end) = &mut flow.end
+            && end.at == at.pos
+        {
+            end.at += 1;
+        }
+        let side = &mut flow.sides[at.pos];
+        side.state = State::Done;
+        side.hold_since = None;
+    }
+
+    /// The held head and the view pass as they are.
+    fn pass_held(&mut self, chain: &Chain, at: At) {
+        self.pass_head(chain, at);
+        let side = self.side(at);
+        if side.state == State::Hold {
+            side.state = State::Flow;
+        }
+        side.hold_since = None;
+        let len = self.side(at).view.len();
+        self.flows[at.dir as usize].pass_bytes(at.pos, len);
+    }
+
+    /// Everything that is here passes unseen (D14); whether there was anything.
+    pub(super) fn pass_all(&mut self, at: At) -> bool {
+        let flow = &mut self.flows[at.dir as usize];
+        let head = flow.head_is_at(at.pos);
+        if head {
+            flow.head_at += 1;
+            if at.dir == Dir::Request {
+                self.places[at.place].reached = true;
+            }
+        }
+        let flow = &mut self.flows[at.dir as usize];
+        let len = flow.sides[at.pos].view.len();
+        flow.pass_bytes(at.pos, len);
+        let end = flow.end_is_at(at.pos);
+        if end {
+            self.pass_end(at);
+        }
+        head || len > 0 || end
+    }
+}

@@ -1,0 +1,131 @@
+//! What one loop thread keeps for all of its streams.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::guest::{Filter, Guest};
+use super::hub::{Hub, Mail};
+use super::outcome::KeptOutcome;
+use super::table::{FreeList, Settled, State};
+
+/// One loop thread. Not for other threads.
+pub struct Worker {
+    pub(crate) hub: Arc<Hub>,
+    id: u32,
+    clock: fn() -> u64,
+    timing: bool,
+    free: FreeList,
+    /// Libraries with a PENDING since the last end of a batch: one or two in practice.
+    batch: Vec<Arc<dyn Guest>>,
+    /// Places that pend, by their filter's configuration: what the cap counts.
+    pending: HashMap<usize, u32>,
+    /// Room for the outcome of a call, kept between calls.
+    pub(crate) spare: Option<Box<KeptOutcome>>,
+    pub(crate) attrs: Vec<u8>,
+}
+
+impl Worker {
+    /// Worker `id`. `clock` is monotonic, in nanoseconds; the engine has no other time.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, id: u32, clock: fn() -> u64) -> Self {
+        Self {
+            hub,
+            id,
+            clock,
+            timing: true,
+            free: FreeList::default(),
+            batch: Vec::new(),
+            pending: HashMap::new(),
+            spare: None,
+            attrs: Vec::new(),
+        }
+    }
+
+    /// Its index.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Whether the time inside guests is measured: two looks at the clock for each call.
+    pub fn set_timing(&mut self, on: bool) {
+        self.timing = on;
+    }
+
+    /// Takes what guests sent to streams of this worker. To be called until `None` after each notification.
+    pub fn take_mail(&mut self) -> Option<Mail> {
+        self.hub.take(self.id)
+    }
+
+    /// Whether some guest pended since the last [`Worker::end_batch`].
+    #[must_use]
+    pub fn batch_is_open(&self) -> bool {
+        !self.batch.is_empty()
+    }
+
+    /// Ends a loop iteration: `on_batch_end` for each library that pended in it (PXG-THR-004).
+    pub fn end_batch(&mut self) {
+        for guest in self.batch.drain(..) {
+            guest.batch_end(self.id);
+        }
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        (self.clock)()
+    }
+
+    pub(crate) fn is_timing(&self) -> bool {
+        self.timing
+    }
+
+    pub(crate) fn issue(&mut self, library: u32, stream: u64, state: State) -> Option<u64> {
+        self.hub
+            .table
+            .issue(&mut self.free, self.id, library, stream, state)
+    }
+
+    pub(crate) fn retire(&mut self, value: u64) -> State {
+        self.hub.table.retire(&mut self.free, value)
+    }
+
+    pub(crate) fn is_done(&self, token: u64) -> bool {
+        self.hub.table.is_done(token)
+    }
+
+    pub(crate) fn pend(&mut self, token: u64, filter: &Arc<Filter>) -> Settled {
+        if !self
+            .batch
+            .iter()
+            .any(|g| g.library() == filter.guest.library())
+        {
+            self.batch.push(Arc::clone(&filter.guest));
+        }
+        self.hub.table.pend(token)
+    }
+
+    /// Whether one more place of this configuration may pend.
+    pub(crate) fn has_room(&self, filter: &Arc<Filter>) -> bool {
+        self.pending
+            .get(&key(filter))
+            .is_none_or(|n| *n < filter.policy.max_pending)
+    }
+
+    pub(crate) fn count_pending(&mut self, filter: &Arc<Filter>) {
+        *self.pending.entry(key(filter)).or_default() += 1;
+        filter.stats.pending_now.inc();
+    }
+
+    pub(crate) fn uncount_pending(&mut self, filter: &Arc<Filter>) {
+        filter.stats.pending_now.dec();
+        if let Some(n) = self.pending.get_mut(&key(filter)) {
+            *n -= 1;
+            if *n == 0 {
+                self.pending.remove(&key(filter));
+            }
+        }
+    }
+}
+
+fn key(filter: &Arc<Filter>) -> usize {
+    Arc::as_ptr(filter).addr()
+}
