@@ -26,5 +26,7 @@ pub use guest::{
 pub use hub::{Hub, HubLimits, Mail};
 pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};
 pub use stats::{Counter, FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
-pub use stream::{BodyLength, Cut, Cx, Dir, Failure, Part, Reason, Signal, Stream, StreamLimits};
+pub use stream::{
+    BodyLength, Cut, Cx, Dir, Failure, Part, Reason, Signal, Step, Stream, StreamLimits,
+};
 pub use worker::Worker;

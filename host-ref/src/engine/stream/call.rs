@@ -138,6 +138,7 @@ impl<H: Fields> Stream<H> {
             flags: EventFlags(flags),
             shown,
             late: false,
+            ns: taken.ns,
         };
         taken.give(cx, |cx, result| match result {
             Ok(outcome) => {
@@ -216,6 +217,7 @@ impl<H: Fields> Stream<H> {
             flags,
             shown: 0,
             late: false,
+            ns: taken.ns,
         };
         taken.give(cx, |cx, result| match result {
             Ok(outcome) => {
@@ -308,6 +310,7 @@ fn project(filter: &Filter, phase: Phase, fields: &mut Views<'_>) {
 struct Taken {
     kept: Box<KeptOutcome>,
     fault: Option<Fault>,
+    ns: u64,
 }
 
 impl Taken {
@@ -315,6 +318,7 @@ impl Taken {
         Self {
             kept: cx.worker.spare.take().unwrap_or_default(),
             fault: None,
+            ns: 0,
         }
     }
 
@@ -332,7 +336,8 @@ impl Taken {
             Err(found) => *fault = Some(found),
         });
         if cx.worker.is_timing() {
-            stats.record_time(cx.worker.now().saturating_sub(before));
+            self.ns = cx.worker.now().saturating_sub(before);
+            stats.record_time(self.ns);
         }
     }
 

@@ -50,6 +50,7 @@ impl<H: Fields> Stream<H> {
                     flags,
                     shown,
                     late: true,
+                    ns: 0,
                 };
                 self.settle(cx, &chain, context, outcome.outcome());
             }
@@ -65,6 +66,7 @@ impl<H: Fields> Stream<H> {
                     flags: EventFlags(0),
                     shown: 0,
                     late: true,
+                    ns: 0,
                 };
                 self.settle(cx, &chain, context, outcome.outcome());
             }

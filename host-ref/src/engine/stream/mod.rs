@@ -6,6 +6,7 @@
 //! * `judge`: its result is validated as a whole; `settle`: and then takes effect;
 //! * `reply`: local replies, of guests and of the host;
 //! * `mail`: completions, `apply` and `wake`;
+//! * `trace`: what each guest did, if somebody wants to know;
 //! * `end`: failures, deadlines, and the end of a stream.
 
 mod call;
@@ -15,6 +16,7 @@ mod mail;
 mod reply;
 mod settle;
 mod step;
+mod trace;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use super::guest::{Attributes, Chain, Filter};
 use super::worker::Worker;
 pub use end::{Failure, Reason};
 use reply::OpenReply;
+pub use trace::Step;
 
 /// A direction of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,6 +155,8 @@ pub struct StreamLimits {
     pub max_fields: usize,
     /// Status of the reply when a guest fails closed: 500 to 599.
     pub failure_status: u16,
+    /// Whether [`Stream::trace`] is kept.
+    pub trace: bool,
 }
 
 impl Default for StreamLimits {
@@ -162,6 +167,7 @@ impl Default for StreamLimits {
             max_ops: 4096,
             max_fields: 256,
             failure_status: 500,
+            trace: false,
         }
     }
 }
@@ -365,6 +371,7 @@ pub struct Stream<H: Fields> {
     upstream_cancelled: bool,
     /// Of the last local reply or failure; for the access log.
     details: String,
+    trace: Vec<Step>,
     closed: bool,
 }
 
@@ -418,6 +425,7 @@ impl<H: Fields> Stream<H> {
             why: None,
             upstream_cancelled: false,
             details: String::new(),
+            trace: Vec::new(),
             closed: false,
         }
     }
@@ -662,6 +670,12 @@ impl<H: Fields> Stream<H> {
     #[must_use]
     pub fn details(&self) -> &str {
         &self.details
+    }
+
+    /// What each guest decided so far, in order, if the limits say that it is kept.
+    #[must_use]
+    pub fn trace(&self) -> &[Step] {
+        &self.trace
     }
 
     fn place_of(&self, dir: Dir, pos: usize) -> usize {

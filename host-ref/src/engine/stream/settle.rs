@@ -13,7 +13,7 @@ use super::super::outcome::{OpKind, Outcome};
 use super::super::table::State as Slot;
 use super::end::{Failure, Reason};
 use super::judge::Applied;
-use super::{At, BodyLength, Cx, Dir, Metadata, PartOf, Signal, State, Stream};
+use super::{At, BodyLength, Cx, Dir, Metadata, PartOf, Signal, State, Step, Stream};
 
 /// What a result answers.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub(super) struct Context {
     pub(super) shown: u64,
     /// By `complete` or `apply`, and not by a return.
     pub(super) late: bool,
+    /// Nanoseconds inside the guest.
+    pub(super) ns: u64,
 }
 
 impl Context {
@@ -52,6 +54,7 @@ impl<H: Fields> Stream<H> {
         context: Context,
         outcome: Outcome<'_>,
     ) {
+        self.note(&context, outcome.action, outcome.ops.len());
         let filter = &chain.filters()[context.place];
         if let Some(at) = context.at
             && !context.late
@@ -121,6 +124,26 @@ impl<H: Fields> Stream<H> {
                     self.go_on(cx, chain, context, at, rest);
                 }
             }
+        }
+    }
+
+    fn note(&mut self, context: &Context, action: Action, ops: usize) {
+        if self.limits.trace {
+            let Context {
+                place,
+                phase,
+                late,
+                ns,
+                ..
+            } = *context;
+            self.trace.push(Step {
+                place,
+                phase,
+                action,
+                ops,
+                late,
+                ns,
+            });
         }
     }
 
@@ -604,6 +627,7 @@ impl<H: Fields> Stream<H> {
         {
             self.retire_issued(cx, &chain.filters()[context.place], at);
         }
+        self.note(&context, Action::ERROR, 0);
         let failure = Failure::new(Reason::Invalid, context.phase, text);
         self.fail(cx, chain, context.place, context.at, &failure);
     }
