@@ -45,6 +45,12 @@ const TOOLS: &[Tool] = &[
         need: Need::Guests,
     },
     Tool {
+        name: "make",
+        probe: || version("make", "--version"),
+        package: "make",
+        need: Need::Guests,
+    },
+    Tool {
         name: "C++ compiler",
         probe: || version("g++", "--version"),
         package: "g++",

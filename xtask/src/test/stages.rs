@@ -1,5 +1,6 @@
 //! The stages, in one table.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -92,6 +93,13 @@ pub(super) const STAGES: &[Stage] = &[
         about: "go vet",
         needs: &["guest-sdk/go/go.mod"],
         run: |c| c.run(GO, "go vet ./..."),
+        counts: None,
+    },
+    Stage {
+        name: "c-guests",
+        about: "the C guests compile without a warning, with gcc and clang, and export one symbol",
+        needs: &["guest-sdk/c/Makefile"],
+        run: c_guests,
         counts: None,
     },
     Stage {
@@ -191,6 +199,44 @@ fn generated_files(c: &Run) -> Result<()> {
     command.args(["gen", "--check"]).current_dir(root());
     c.tools.apply(&mut command);
     c.finish(&mut command)
+}
+
+fn c_guests(c: &Run) -> Result<()> {
+    for compiler in ["gcc", "clang"] {
+        let folder = target().join("c-guests").join(compiler);
+        let mut command = c.command("guest-sdk/c", "make");
+        command
+            .args(["--always-make", "CFLAGS=-O2 -g -Werror"])
+            .arg(format!("CC={compiler}"))
+            .arg(format!("BUILD={}", folder.display()));
+        c.finish(&mut command)?;
+        let mut libraries = 0;
+        for entry in std::fs::read_dir(&folder).context("read what make built")? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "so") {
+                one_symbol(c, &path)?;
+                libraries += 1;
+            }
+        }
+        ensure!(libraries > 0, "make built no guest in {}", folder.display());
+    }
+    Ok(())
+}
+
+/// PXG-LOAD-001.
+fn one_symbol(c: &Run, library: &Path) -> Result<()> {
+    let mut command = c.command(".", "nm");
+    command.args(["-D", "--defined-only"]).arg(library);
+    let output = command.output().context("run nm")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let names: Vec<_> = text.lines().filter_map(|l| l.split(' ').nth(2)).collect();
+    let want = [proxy_golang_abi::GUEST_INIT_SYMBOL];
+    ensure!(
+        output.status.success() && names == want,
+        "{} exports {names:?}, not {want:?}",
+        library.display()
+    );
+    Ok(())
 }
 
 fn loom(c: &Run) -> Result<()> {
