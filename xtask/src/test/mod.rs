@@ -54,6 +54,10 @@ impl Run<'_> {
     fn command(&self, folder: &str, program: &str) -> Command {
         let mut command = Command::new(program);
         command.current_dir(root().join(folder));
+        // Logs are read in files.
+        command
+            .env("CARGO_TERM_COLOR", "never")
+            .env("NO_COLOR", "1");
         self.tools.apply(&mut command);
         command
     }
@@ -72,13 +76,12 @@ impl Run<'_> {
     }
 
     fn finish(&self, command: &mut Command) -> Result<()> {
-        self.say(&format!("$ {command:?}"))?;
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+        let line = words.join(" ");
+        self.say(&format!("$ {line}"))?;
         let status = run_logged(command, &self.log)?;
-        ensure!(
-            status.success(),
-            "{}: {status}",
-            command.get_program().display()
-        );
+        ensure!(status.success(), "`{line}`: {status}");
         Ok(())
     }
 

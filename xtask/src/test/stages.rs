@@ -38,7 +38,7 @@ pub(super) const STAGES: &[Stage] = &[
         name: "rustfmt",
         about: "Rust sources are formatted",
         needs: &[],
-        run: |c| c.run(".", "cargo fmt --all --check"),
+        run: |c| c.run(".", "cargo fmt --all --check -- --color never"),
         counts: None,
     },
     Stage {
@@ -256,7 +256,11 @@ fn go_test(c: &Run, packages: &[&str], flags: &[&str]) -> Result<()> {
     let _ = std::fs::remove_file(&raw);
     let mut command = c.command(GO, "go");
     command.args(["test", "-json"]).args(flags).args(packages);
-    c.say(&format!("$ {command:?}"))?;
+    c.say(&format!(
+        "$ go test -json {} {}",
+        flags.join(" "),
+        packages.join(" ")
+    ))?;
     let status = run_logged(&mut command, &raw)?;
     let json = std::fs::read(&raw).context("read go's output")?;
     c.say(&counts::go_readable(&String::from_utf8_lossy(&json)))?;
