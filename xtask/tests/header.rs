@@ -3,6 +3,7 @@
 mod abi_constants;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -273,8 +274,14 @@ fn example() -> String {
 }
 
 #[test]
-fn the_example_in_the_header_is_a_guest_with_one_symbol() {
+fn the_example_in_the_header_is_a_guest_with_one_symbol_that_works() {
     let folder = tempfile::tempdir().unwrap();
+    let host = folder.path().join("host");
+    let mut arguments = vec!["-std=c99".into(), "-D_POSIX_C_SOURCE=200809L".into()];
+    arguments.extend([OsString::from("-I"), include().into()]);
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/example_host.c");
+    arguments.extend([data.into(), "-o".into(), host.clone().into(), "-ldl".into()]);
+    tool("gcc", arguments);
     let source = folder.path().join("guest.c");
     std::fs::write(&source, example()).unwrap();
     for compiler in compilers("gcc", "clang") {
@@ -298,5 +305,10 @@ fn the_example_in_the_header_is_a_guest_with_one_symbol() {
             .filter_map(|l| l.split(' ').nth(2))
             .collect();
         assert_eq!(names, [proxy_golang_abi::GUEST_INIT_SYMBOL], "{compiler}");
+        let said = tool(host.to_str().unwrap(), [&library]);
+        assert_eq!(
+            said, "hello: action 1, kind 2, x-hello = world\n",
+            "{compiler}"
+        );
     }
 }
