@@ -124,43 +124,20 @@ impl FieldList {
         &self.arena[e.at as usize..][..e.name as usize]
     }
 
+    /// Marks all fields `name` as gone; whether there were any.
+    fn remove(&mut self, name: &[u8]) -> bool {
+        let mut found = false;
+        for i in 0..self.entries.len() {
+            if self.entries[i].live && self.name(&self.entries[i]) == name {
+                self.entries[i].live = false;
+                found = true;
+            }
+        }
+        found
+    }
+
     fn value(&self, e: &Entry) -> &[u8] {
         &self.arena[e.at as usize + e.name as usize..][..e.value as usize]
-    }
-
-    fn position(&self, name: &[u8]) -> Option<usize> {
-        self.entries
-            .iter()
-            .position(|e| e.live && self.name(e) == name)
-    }
-
-    fn set(&mut self, name: &[u8], value: &[u8], sensitive: bool) {
-        let entry = self.store(name, value, sensitive);
-        match self.position(name) {
-            Some(first) => {
-                self.entries[first] = entry;
-                for i in first + 1..self.entries.len() {
-                    if self.name(&self.entries[i]) == name {
-                        self.entries[i].live = false;
-                    }
-                }
-            }
-            None => self.append(entry),
-        }
-    }
-
-    /// Pseudo-headers stay in front of the others.
-    fn append(&mut self, entry: Entry) {
-        if self.name(&entry).first() == Some(&b':') {
-            let front = self
-                .entries
-                .iter()
-                .take_while(|e| self.name(e).first() == Some(&b':'))
-                .count();
-            self.entries.insert(front, entry);
-        } else {
-            self.entries.push(entry);
-        }
     }
 }
 
@@ -187,19 +164,22 @@ impl Fields for FieldList {
     fn apply(&mut self, edits: &[Edit<'_>]) {
         let viewed = self.entries.len();
         let mut holes = false;
-        let mut shifted = 0; // pseudo-headers that the batch put in front of the view
+        // Pseudo-headers that the batch set; in front of the others once it is done, so that indices stand till then.
+        let mut front = SmallVec::<[Entry; 4]>::new();
         for edit in edits {
-            let before = self.entries.len();
             match *edit {
                 Edit::Set {
                     name,
                     value,
                     sensitive,
                 } => {
-                    self.set(name, value, sensitive);
-                    holes = true;
+                    holes |= self.remove(name);
+                    let entry = self.store(name, value, sensitive);
                     if name.first() == Some(&b':') {
-                        shifted += self.entries.len() - before;
+                        front.retain(|e| self.name(e) != name);
+                        front.push(entry);
+                    } else {
+                        self.entries.push(entry);
                     }
                 }
                 Edit::Add {
@@ -208,27 +188,19 @@ impl Fields for FieldList {
                     sensitive,
                 } => {
                     let entry = self.store(name, value, sensitive);
-                    self.append(entry);
+                    self.entries.push(entry);
                 }
-                Edit::Delete { name } => {
-                    for i in 0..self.entries.len() {
-                        if self.name(&self.entries[i]) == name {
-                            self.entries[i].live = false;
-                            holes = true;
-                        }
-                    }
-                }
+                Edit::Delete { name } => holes |= self.remove(name),
                 Edit::SetAt {
                     index,
                     value,
                     sensitive,
-                } if index < viewed && self.entries[index + shifted].live => {
-                    let old = self.entries[index + shifted];
-                    let name = self.name(&old).to_vec();
-                    self.entries[index + shifted] = self.store(&name, value, sensitive);
+                } if index < viewed && self.entries[index].live => {
+                    let name = self.name(&self.entries[index]).to_vec();
+                    self.entries[index] = self.store(&name, value, sensitive);
                 }
                 Edit::DeleteAt { index } if index < viewed => {
-                    self.entries[index + shifted].live = false;
+                    self.entries[index].live = false;
                     holes = true;
                 }
                 Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
@@ -236,6 +208,9 @@ impl Fields for FieldList {
         }
         if holes {
             self.entries.retain(|e| e.live);
+        }
+        if !front.is_empty() {
+            self.entries.splice(0..0, front);
         }
     }
 

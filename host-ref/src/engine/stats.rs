@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use proxy_golang_abi::Phase;
 
+use super::stream::Reason;
+
 /// Phases that are counted, with the names they have in reports.
 pub const PHASES: [(Phase, &str); 8] = [
     (Phase::REQUEST_HEADERS, "request_headers"),
@@ -78,6 +80,9 @@ pub struct PhaseStats {
 #[derive(Debug, Default)]
 pub struct FilterStats {
     phases: [PhaseStats; PHASES.len()],
+    failures: [Counter; Reason::ALL.len()],
+    /// `on_cancel` calls.
+    pub cancels: Counter,
     /// `complete`, `apply` and `wake` on something that had ended.
     pub stale: Counter,
     /// Completions accepted and not applied, because the event answered something else or the stream had died.
@@ -97,6 +102,12 @@ pub struct FilterStats {
 }
 
 impl FilterStats {
+    /// Failures with this reason.
+    #[must_use]
+    pub fn failures(&self, reason: Reason) -> &Counter {
+        &self.failures[reason as usize]
+    }
+
     /// The counters of a phase; those of LOG for a phase that is not counted.
     #[must_use]
     pub fn phase(&self, phase: Phase) -> &PhaseStats {

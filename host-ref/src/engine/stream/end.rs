@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use proxy_golang_abi::{BodyMode, DirectionEnd, EndReason, EventFlags, Phase};
+use smallvec::SmallVec;
 
 use super::super::fields::Fields;
 use super::super::guest::{Chain, FailureMode, Filter};
@@ -27,6 +28,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Error,
+        Self::Panic,
+        Self::Invalid,
+        Self::Deadline,
+        Self::Limit,
+        Self::Cap,
+    ];
+
     /// As in metrics and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -148,29 +159,44 @@ impl<H: Fields> Stream<H> {
 
     /// A08: the token of one direction at one place dies, with an `on_cancel` if nobody completed it.
     pub(super) fn cancel_side(&mut self, cx: &mut Cx<'_>, chain: &Chain, dir: Dir, place: usize) {
+        if let Some(token) = self.retire_pending(cx, chain, dir, place) {
+            self.cancel(cx, chain, place, token);
+        }
+    }
+
+    /// The first half of A08; the token, if the guest has to hear of it.
+    fn retire_pending(
+        &mut self,
+        cx: &mut Cx<'_>,
+        chain: &Chain,
+        dir: Dir,
+        place: usize,
+    ) -> Option<u64> {
         let at = self.at(dir, self.pos_of(dir, place));
         if !matches!(self.side(at).state, State::Pend(_)) {
-            return;
+            return None;
         }
         let filter = &chain.filters()[place];
         let token = self.side(at).token;
         self.unpend(cx, filter, at);
         self.side(at).state = State::Bypass;
         match cx.worker.retire(token) {
-            Slot::Pending => {
-                let Place { user, handle } = self.ids(place);
-                filter.guest.cancel(user, handle, token, cx.worker.id());
+            Slot::Pending => Some(token),
+            Slot::Done => {
+                filter.stats.unused_completions.inc();
+                None
             }
-            Slot::Done => filter.stats.unused_completions.inc(),
-            _ => {}
+            _ => None,
         }
     }
 
-    fn ids(&self, place: usize) -> Place {
-        Place {
-            user: self.places[place].user,
-            handle: self.places[place].handle,
-        }
+    fn cancel(&mut self, cx: &mut Cx<'_>, chain: &Chain, place: usize, token: u64) {
+        let filter = &chain.filters()[place];
+        let seat = &self.places[place];
+        filter.stats.cancels.inc();
+        filter
+            .guest
+            .cancel(seat.user, seat.handle, token, cx.worker.id());
     }
 
     /// Both directions end without a reply.
@@ -249,10 +275,17 @@ impl<H: Fields> Stream<H> {
             flow.cut_short(DirectionEnd::PROXY);
         }
         let chain = self.chain.clone();
+        let mut pending = SmallVec::<[(usize, u64); 4]>::new();
         for place in 0..self.places.len() {
             for dir in Dir::BOTH {
-                self.cancel_side(cx, &chain, dir, place);
+                pending.extend(
+                    self.retire_pending(cx, &chain, dir, place)
+                        .map(|token| (place, token)),
+                );
             }
+        }
+        for (place, token) in pending {
+            self.cancel(cx, &chain, place, token);
         }
         let how = |dir: Dir| u64::from(self.flows[dir as usize].how.0);
         let arg = u64::from(reason.0) | how(Dir::Request) << 8 | how(Dir::Response) << 12;
@@ -367,11 +400,6 @@ impl<H: Fields> Stream<H> {
             &Failure::new(Reason::Deadline, phase, text),
         );
     }
-}
-
-struct Place {
-    user: u64,
-    handle: u64,
 }
 
 impl<H> super::Flow<H> {

@@ -73,7 +73,7 @@ impl<H: Fields> Stream<H> {
             Ok(judged) => judged,
             Err(text) => return self.fail_invalid(cx, chain, context, &text),
         };
-        if context.at.is_some() {
+        if !(context.late && context.at.is_none()) {
             self.places[context.place].mask &= !outcome.unsubscribe;
             self.places[context.place].mode = modes;
             if let Some(at) = context.at

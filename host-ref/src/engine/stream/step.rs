@@ -92,14 +92,14 @@ impl<H: Fields> Stream<H> {
         if !(ended || over || grown) {
             return false;
         }
-        self.call_body(cx, chain, at, over && !ended);
+        self.call_body(cx, chain, at);
         true
     }
 
     /// The hold time has run: what came since is shown (D09).
     pub(super) fn show_held(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) {
         if self.side(at).state == State::Hold && !self.is_parked(chain, at) {
-            self.call_body(cx, chain, at, false);
+            self.call_body(cx, chain, at);
         }
     }
 
@@ -112,7 +112,7 @@ impl<H: Fields> Stream<H> {
         let last_look = ended && !flow.sides[at.pos].body_end_shown;
         match mode {
             BodyMode::STREAM | BodyMode::WHOLE if len > 0 || last_look => {
-                self.call_body(cx, chain, at, false);
+                self.call_body(cx, chain, at);
                 return true;
             }
             BodyMode::OBSERVE if len > 0 || last_look => {
@@ -120,7 +120,7 @@ impl<H: Fields> Stream<H> {
                 let observed = side.view.clone();
                 side.observed = observed;
                 flow.pass_bytes(at.pos, len);
-                self.call_body(cx, chain, at, false);
+                self.call_body(cx, chain, at);
                 return true;
             }
             _ => {}
@@ -142,21 +142,23 @@ impl<H: Fields> Stream<H> {
         true
     }
 
-    fn call_body(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At, over: bool) {
+    fn call_body(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) {
+        let mode = self.mode(at);
         let flow = &self.flows[at.dir as usize];
         let mut flags = self.end_flags(at, EventFlags(0));
+        let max = Self::filter(chain, at).declared.max_body[at.dir as usize];
+        let over = mode != BodyMode::OBSERVE && flow.sides[at.pos].view.len() > max;
+        if over {
+            flags.0 |= EventFlags::OVER_LIMIT.0;
+        }
         if flow.end_is_at(at.pos) {
             flags.0 |= EventFlags::BODY_END.0;
-            if self.mode(at) == BodyMode::WHOLE {
+            if mode == BodyMode::WHOLE && !over {
                 flags.0 |= EventFlags::WHOLE_BODY.0 | EventFlags::END_STREAM.0;
             }
         }
         if flow.head_is_at(at.pos) {
             flags.0 |= EventFlags::HEADERS_HELD.0;
-        }
-        let max = Self::filter(chain, at).declared.max_body[at.dir as usize];
-        if over || (self.mode(at) == BodyMode::STREAM && flow.sides[at.pos].view.len() > max) {
-            flags.0 |= EventFlags::OVER_LIMIT.0;
         }
         self.call(cx, chain, at, PartOf::Body, flags);
     }
