@@ -240,8 +240,8 @@ fn page(families: &Families) -> String {
                 Fix::Text(text) => out.push_str(&format!("**Fix.** {}\n", one_line(text))),
                 Fix::ByLanguage(fixes) => {
                     out.push_str("**Fix.**\n\n");
-                    for (language, text) in fixes {
-                        out.push_str(&format!("- {language}: {}\n", one_line(text)));
+                    for (key, text) in fixes {
+                        out.push_str(&format!("- {}: {}\n", language(key), one_line(text)));
                     }
                 }
             }
@@ -250,8 +250,27 @@ fn page(families: &Families) -> String {
     out
 }
 
+/// The text as one line of Markdown: `<` outside of code would begin HTML.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let parts = words.split('`').enumerate();
+    let parts = parts.map(|(i, part)| match i % 2 {
+        0 => part.replace('<', "&lt;"),
+        _ => part.to_owned(),
+    });
+    parts.collect::<Vec<_>>().join("`")
+}
+
+/// The name that a reader knows a key of `fix` by.
+fn language(key: &str) -> &str {
+    match key {
+        "c" => "C",
+        "go" => "Go",
+        "rust" => "Rust",
+        "lua" => "Lua",
+        "host" => "In a host",
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -265,7 +284,7 @@ level = "MUST"
 party = "both"
 since = "1.0"
 chapter = "01-terms"
-text = "A | B."
+text = "A | B <c> `<d>`."
 why = "Because."
 fix = { go = "Do.", c = "Do that." }
 check = { cases = ["abi/padding"] }
@@ -304,7 +323,9 @@ check = { cases = ["abi/padding"] }
         let mut complaints = Vec::new();
         let new = filled(old, "x.md", &families, &mut complaints).unwrap();
         assert!(new.starts_with("of `<!-- rules: ABI -->` and\n<!-- rules: ABI -->\n| id |"));
-        assert!(new.contains("<a id=\"pxg-abi-001\"></a>PXG-ABI-001 | MUST | both | A \\| B. |"));
+        assert!(new.contains(
+            "<a id=\"pxg-abi-001\"></a>PXG-ABI-001 | MUST | both | A \\| B &lt;c> `<d>`. |"
+        ));
         assert!(new.ends_with("<!-- /rules -->\nend\n") && !new.contains("old"));
         assert_eq!(
             filled(&new, "x.md", &families, &mut complaints).unwrap(),
