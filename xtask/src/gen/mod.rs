@@ -5,6 +5,7 @@ mod constants_test;
 mod docs;
 mod header;
 mod layout_check;
+mod lint;
 mod lua;
 mod names;
 mod record;
@@ -123,6 +124,7 @@ fn first_difference<'a>(is: &'a str, want: &'a str) -> (usize, &'a str, &'a str)
 fn abi(args: &Args) -> Result<Made> {
     let model = cbind::Model::read()?;
     let mut made = record::made(&model, args.accept_abi.as_deref())?;
+    made.complaints.extend(lint::faults(&model));
     made.outputs.extend(header::outputs(&model)?);
     made.outputs.push(layout_check::output());
     made.outputs.push(lua::output(&model)?);
