@@ -12,6 +12,7 @@ import (
 func init() {
 	bridge.New = func(h bridge.Host) bridge.Instance { return newInstance(h) }
 	bridge.Filters = Registered
+	bridge.Inspect = func(i bridge.Instance, config, user uint64) []any { return i.(*instance).inspect(config, user) }
 }
 
 // instance is this library for one host.
@@ -205,13 +206,28 @@ func (c *callState) finish(act Action) {
 	r := &c.Res
 	if c.fault == "" && r.Enc.Err() == nil && act >= Continue && act <= actError &&
 		(act == actPending) == (c.async != nil) && (act != actReply || r.Enc.Reply() != 0) && act != actError {
-		r.Action = uint32(act)
-		if act == actPending {
+		switch act {
+		case actPending:
+			if r.Flags != 0 || r.Unsubscribe != 0 || r.BodyMode != [2]uint32{} {
+				c.fault = "Async after the event was changed: what waits can't change subscriptions, body modes or flags"
+				c.failed(act)
+				return
+			}
 			if r.User == 0 {
 				r.User = bridge.UserInterest
 			}
 			c.async.launch()
+		case actMore:
+		default:
+			r.MoreBytes = 0
 		}
+		if act != actReply && r.Enc.Reply() != 0 {
+			r.Enc.DropReply()
+		}
+		if act != actPending {
+			r.PendNs = 0
+		}
+		r.Action = uint32(act)
 		return
 	}
 	c.failed(act)
@@ -240,7 +256,7 @@ func (c *callState) failed(act Action) {
 		c.async = nil
 	}
 	r.Enc.Drop()
-	r.Flags, r.Unsubscribe, r.BodyMode, r.MoreBytes = 0, 0, [2]uint32{}, 0
+	r.Flags, r.Unsubscribe, r.BodyMode, r.MoreBytes, r.PendNs = 0, 0, [2]uint32{}, 0, 0
 	r.Enc.SetError(text)
 	r.Action = uint32(actError)
 	c.fault = ""
@@ -265,3 +281,14 @@ func (in *instance) OnStreamEnd(cfg, user, stream uint64, worker uint32) {
 
 // OnWorker is on_worker.
 func (in *instance) OnWorker(worker uint32, up bool) {}
+
+// inspect answers what a filter could have kept views in.
+func (in *instance) inspect(config, user uint64) (v []any) {
+	if c := in.config(config); c != nil {
+		v = append(v, c.filter)
+	}
+	if o := in.streams.get(user); o != nil {
+		v = append(v, o.v)
+	}
+	return v
+}

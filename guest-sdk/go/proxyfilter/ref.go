@@ -38,6 +38,9 @@ func (c Changes) SetMetadata(namespace, key, value string) { c.e.Metadata(namesp
 // Metric is [Stream.Metric].
 func (c Changes) Metric(id uint32, value int64) { c.e.Metric(id, value) }
 
+// RouteToCluster is [Stream.RouteToCluster].
+func (c Changes) RouteToCluster(name string) { c.e.Route("cluster", name) }
+
 // Reply answers the request here, if that is still possible when it is applied;
 // otherwise the stream is cut.
 func (c Changes) Reply(p Reply) {
@@ -211,38 +214,43 @@ func (w *ReplyWriter) write(p []byte, flags uint16, resFlags uint32) (int, error
 	if w.closed {
 		return 0, errClosed
 	}
-	if w.full {
-		select {
-		case <-w.live.writable:
-			w.full = false
-		case <-w.live.gone:
+	for {
+		if w.full {
+			select {
+			case <-w.live.writable:
+				w.full = false
+			case <-w.live.gone:
+			}
 		}
-	}
-	select {
-	case <-w.live.gone:
-		w.finish()
-		return 0, ErrStreamGone
-	default:
-	}
-	b := w.inst.host.NewBatch(w.worker)
-	r := b.Result()
-	r.Action, r.Flags = uint32(Continue), resFlags
-	r.Enc.Data(bridge.OpBodyWrite, flags, p)
-	if err := r.Enc.Err(); err != nil {
-		w.inst.host.Discard(b)
-		return 0, err
-	}
-	switch code := w.inst.host.Apply(w.stream, b); code {
-	case bridge.OK:
-		return len(p), nil
-	case bridge.Full:
-		w.full = true
-		return len(p), nil
-	case bridge.ErrStale:
-		w.finish()
-		w.live.die()
-		return 0, ErrStreamGone
-	default:
-		return 0, status(code)
+		select {
+		case <-w.live.gone:
+			w.finish()
+			return 0, ErrStreamGone
+		default:
+		}
+		b := w.inst.host.NewBatch(w.worker)
+		r := b.Result()
+		r.Action, r.Flags = uint32(Continue), resFlags
+		r.Enc.Data(bridge.OpBodyWrite, flags, p)
+		if err := r.Enc.Err(); err != nil {
+			w.inst.host.Discard(b)
+			return 0, err
+		}
+		switch code := w.inst.host.Apply(w.stream, b); code {
+		case bridge.OK:
+			return len(p), nil
+		case bridge.Full:
+			w.full = true
+			return len(p), nil
+		case bridge.ErrLimit:
+			// Not taken: something else wrote to this stream's reply up to the watermark.
+			w.full = true
+		case bridge.ErrStale:
+			w.finish()
+			w.live.die()
+			return 0, ErrStreamGone
+		default:
+			return 0, status(code)
+		}
 	}
 }

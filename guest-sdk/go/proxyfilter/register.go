@@ -221,6 +221,9 @@ func decode(b []byte, into any) error {
 		if errors.As(err, &syn) {
 			return fmt.Errorf("configuration is not JSON: %w (at byte %d)", err, syn.Offset)
 		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return fmt.Errorf("configuration is not JSON: it ends in the middle (%d bytes)", len(b))
+		}
 		return fmt.Errorf("configuration does not fit %s: %w", reflect.TypeOf(into).Elem(), err)
 	}
 	if _, err := d.Token(); err != io.EOF {

@@ -40,5 +40,8 @@ func (r *Reply) fault() string {
 	if r.Status < 200 || r.Status > 599 {
 		return fmt.Sprintf("reply with status %d: it must be from 200 to 599", r.Status)
 	}
+	if r.GRPC && (r.GRPCStatus < 0 || r.GRPCStatus > 16) {
+		return fmt.Sprintf("reply with gRPC status %d: it must be from 0 to 16", r.GRPCStatus)
+	}
 	return ""
 }

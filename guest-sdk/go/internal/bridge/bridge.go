@@ -165,6 +165,10 @@ var New func(h Host) Instance
 // Filters lists the names of the registered filters. Package proxyfilter sets it.
 var Filters func() []string
 
+// Inspect lists the values of a configuration and a stream in which a filter may
+// keep things. Package proxyfilter sets it, for package proxyfiltertest.
+var Inspect func(i Instance, config, user uint64) []any
+
 // Step is one step of the runtime recipe.
 type Step struct {
 	Name   string

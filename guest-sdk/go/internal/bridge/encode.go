@@ -95,7 +95,7 @@ func (e *Encoder) Drop() {
 		e.mem.FreeOwned(ctx)
 	}
 	e.owned = e.owned[:0]
-	e.dropReply()
+	e.DropReply()
 }
 
 // Release drops everything that the encoder holds beyond its lent memory.
@@ -104,7 +104,8 @@ func (e *Encoder) Release() {
 	*e = Encoder{owned: e.owned}
 }
 
-func (e *Encoder) dropReply() {
+// DropReply forgets the reply.
+func (e *Encoder) DropReply() {
 	e.reply = 0
 	if e.replyOwned != 0 {
 		e.mem.FreeOwned(e.replyOwned)
@@ -146,6 +147,9 @@ func (e *Encoder) fail() {
 
 // str copies s and answers its address; 0 for the empty string and on failure.
 func (e *Encoder) str(s string) uintptr {
+	if s == "" {
+		return 0
+	}
 	if n := e.off + len(s); n <= len(e.buf) {
 		copy(e.buf[e.off:n], s)
 		a := e.addr + uintptr(e.off)
@@ -158,6 +162,9 @@ func (e *Encoder) str(s string) uintptr {
 }
 
 func (e *Encoder) bytes(s []byte) uintptr {
+	if len(s) == 0 {
+		return 0
+	}
 	b, a := e.take(len(s), 1)
 	copy(b, s)
 	return a
@@ -242,7 +249,7 @@ func (e *Encoder) Metadata(namespace, key, value string) {
 	if o == nil {
 		return
 	}
-	k, a := e.take(len(namespace)+len(key), 1)
+	k, a := e.take(len(namespace)+len(key), 1) // the key is never empty
 	if len(k) == len(namespace)+len(key) {
 		copy(k, namespace)
 		copy(k[len(namespace):], key)
@@ -273,6 +280,9 @@ func (e *Encoder) SetError(text string) {
 		text = text[:limit]
 	}
 	e.err = nil
+	if text == "" {
+		text = "no reason given"
+	}
 	if b, a := e.take(len(text), 1); b != nil {
 		copy(b, text)
 		e.errAddr, e.errLen = a, uint32(len(text))
@@ -309,7 +319,7 @@ func (e *Encoder) fieldArray(f []Field) uintptr {
 
 // SetReply encodes a reply; a second one replaces the first.
 func (e *Encoder) SetReply(status int, flags uint32, grpc int32, header, trailers []Field, body []byte, details string) {
-	e.dropReply()
+	e.DropReply()
 	r, addr := e.take(ReplySize, 8)
 	if r == nil {
 		return

@@ -1,0 +1,5 @@
+//go:build !race
+
+package proxyfiltertest_test
+
+const raceEnabled = false
