@@ -80,25 +80,49 @@ impl Completion {
     /// Leaves exactly one header `name` with `value`.
     #[must_use]
     pub fn set_header(self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::HEADER_SET, Target::HEADERS, 0, name.as_ref(), Some(value.as_ref()))
+        self.op(
+            OpKind::HEADER_SET,
+            Target::HEADERS,
+            0,
+            name.as_ref(),
+            Some(value.as_ref()),
+        )
     }
 
     /// Appends a header.
     #[must_use]
     pub fn add_header(self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::HEADER_ADD, Target::HEADERS, 0, name.as_ref(), Some(value.as_ref()))
+        self.op(
+            OpKind::HEADER_ADD,
+            Target::HEADERS,
+            0,
+            name.as_ref(),
+            Some(value.as_ref()),
+        )
     }
 
     /// Removes all headers `name`.
     #[must_use]
     pub fn remove_header(self, name: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::HEADER_DELETE, Target::HEADERS, 0, name.as_ref(), None)
+        self.op(
+            OpKind::HEADER_DELETE,
+            Target::HEADERS,
+            0,
+            name.as_ref(),
+            None,
+        )
     }
 
     /// Replaces the value of the header at an index of the deferred event's view.
     #[must_use]
     pub fn set_header_at(self, index: usize, value: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::SET_AT, Target::HEADERS, index as u64, b"", Some(value.as_ref()))
+        self.op(
+            OpKind::SET_AT,
+            Target::HEADERS,
+            index as u64,
+            b"",
+            Some(value.as_ref()),
+        )
     }
 
     /// Removes the header at an index of the deferred event's view.
@@ -110,13 +134,25 @@ impl Completion {
     /// Leaves exactly one trailer `name` with `value`.
     #[must_use]
     pub fn set_trailer(self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::HEADER_SET, Target::TRAILERS, 0, name.as_ref(), Some(value.as_ref()))
+        self.op(
+            OpKind::HEADER_SET,
+            Target::TRAILERS,
+            0,
+            name.as_ref(),
+            Some(value.as_ref()),
+        )
     }
 
     /// Removes all trailers `name`.
     #[must_use]
     pub fn remove_trailer(self, name: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::HEADER_DELETE, Target::TRAILERS, 0, name.as_ref(), None)
+        self.op(
+            OpKind::HEADER_DELETE,
+            Target::TRAILERS,
+            0,
+            name.as_ref(),
+            None,
+        )
     }
 
     /// Forwards the next `n` bytes of the deferred event's view.
@@ -159,13 +195,25 @@ impl Completion {
     /// Sets metadata in the library's own namespace; see [`crate::Event::set_metadata`].
     #[must_use]
     pub fn set_metadata(self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::METADATA_SET, Target::HEADERS, 0, key.as_ref(), Some(value.as_ref()))
+        self.op(
+            OpKind::METADATA_SET,
+            Target::HEADERS,
+            0,
+            key.as_ref(),
+            Some(value.as_ref()),
+        )
     }
 
     /// Chooses the cluster that the request goes to.
     #[must_use]
     pub fn route_to(self, cluster: impl AsRef<[u8]>) -> Self {
-        self.op(OpKind::ROUTE, Target::HEADERS, 0, b"cluster", Some(cluster.as_ref()))
+        self.op(
+            OpKind::ROUTE,
+            Target::HEADERS,
+            0,
+            b"cluster",
+            Some(cluster.as_ref()),
+        )
     }
 
     /// How the deferred direction's body is delivered from here on; as [`crate::HeadersEvent::body_mode`].
@@ -304,7 +352,11 @@ impl StreamHandle {
     /// [`HostError::Stale`] after the stream's end.
     pub fn wake(&self, arg: u64) -> Result<(), HostError> {
         let status = self.host.wake(self.stream, arg);
-        if status.0 >= 0 { Ok(()) } else { Err(HostError::of(status)) }
+        if status.0 >= 0 {
+            Ok(())
+        } else {
+            Err(HostError::of(status))
+        }
     }
 
     /// Acts on the stream: a reply, a reset, metadata, writes to an open reply. Needs the feature APPLY.

@@ -60,13 +60,14 @@ pub mod verdict {
 
 /// Why a filter failed on a stream; `?` makes one from every error.
 #[derive(Debug)]
-pub struct FilterError(Box<str>);
+// A thin pointer: an outcome is returned in registers.
+pub struct FilterError(Box<String>);
 
 impl FilterError {
     /// An error with a text for the log.
     #[must_use]
     pub fn new(text: impl Display) -> Self {
-        Self(text.to_string().into_boxed_str())
+        Self(Box::new(text.to_string()))
     }
 
     /// The text.
@@ -85,7 +86,7 @@ impl<E: std::error::Error> From<E> for FilterError {
             text.push_str(&cause.to_string());
             source = cause.source();
         }
-        Self(text.into_boxed_str())
+        Self(Box::new(text))
     }
 }
 

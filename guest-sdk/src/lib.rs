@@ -22,7 +22,9 @@ pub use metrics::{Counter, Gauge, Histogram};
 pub use pending::{Cancellation, HostError, Pending};
 pub use proxy_golang_abi as abi;
 pub use proxy_golang_abi::feature::{Feature, FeatureSet};
-pub use proxy_golang_abi::{BodyMode, DirectionEnd, EndReason, EventFlags, LogLevel, Phase, Status};
+pub use proxy_golang_abi::{
+    BodyMode, DirectionEnd, EndReason, EventFlags, LogLevel, Phase, Status,
+};
 pub use raw::{
     BodyEvent, Buffer, ConfigInput, ConnectionEvent, DataEvent, Event, Field, FieldIter, Fields,
     HeadersEvent, Host, Library, LogEvent, MessageEvent, ReplyBuilder, TrailersEvent, WakeEvent,
@@ -31,10 +33,10 @@ pub use raw::{
 /// Everything that a filter needs: `use proxy_golang_guest::prelude::*;`.
 pub mod prelude {
     pub use crate::{
-        BodyEvent, BodyMode, Completion, ConfigError, ConfigInput, Direction, Feature, Filter, FilterError,
-        HeadersEvent, LogEvent, LogLevel, OnLog, OnRequestBody, OnRequestHeaders, OnRequestTrailers,
-        OnResponseBody, OnResponseHeaders, OnResponseTrailers, OnWake, Outcome, Pending, Phase, Reply, Setup,
-        TrailersEvent, Verdict, WakeEvent,
+        BodyEvent, BodyMode, Completion, ConfigError, ConfigInput, Direction, Feature, Filter,
+        FilterError, HeadersEvent, LogEvent, LogLevel, OnLog, OnRequestBody, OnRequestHeaders,
+        OnRequestTrailers, OnResponseBody, OnResponseHeaders, OnResponseTrailers, OnWake, Outcome,
+        Pending, Phase, Reply, Setup, TrailersEvent, Verdict, WakeEvent,
     };
 }
 

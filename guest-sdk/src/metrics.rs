@@ -58,7 +58,12 @@ impl Histogram {
 
 /// Defining metrics; the host answers the same one for the same name, kind and labels.
 impl Host {
-    fn define(self, kind: MetricKind, name: &str, labels: &[(&str, &str)]) -> Result<Metric, HostError> {
+    fn define(
+        self,
+        kind: MetricKind,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<Metric, HostError> {
         let table = self.metrics_table().ok_or(HostError::Unsupported)?;
         let id = table.define(kind, name, labels).map_err(HostError::of)?;
         Ok(Metric { table, id })
@@ -85,6 +90,7 @@ impl Host {
     /// # Errors
     /// As there.
     pub fn histogram(self, name: &str, labels: &[(&str, &str)]) -> Result<Histogram, HostError> {
-        self.define(MetricKind::HISTOGRAM, name, labels).map(Histogram)
+        self.define(MetricKind::HISTOGRAM, name, labels)
+            .map(Histogram)
     }
 }

@@ -42,7 +42,11 @@ impl std::fmt::Display for HostError {
             Self::Unsupported => f.write_str("the host does not have this function or feature"),
             Self::Limit => f.write_str("over a limit of the host"),
             Self::Refused(status) => {
-                write!(f, "the host refused it with status {}; its log says why", status.0)
+                write!(
+                    f,
+                    "the host refused it with status {}; its log says why",
+                    status.0
+                )
             }
         }
     }
@@ -101,7 +105,10 @@ impl Pending {
         }
         if status != Status::STALE {
             // The token lives on, and nobody else will complete it.
-            let refused = Completion::error(format_args!("the host refused a completion with status {}", status.0));
+            let refused = Completion::error(format_args!(
+                "the host refused a completion with status {}",
+                status.0
+            ));
             let _ = refused.0.complete(self.host, self.token);
         }
         self.state.finish();
@@ -132,7 +139,9 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if self.open && !self.state.is_cancelled() {
-            let _ = self.send(Completion::error("the filter dropped a deferred event without completing it"));
+            let _ = self.send(Completion::error(
+                "the filter dropped a deferred event without completing it",
+            ));
         }
     }
 }

@@ -13,10 +13,10 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
 static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   const pxg_field *f = ev->fields, *end = f + ev->n_fields;
   pxg_str request_id = pxgg_absent(), agent = pxgg_absent();
-  uint64_t total = 0;
+  uint32_t total = 0;
   pxgg_call c;
   for (; f < end; f++) {
-    total += f->name.len + (uint64_t)f->value.len;
+    total += f->value.len;
     if (PXGG_EQ(f->name, "x-request-id")) {
       request_id = f->value;
     } else if (PXGG_EQ(f->name, "user-agent")) {

@@ -26,15 +26,26 @@ pub struct Event<'c> {
     ev: *const abi::Event,
     out: *mut abi::EventResult,
     ops: Cell<*mut abi::Op>,
-    n_ops: Cell<u64>,
-    cap_ops: Cell<u64>,
+    next_op: Cell<*mut abi::Op>,
+    end_ops: Cell<*mut abi::Op>,
     mem: Cell<*mut u8>,
-    mem_left: Cell<u64>,
+    mem_end: Cell<*mut u8>,
     reply: Cell<*const abi::Reply>,
-    failed: Cell<bool>,
-    deferred: Cell<bool>,
+    /// Whether anything but operations has happened: the result is not the plain one.
+    state: Cell<State>,
     // Invariant in 'c: a shorter one would let a local be borrowed by the result.
     _borrowed: PhantomData<Cell<&'c ()>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State(u8);
+
+impl State {
+    const PLAIN: Self = Self(0);
+    /// The host refused scratch: the call fails when it ends.
+    const FAILED: Self = Self(1);
+    const DEFERRED: Self = Self(2);
+    const REPLIED: Self = Self(4);
 }
 
 impl<'c> Event<'c> {
@@ -48,7 +59,7 @@ impl<'c> Event<'c> {
         out: *mut abi::EventResult,
     ) -> Self {
         // SAFETY: the caller's.
-        let (ops, cap_ops, mem, mem_left) = unsafe {
+        let (ops, cap_ops, mem, mem_cap) = unsafe {
             (
                 (*out).scratch_ops,
                 (*out).scratch_ops_cap,
@@ -62,13 +73,14 @@ impl<'c> Event<'c> {
             ev,
             out,
             ops: Cell::new(ops),
-            n_ops: Cell::new(0),
-            cap_ops: Cell::new(cap_ops),
+            next_op: Cell::new(ops),
+            // SAFETY: the host lends that many operations and bytes there.
+            end_ops: Cell::new(unsafe { ops.add(cap_ops as usize) }),
             mem: Cell::new(mem),
-            mem_left: Cell::new(mem_left),
+            // SAFETY: as above.
+            mem_end: Cell::new(unsafe { mem.add(mem_cap as usize) }),
             reply: Cell::new(std::ptr::null()),
-            failed: Cell::new(false),
-            deferred: Cell::new(false),
+            state: Cell::new(State::PLAIN),
             _borrowed: PhantomData,
         }
     }
@@ -138,7 +150,7 @@ impl<'c> Event<'c> {
     /// `metadata.<namespace>.<key>`. Needs the feature METADATA, else it is skipped and counted.
     pub fn set_metadata(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let (key, value) = (self.copy(key.as_ref()), self.copy(value.as_ref()));
-        self.push(OpKind::METADATA_SET, Target::HEADERS, 0, key, abi::Buf::borrowed(value));
+        self.push(OpKind::METADATA_SET, Target::HEADERS, 0, key, value);
     }
 
     /// Adds to a counter, with the result of this event: no crossing.
@@ -157,7 +169,13 @@ impl<'c> Event<'c> {
     }
 
     fn metric(&self, id: u32, value: i64) {
-        self.push(OpKind::METRIC, Target(id), value.cast_unsigned(), Str::EMPTY, abi::Buf::EMPTY);
+        self.push(
+            OpKind::METRIC,
+            Target(id),
+            value.cast_unsigned(),
+            Text::NONE,
+            Text::NONE,
+        );
     }
 
     /// No further event of these phases for this stream; for a body phase that is mode SKIP.
@@ -166,153 +184,176 @@ impl<'c> Event<'c> {
         unsafe { (*self.out).unsubscribe |= abi::phase_bit(phase) }
     }
 
+    #[inline(always)]
+    fn is(&self, state: State) -> bool {
+        self.state.get().0 & state.0 != 0
+    }
+
+    fn becomes(&self, state: State) {
+        self.state.set(State(self.state.get().0 | state.0));
+    }
+
+    fn n_ops(&self) -> usize {
+        (self.next_op.get().addr() - self.ops.get().addr()) / size_of::<abi::Op>()
+    }
+
     // ---- scratch
 
+    fn mem_left(&self) -> usize {
+        self.mem_end.get().addr() - self.mem.get().addr()
+    }
+
     /// `n` bytes of scratch, aligned for every struct of the ABI; null if the host refused.
-    #[inline]
-    fn alloc(&self, n: u64) -> *mut u8 {
+    fn alloc(&self, n: usize) -> *mut u8 {
         let mem = self.mem.get();
-        let pad = mem.addr().wrapping_neg() as u64 & 15;
-        let left = self.mem_left.get();
+        let pad = mem.addr().wrapping_neg() & 15;
+        let left = self.mem_left();
         if left < pad || left - pad < n {
             return self.alloc_more(n);
         }
         // SAFETY: `pad + n` bytes are left of the block that the host lent.
-        let p = unsafe { mem.add(pad as usize) };
+        let p = unsafe { mem.add(pad) };
         // SAFETY: as above.
-        self.mem.set(unsafe { p.add(n as usize) });
-        self.mem_left.set(left - pad - n);
+        self.mem.set(unsafe { p.add(n) });
         p
     }
 
-    /// `n` bytes of scratch without alignment; null if the host refused.
-    #[inline(always)]
-    fn alloc_bytes(&self, n: u64) -> *mut u8 {
-        let (mem, left) = (self.mem.get(), self.mem_left.get());
-        if left < n {
-            return self.alloc_more(n);
-        }
-        // SAFETY: n bytes are left of the block that the host lent.
-        self.mem.set(unsafe { mem.add(n as usize) });
-        self.mem_left.set(left - n);
-        mem
-    }
-
     #[cold]
-    fn scratch_more(&self, n: u64) -> *mut u8 {
+    fn scratch_more(&self, n: usize) -> *mut u8 {
         let table = self.host.table();
         let p = match table.scratch_more {
             // SAFETY: in-call, on its thread.
-            Some(more) => unsafe { more(table.ctx, n) },
+            Some(more) => unsafe { more(table.ctx, n as u64) },
             None => std::ptr::null_mut(),
         };
         if p.is_null() {
-            self.failed.set(true);
+            self.becomes(State::FAILED);
         }
         p
     }
 
     #[cold]
-    fn alloc_more(&self, n: u64) -> *mut u8 {
+    fn alloc_more(&self, n: usize) -> *mut u8 {
         let want = n.max(4096);
         let p = self.scratch_more(want);
         // The block with more room left stays in use: one large request must not throw a nearly empty block away.
-        if !p.is_null() && want - n > self.mem_left.get() {
+        if !p.is_null() && want - n > self.mem_left() {
             // SAFETY: the host answered `want` bytes.
-            self.mem.set(unsafe { p.add(n as usize) });
-            self.mem_left.set(want - n);
+            unsafe {
+                self.mem.set(p.add(n));
+                self.mem_end.set(p.add(want));
+            }
         }
         p
     }
 
-    /// A copy in scratch; empty if the host refused, and then the call fails whatever the filter answers.
-    #[inline]
-    fn copy(&self, bytes: &[u8]) -> Str {
+    /// A copy in scratch. If the host refused it points nowhere, and the call fails whatever the filter answers.
+    #[inline(always)]
+    fn copy(&self, bytes: &[u8]) -> Text {
         let n = bytes.len();
-        if n == 0 {
-            return Str::EMPTY;
+        let mem = self.mem.get();
+        if n > self.mem_left() {
+            return Text(self.copy_more(bytes), n);
         }
-        if n > u32::MAX as usize {
-            self.failed.set(true);
-            return Str::EMPTY;
-        }
-        let p = self.alloc_bytes(n as u64);
-        if p.is_null() {
-            return Str::EMPTY;
-        }
-        // SAFETY: `alloc_bytes` answered n bytes of scratch, which overlap nothing.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), p, n) };
-        Str {
-            ptr: p,
-            len: n as u32,
-            flags: abi::StrFlags(0),
-        }
+        // SAFETY: n bytes are left of the block that the host lent, which overlaps nothing that can be read.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), mem, n) };
+        // SAFETY: as above.
+        self.mem.set(unsafe { mem.add(n) });
+        Text(mem, n)
     }
 
-    fn format(&self, args: std::fmt::Arguments<'_>) -> Str {
+    #[cold]
+    #[inline(never)]
+    fn copy_more(&self, bytes: &[u8]) -> *const u8 {
+        if u32::try_from(bytes.len()).is_err() {
+            self.becomes(State::FAILED);
+            return std::ptr::null();
+        }
+        let p = self.alloc_more(bytes.len());
+        if !p.is_null() {
+            // SAFETY: `alloc_more` answered that many bytes of fresh scratch.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), p, bytes.len()) };
+        }
+        p
+    }
+
+    fn format(&self, args: std::fmt::Arguments<'_>) -> Text {
         if let Some(text) = args.as_str() {
             return self.copy(text.as_bytes());
         }
         let mut out = ScratchWriter {
             event: self,
-            at: Str::EMPTY,
+            at: std::ptr::null_mut(),
+            len: 0,
             cap: 0,
         };
         if out.write_fmt(args).is_err() {
-            self.failed.set(true);
+            self.becomes(State::FAILED);
         }
-        out.at
+        Text(out.at, out.len)
     }
 
     // ---- operations
 
     #[inline(always)]
-    fn push(&self, kind: OpKind, target: Target, u0: u64, key: Str, val: abi::Buf) {
-        let n = self.n_ops.get();
-        if n == self.cap_ops.get() && !self.grow_ops() {
-            // SAFETY: an owned buffer that never reached an operation comes back to its type and drops.
-            drop(unsafe { Buffer::from_abi(val) });
+    fn push(&self, kind: OpKind, target: Target, u0: u64, key: Text, val: Text) {
+        self.push_buf(kind, target, u0, key, abi::Buf::borrowed(val.str()));
+    }
+
+    #[inline(always)]
+    fn push_buf(&self, kind: OpKind, target: Target, u0: u64, key: Text, val: abi::Buf) {
+        if self.next_op.get() == self.end_ops.get() && !self.grow_ops() {
+            if val.release.is_some() {
+                refused(val);
+            }
             return;
         }
-        // SAFETY: n < cap, and the array is the host's scratch or what `scratch_more` answered.
+        let at = self.next_op.get();
+        // SAFETY: before the end of the array, which is the host's scratch or what `scratch_more` answered.
         unsafe {
-            self.ops.get().add(n as usize).write(abi::Op {
+            at.write(abi::Op {
                 kind,
                 flags: OpFlags(0),
                 target,
                 u0,
-                key,
+                key: key.str(),
                 val,
             });
+            self.next_op.set(at.add(1));
         }
-        self.n_ops.set(n + 1);
     }
 
     /// Operations are one array: a larger one is taken and they move.
     #[cold]
+    #[inline(never)]
     fn grow_ops(&self) -> bool {
-        let n = self.n_ops.get();
-        let cap = (self.cap_ops.get() * 2).max(32);
-        let p = self.scratch_more(cap * size_of::<abi::Op>() as u64).cast::<abi::Op>();
+        let n = self.n_ops();
+        let cap = (n * 2).max(32);
+        let p = self
+            .scratch_more(cap * size_of::<abi::Op>())
+            .cast::<abi::Op>();
         if p.is_null() {
             return false;
         }
-        // SAFETY: `cap` operations at `p`, 16-aligned by contract; the first n of the old array are initialised.
-        unsafe { std::ptr::copy_nonoverlapping(self.ops.get(), p, n as usize) };
+        // SAFETY: `cap` operations at `p`, 16-aligned by contract; the n of the old array are initialised.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.ops.get(), p, n);
+            self.next_op.set(p.add(n));
+            self.end_ops.set(p.add(cap));
+        }
         self.ops.set(p);
-        self.cap_ops.set(cap);
         true
     }
 
     /// Releases what the operations own and forgets them: for a result that carries none.
     fn abandon(&self) {
-        for i in 0..self.n_ops.get() {
+        for i in 0..self.n_ops() {
             // SAFETY: i < n: an operation that `push` wrote.
-            let val = unsafe { (*self.ops.get().add(i as usize)).val };
+            let val = unsafe { (*self.ops.get().add(i)).val };
             // SAFETY: the host has not seen it.
             drop(unsafe { Buffer::from_abi(val) });
         }
-        self.n_ops.set(0);
+        self.next_op.set(self.ops.get());
         if !self.reply.get().is_null() {
             // SAFETY: a reply that the builder wrote into scratch.
             let reply = unsafe { &*self.reply.get() };
@@ -330,72 +371,75 @@ impl<'c> Event<'c> {
     /// Writes the result.
     #[inline(always)]
     pub(super) fn finish(&self, outcome: Outcome) {
-        // SAFETY: call lifetime; `out` is the guest's for the call.
-        let out = unsafe { &mut *self.out };
-        let action = match outcome {
-            Ok(Verdict::Continue) if self.reply.get().is_null() => Action::CONTINUE,
-            other => match self.finish_slow(other, out) {
-                Some(action) => action,
-                None => return,
-            },
-        };
-        if self.failed.get() {
-            self.fail("scratch_more refused memory: the result is over the host's limit");
+        if !matches!(outcome, Ok(Verdict::Continue)) || self.state.get() != State::PLAIN {
+            self.finish_other(outcome);
             return;
         }
+        self.write(Action::CONTINUE);
+    }
+
+    #[inline(always)]
+    fn write(&self, action: Action) {
+        // SAFETY: call lifetime; `out` is the guest's for the call.
+        let out = unsafe { &mut *self.out };
         out.ops = self.ops.get();
-        out.n_ops = self.n_ops.get();
+        out.n_ops = self.n_ops() as u64;
         out.action = action;
     }
 
     #[inline(never)]
-    fn finish_slow(&self, outcome: Outcome, out: &mut abi::EventResult) -> Option<Action> {
-        match outcome {
-            Ok(Verdict::Continue | Verdict::More(_)) if !self.reply.get().is_null() => {
-                self.fail("a reply was sent but another verdict returned; return what send() answered");
-                None
+    fn finish_other(&self, outcome: Outcome) {
+        let replied = !self.reply.get().is_null();
+        let wrong = match &outcome {
+            Err(error) => Some(error.text()),
+            Ok(_) if self.is(State::FAILED) => {
+                Some("scratch_more refused memory: the result is over the host's limit")
             }
-            Ok(Verdict::Continue) => Some(Action::CONTINUE),
+            Ok(Verdict::Reply(_)) if !replied => {
+                Some("the verdict is a reply, but none was sent in this event")
+            }
+            Ok(Verdict::Continue | Verdict::More(_)) if replied => {
+                Some("a reply was sent but another verdict returned; return what send() answered")
+            }
+            Ok(Verdict::Pending(_)) if !self.is(State::DEFERRED) => {
+                Some("the verdict is pending, but this event was not deferred")
+            }
+            Ok(Verdict::Pending(_)) if replied || self.n_ops() != 0 => {
+                Some("operations before a pending verdict; pass them with the completion instead")
+            }
+            Ok(_) => None,
+        };
+        if let Some(text) = wrong {
+            self.fail(text);
+            return;
+        }
+        let action = match outcome {
             Ok(Verdict::More(bytes)) => {
-                out.more_bytes = bytes;
-                Some(Action::MORE)
+                // SAFETY: call lifetime.
+                unsafe { (*self.out).more_bytes = bytes }
+                Action::MORE
+            }
+            Ok(Verdict::Reply(_)) => {
+                // SAFETY: call lifetime.
+                unsafe { (*self.out).reply = self.reply.get() }
+                Action::REPLY
             }
             Ok(Verdict::Reset) => {
                 self.abandon();
-                Some(Action::RESET)
+                Action::RESET
             }
-            Ok(Verdict::Reply(_)) if self.reply.get().is_null() => {
-                self.fail("the verdict is a reply, but none was sent in this event");
-                None
-            }
-            Ok(Verdict::Reply(_)) => {
-                out.reply = self.reply.get();
-                Some(Action::REPLY)
-            }
-            Ok(Verdict::Pending(_)) if !self.deferred.get() => {
-                self.fail("the verdict is pending, but this event was not deferred");
-                None
-            }
-            Ok(Verdict::Pending(_)) if self.n_ops.get() != 0 || !self.reply.get().is_null() => {
-                self.fail("operations before a pending verdict; pass them with the completion instead");
-                None
-            }
-            Ok(Verdict::Pending(_)) => Some(Action::PENDING),
-            Err(error) => {
-                self.fail(error.text());
-                None
-            }
-        }
+            Ok(Verdict::Pending(_)) => Action::PENDING,
+            _ => Action::CONTINUE,
+        };
+        self.write(action);
     }
 
     /// Answers ERROR with a text for the log.
     #[cold]
     pub(super) fn fail(&self, text: &str) {
         self.abandon();
-        self.failed.set(false);
         // What is left of the scratch takes the head of the text: an error must not fail for want of memory.
-        let room = (self.mem_left.get() as usize).saturating_sub(15);
-        let mut n = text.len().min(room);
+        let mut n = text.len().min(self.mem_left());
         while !text.is_char_boundary(n) {
             n -= 1;
         }
@@ -405,15 +449,19 @@ impl<'c> Event<'c> {
         out.ops = std::ptr::null();
         out.n_ops = 0;
         out.reply = std::ptr::null();
-        out.error = error;
+        out.error = error.str();
         out.action = Action::ERROR;
     }
 
     /// The token of a deferred event, if the verdict was not PENDING: it has retired then.
+    #[inline(always)]
     pub(super) fn retired_token(&self) -> Option<u64> {
+        if !self.is(State::DEFERRED) {
+            return None;
+        }
         // SAFETY: call lifetime.
         let action = unsafe { (*self.out).action };
-        (self.deferred.get() && action != Action::PENDING).then(|| self.raw().token)
+        (action != Action::PENDING).then(|| self.raw().token)
     }
 
     fn defer(&self) -> Result<(Verdict, Pending), FilterError> {
@@ -423,9 +471,10 @@ impl<'c> Event<'c> {
                 "this event cannot be deferred: set MAY_PEND of the phase's trait, on a host that has the feature",
             ));
         }
-        if self.deferred.replace(true) {
+        if self.is(State::DEFERRED) {
             return Err(FilterError::new("this event has been deferred already"));
         }
+        self.becomes(State::DEFERRED);
         let state = Arc::new(CancelState::default());
         // SAFETY: `head` is the configuration of this call, and `out.user` is 0 or this stream's slot.
         let slot: &mut SlotHead = unsafe {
@@ -442,36 +491,72 @@ impl<'c> Event<'c> {
     }
 }
 
+/// An owned buffer that never reached an operation is released.
+#[cold]
+#[inline(never)]
+fn refused(val: abi::Buf) {
+    // SAFETY: the host has not seen it.
+    drop(unsafe { Buffer::from_abi(val) });
+}
+
+/// Bytes of a result: a pointer and a length, which stay in registers.
+#[derive(Clone, Copy)]
+struct Text(*const u8, usize);
+
+impl Text {
+    const NONE: Self = Self(std::ptr::null(), 0);
+
+    /// What outlives the call's result.
+    #[inline(always)]
+    fn of<B: AsRef<[u8]> + ?Sized>(bytes: &B) -> Self {
+        let bytes = bytes.as_ref();
+        if bytes.is_empty() {
+            return Self::NONE;
+        }
+        assert!(
+            u32::try_from(bytes.len()).is_ok(),
+            "a field of 4 GiB or more"
+        );
+        Self(bytes.as_ptr(), bytes.len())
+    }
+
+    #[inline(always)]
+    fn str(self) -> Str {
+        Str {
+            ptr: self.0,
+            len: self.1 as u32,
+            flags: abi::StrFlags(0),
+        }
+    }
+}
+
 /// Formats into scratch that grows.
 struct ScratchWriter<'e, 'c> {
     event: &'e Event<'c>,
-    at: Str,
-    cap: u64,
+    at: *mut u8,
+    len: usize,
+    cap: usize,
 }
 
 impl std::fmt::Write for ScratchWriter<'_, '_> {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        let have = u64::from(self.at.len);
-        let need = have + text.len() as u64;
+        let need = self.len + text.len();
         if need > self.cap {
             let cap = need.max(64).next_power_of_two();
             let p = self.event.alloc(cap);
-            if p.is_null() || u32::try_from(need).is_err() {
+            if p.is_null() || u32::try_from(cap).is_err() {
                 return Err(std::fmt::Error);
             }
-            if have > 0 {
-                // SAFETY: `have` bytes written before, into another block.
-                unsafe { std::ptr::copy_nonoverlapping(self.at.ptr, p, have as usize) };
+            if self.len > 0 {
+                // SAFETY: `len` bytes written before, into another block.
+                unsafe { std::ptr::copy_nonoverlapping(self.at, p, self.len) };
             }
-            self.at.ptr = p;
+            self.at = p;
             self.cap = cap;
         }
-        // SAFETY: `need` <= `cap` bytes of scratch at `at.ptr`, reached through the pointer that `alloc` answered.
-        unsafe {
-            let end = self.at.ptr.cast_mut().add(have as usize);
-            std::ptr::copy_nonoverlapping(text.as_ptr(), end, text.len());
-        }
-        self.at.len = need as u32;
+        // SAFETY: `need` <= `cap` bytes of scratch at `at`.
+        unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), self.at.add(self.len), text.len()) };
+        self.len = need;
         Ok(())
     }
 }
@@ -582,8 +667,8 @@ impl<'c> MessageEvent<'c> {
     }
 
     #[inline(always)]
-    fn header_op(&self, kind: OpKind, target: Target, name: Str, value: Str) {
-        self.push(kind, target, 0, name, abi::Buf::borrowed(value));
+    fn header_op(&self, kind: OpKind, target: Target, name: Text, value: Text) {
+        self.push(kind, target, 0, name, value);
     }
 
     /// Leaves exactly one header `name` with `value`. Both are copied into the host's scratch; nothing is allocated.
@@ -608,7 +693,7 @@ impl<'c> MessageEvent<'c> {
         N: AsRef<[u8]> + ?Sized,
         V: AsRef<[u8]> + ?Sized,
     {
-        let (name, value) = (Str::new(name.as_ref()), Str::new(value.as_ref()));
+        let (name, value) = (Text::of(name), Text::of(value));
         self.header_op(OpKind::HEADER_SET, Target::HEADERS, name, value);
     }
 
@@ -626,7 +711,7 @@ impl<'c> MessageEvent<'c> {
         N: AsRef<[u8]> + ?Sized,
         V: AsRef<[u8]> + ?Sized,
     {
-        let (name, value) = (Str::new(name.as_ref()), Str::new(value.as_ref()));
+        let (name, value) = (Text::of(name), Text::of(value));
         self.header_op(OpKind::HEADER_ADD, Target::HEADERS, name, value);
     }
 
@@ -634,7 +719,7 @@ impl<'c> MessageEvent<'c> {
     #[inline]
     pub fn remove_header(&self, name: impl AsRef<[u8]>) {
         let name = self.copy(name.as_ref());
-        self.header_op(OpKind::HEADER_DELETE, Target::HEADERS, name, Str::EMPTY);
+        self.header_op(OpKind::HEADER_DELETE, Target::HEADERS, name, Text::NONE);
     }
 
     /// [`MessageEvent::remove_header`] without a copy, as [`MessageEvent::set_header_borrowed`].
@@ -643,8 +728,8 @@ impl<'c> MessageEvent<'c> {
         self.header_op(
             OpKind::HEADER_DELETE,
             Target::HEADERS,
-            Str::new(name.as_ref()),
-            Str::EMPTY,
+            Text::of(name),
+            Text::NONE,
         );
     }
 
@@ -652,12 +737,24 @@ impl<'c> MessageEvent<'c> {
     /// operations (PXG-HDR-004).
     pub fn set_header_at(&self, index: usize, value: impl AsRef<[u8]>) {
         let value = self.copy(value.as_ref());
-        self.push(OpKind::SET_AT, Target::HEADERS, index as u64, Str::EMPTY, abi::Buf::borrowed(value));
+        self.push(
+            OpKind::SET_AT,
+            Target::HEADERS,
+            index as u64,
+            Text::NONE,
+            value,
+        );
     }
 
     /// Removes the header at an index, as [`MessageEvent::set_header_at`].
     pub fn remove_header_at(&self, index: usize) {
-        self.push(OpKind::DELETE_AT, Target::HEADERS, index as u64, Str::EMPTY, abi::Buf::EMPTY);
+        self.push(
+            OpKind::DELETE_AT,
+            Target::HEADERS,
+            index as u64,
+            Text::NONE,
+            Text::NONE,
+        );
     }
 
     /// Leaves exactly one trailer `name` with `value`. Needs the feature TRAILERS_OUT of the direction, else it is
@@ -682,19 +779,31 @@ impl<'c> MessageEvent<'c> {
     /// Removes all trailers `name`, as [`MessageEvent::set_trailer`].
     pub fn remove_trailer(&self, name: impl AsRef<[u8]>) {
         let name = self.copy(name.as_ref());
-        self.header_op(OpKind::HEADER_DELETE, Target::TRAILERS, name, Str::EMPTY);
+        self.header_op(OpKind::HEADER_DELETE, Target::TRAILERS, name, Text::NONE);
     }
 
     /// Chooses the cluster that the request goes to. Needs the feature ROUTE; a cluster that the operator did not
     /// allow is an error of the stream.
     pub fn route_to(&self, cluster: impl AsRef<[u8]>) {
         let cluster = self.copy(cluster.as_ref());
-        self.push(OpKind::ROUTE, Target::HEADERS, 0, Str::new(b"cluster"), abi::Buf::borrowed(cluster));
+        self.push(
+            OpKind::ROUTE,
+            Target::HEADERS,
+            0,
+            Text::of("cluster"),
+            cluster,
+        );
     }
 
     /// Routes the request again, after its path or authority was changed. Needs the feature ROUTE.
     pub fn recompute_route(&self) {
-        self.push(OpKind::ROUTE, Target::HEADERS, 0, Str::new(b"recompute"), abi::Buf::EMPTY);
+        self.push(
+            OpKind::ROUTE,
+            Target::HEADERS,
+            0,
+            Text::of("recompute"),
+            Text::NONE,
+        );
     }
 
     /// Begins a local reply: `return ev.reply(403).body("no\n").send()`. It is written into the host's scratch.
@@ -714,7 +823,9 @@ impl<'c> MessageEvent<'c> {
 
     fn set_body_mode(&self, mode: abi::BodyMode) {
         let dir = match self.phase() {
-            Phase::RESPONSE_HEADERS | Phase::RESPONSE_BODY | Phase::RESPONSE_TRAILERS => abi::DIR_RESPONSE,
+            Phase::RESPONSE_HEADERS | Phase::RESPONSE_BODY | Phase::RESPONSE_TRAILERS => {
+                abi::DIR_RESPONSE
+            }
             _ => abi::DIR_REQUEST,
         };
         // SAFETY: call lifetime.
@@ -805,29 +916,52 @@ macro_rules! body_views_and_ops {
 
             /// Forwards the next `n` bytes. The cursor starts at the view's first byte.
             pub fn pass(&self, n: usize) {
-                self.push(OpKind::PASS, Target::HEADERS, n as u64, Str::EMPTY, abi::Buf::EMPTY);
+                self.push(
+                    OpKind::PASS,
+                    Target::HEADERS,
+                    n as u64,
+                    Text::NONE,
+                    Text::NONE,
+                );
             }
 
             /// Discards the next `n` bytes.
             pub fn discard(&self, n: usize) {
-                self.push(OpKind::DROP, Target::HEADERS, n as u64, Str::EMPTY, abi::Buf::EMPTY);
+                self.push(
+                    OpKind::DROP,
+                    Target::HEADERS,
+                    n as u64,
+                    Text::NONE,
+                    Text::NONE,
+                );
             }
 
             /// Puts bytes at the cursor, handed over without a copy.
             pub fn inject(&self, bytes: impl Into<Buffer>) {
-                self.push(OpKind::INJECT, Target::HEADERS, 0, Str::EMPTY, bytes.into().into_abi());
+                self.push_buf(
+                    OpKind::INJECT,
+                    Target::HEADERS,
+                    0,
+                    Text::NONE,
+                    bytes.into().into_abi(),
+                );
             }
 
             /// Puts bytes at the cursor, copied into the host's scratch: for small pieces.
             pub fn inject_copy(&self, bytes: impl AsRef<[u8]>) {
-                let bytes = abi::Buf::borrowed(self.copy(bytes.as_ref()));
-                self.push(OpKind::INJECT, Target::HEADERS, 0, Str::EMPTY, bytes);
+                let bytes = self.copy(bytes.as_ref());
+                self.push(OpKind::INJECT, Target::HEADERS, 0, Text::NONE, bytes);
             }
 
             /// Puts bytes at the cursor without a copy: memory of the filter or of the stream's context.
             pub fn inject_borrowed<V: AsRef<[u8]> + ?Sized>(&self, bytes: &'c V) {
-                let bytes = abi::Buf::borrowed(Str::new(bytes.as_ref()));
-                self.push(OpKind::INJECT, Target::HEADERS, 0, Str::EMPTY, bytes);
+                self.push(
+                    OpKind::INJECT,
+                    Target::HEADERS,
+                    0,
+                    Text::NONE,
+                    Text::of(bytes),
+                );
             }
 
             /// Puts other bytes in the place of the whole view.
@@ -900,10 +1034,16 @@ impl<'c> WakeEvent<'c> {
 
     /// Appends to the open reply; `end` ends it there.
     pub fn write(&self, bytes: impl Into<Buffer>, end: bool) {
-        self.push(OpKind::BODY_WRITE, Target::HEADERS, 0, Str::EMPTY, bytes.into().into_abi());
-        if end && self.n_ops.get() > 0 {
-            // SAFETY: n > 0: the operation that `push` wrote last.
-            unsafe { (*self.ops.get().add(self.n_ops.get() as usize - 1)).flags = OpFlags::END }
+        self.push_buf(
+            OpKind::BODY_WRITE,
+            Target::HEADERS,
+            0,
+            Text::NONE,
+            bytes.into().into_abi(),
+        );
+        if end && self.n_ops() > 0 {
+            // SAFETY: there is an operation that `push` wrote last.
+            unsafe { (*self.next_op.get().sub(1)).flags = OpFlags::END }
         }
     }
 }
@@ -1000,7 +1140,7 @@ pub struct ReplyBuilder<'e, 'c> {
 
 impl<'e, 'c> ReplyBuilder<'e, 'c> {
     fn new(event: &'e Event<'c>, status: u16) -> Self {
-        let reply = event.alloc(size_of::<abi::Reply>() as u64).cast::<abi::Reply>();
+        let reply = event.alloc(size_of::<abi::Reply>()).cast::<abi::Reply>();
         if !reply.is_null() {
             // SAFETY: scratch of that size, aligned to 16.
             unsafe {
@@ -1031,8 +1171,8 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
     /// Appends to an array in scratch. Its capacity is 8 or a power of two, so the count alone says when it is full.
     fn append<T: Copy>(event: &Event<'_>, array: &mut *const T, n: &mut u64, item: T) -> bool {
         if *n == 0 || (*n >= 8 && n.is_power_of_two()) {
-            let cap = if *n == 0 { 8 } else { *n * 2 };
-            let grown = event.alloc(cap * size_of::<T>() as u64).cast::<T>();
+            let cap = if *n == 0 { 8 } else { *n as usize * 2 };
+            let grown = event.alloc(cap * size_of::<T>()).cast::<T>();
             if grown.is_null() {
                 return false;
             }
@@ -1051,8 +1191,8 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
     pub fn header(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let event = self.event;
         let field = abi::Field {
-            name: event.copy(name.as_ref()),
-            value: event.copy(value.as_ref()),
+            name: event.copy(name.as_ref()).str(),
+            value: event.copy(value.as_ref()).str(),
         };
         if let Some(r) = self.raw() {
             Self::append(event, &mut r.fields, &mut r.n_fields, field);
@@ -1065,8 +1205,8 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
     pub fn trailer(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let event = self.event;
         let field = abi::Field {
-            name: event.copy(name.as_ref()),
-            value: event.copy(value.as_ref()),
+            name: event.copy(name.as_ref()).str(),
+            value: event.copy(value.as_ref()).str(),
         };
         if let Some(r) = self.raw() {
             Self::append(event, &mut r.trailers, &mut r.n_trailers, field);
@@ -1091,13 +1231,13 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
     #[must_use]
     pub fn body(self, bytes: impl AsRef<[u8]>) -> Self {
         let copy = self.event.copy(bytes.as_ref());
-        self.part(abi::Buf::borrowed(copy))
+        self.part(abi::Buf::borrowed(copy.str()))
     }
 
     /// Appends to the body without a copy: literals, memory of the filter or of the stream's context.
     #[must_use]
     pub fn body_borrowed<V: AsRef<[u8]> + ?Sized>(self, bytes: &'c V) -> Self {
-        self.part(abi::Buf::borrowed(Str::new(bytes.as_ref())))
+        self.part(abi::Buf::borrowed(Text::of(bytes).str()))
     }
 
     /// Appends to the body, handed over without a copy.
@@ -1130,7 +1270,7 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
     pub fn details(mut self, details: impl AsRef<[u8]>) -> Self {
         let details = self.event.copy(details.as_ref());
         if let Some(r) = self.raw() {
-            r.details = details;
+            r.details = details.str();
         }
         self
     }
@@ -1144,6 +1284,7 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
             return Err(FilterError::new("two replies in one event"));
         }
         self.event.reply.set(self.reply);
+        self.event.becomes(State::REPLIED);
         self.reply = std::ptr::null_mut();
         if self.event.reply.get().is_null() {
             // `failed` is set: the text of that is the one to log.

@@ -16,8 +16,9 @@ use super::call::{
 use super::host::Host;
 use super::view::{ConfigInput, bytes};
 use crate::filter::{
-    Filter, OnConnection, OnConnectionEnd, OnDownstreamData, OnLog, OnRequestBody, OnRequestHeaders,
-    OnRequestTrailers, OnResponseBody, OnResponseHeaders, OnResponseTrailers, OnUpstreamData, OnWake,
+    Filter, OnConnection, OnConnectionEnd, OnDownstreamData, OnLog, OnRequestBody,
+    OnRequestHeaders, OnRequestTrailers, OnResponseBody, OnResponseHeaders, OnResponseTrailers,
+    OnUpstreamData, OnWake,
 };
 use crate::pending::CancelState;
 use crate::{ConfigError, Outcome, Setup};
@@ -25,8 +26,10 @@ use crate::{ConfigError, Outcome, Setup};
 /// One more than the largest phase number.
 const PHASES: usize = abi::Phase::L4_CLOSE.0 as usize + 1;
 
-type Run = unsafe fn(Host, *const ConfigHead, *const abi::Event, *mut abi::EventResult);
-type Runs = [Option<Run>; PHASES];
+// `extern "C"` because it does not unwind: so the hook can jump to it.
+type Run = unsafe extern "C" fn(Host, *const ConfigHead, *const abi::Event, *mut abi::EventResult);
+/// By phase; `unwanted` where the filter has no method.
+type Runs = [Run; PHASES];
 
 /// How a filter handles one phase.
 pub struct PhaseSpec<F> {
@@ -136,16 +139,24 @@ pub struct FilterEntry {
     subscribe: u64,
     may_pend: u64,
     mode: [abi::BodyMode; 2],
-    configure: fn(&'static FilterEntry, Host, &abi::ConfigIn, &mut abi::ConfigOut) -> Result<(), ConfigError>,
+    configure: fn(
+        &'static FilterEntry,
+        Host,
+        &abi::ConfigIn,
+        &mut abi::ConfigOut,
+    ) -> Result<(), ConfigError>,
 }
 
 impl FilterEntry {
     /// The entry of a filter type with the phases that it handles.
     #[must_use]
-    pub const fn new<F: Filter>(name: &'static str, phases: [Option<PhaseSpec<F>>; PROBED]) -> Self {
+    pub const fn new<F: Filter>(
+        name: &'static str,
+        phases: [Option<PhaseSpec<F>>; PROBED],
+    ) -> Self {
         let mut entry = Self {
             name,
-            runs: [None; PHASES],
+            runs: [unwanted; PHASES],
             subscribe: 0,
             may_pend: 0,
             mode: [abi::BodyMode::UNSET; 2],
@@ -154,7 +165,7 @@ impl FilterEntry {
         let mut i = 0;
         while i < PROBED {
             if let Some(spec) = &phases[i] {
-                entry.runs[spec.phase.0 as usize] = Some(spec.run);
+                entry.runs[spec.phase.0 as usize] = spec.run;
                 entry.subscribe |= abi::phase_bit(spec.phase);
                 if spec.may_pend {
                     entry.may_pend |= abi::phase_bit(spec.phase);
@@ -212,7 +223,11 @@ static INSTANCES: Mutex<Vec<&'static Instance>> = Mutex::new(Vec::new());
 /// # Safety
 /// The caller must be a host that keeps the contract of `pxg_guest_init_v1`: `host` valid as long as the process,
 /// `out` valid for its `size`.
-pub unsafe fn init(library: &'static Library, host: *const abi::Host, out: *mut abi::Guest) -> Status {
+pub unsafe fn init(
+    library: &'static Library,
+    host: *const abi::Host,
+    out: *mut abi::Guest,
+) -> Status {
     catch_unwind(|| {
         if host.is_null() || out.is_null() {
             return Status::ARG;
@@ -224,7 +239,8 @@ pub unsafe fn init(library: &'static Library, host: *const abi::Host, out: *mut 
         }
         // SAFETY: every version's table begins with its size.
         let out_size = unsafe { (*out).size };
-        if (size as usize) < size_of::<abi::Host>() || (out_size as usize) < size_of::<abi::Guest>() {
+        if (size as usize) < size_of::<abi::Host>() || (out_size as usize) < size_of::<abi::Guest>()
+        {
             return Status::ARG;
         }
         // SAFETY: long enough, as just checked, and the caller's.
@@ -270,14 +286,20 @@ pub unsafe fn init(library: &'static Library, host: *const abi::Host, out: *mut 
 
 fn instance(library: &'static Library, host: Host) -> &'static Instance {
     let mut all = INSTANCES.lock().unwrap_or_else(PoisonError::into_inner);
-    let same = |i: &&&Instance| std::ptr::eq(i.library, library) && std::ptr::eq(i.host.table(), host.table());
+    let same = |i: &&&Instance| {
+        std::ptr::eq(i.library, library) && std::ptr::eq(i.host.table(), host.table())
+    };
     if let Some(found) = all.iter().find(same) {
         return found;
     }
     let new: &'static Instance = Box::leak(Box::new(Instance {
         host,
         library,
-        filter_names: library.filters.iter().map(|f| Str::new(f.name.as_bytes())).collect(),
+        filter_names: library
+            .filters
+            .iter()
+            .map(|f| Str::new(f.name.as_bytes()))
+            .collect(),
     }));
     all.push(new);
     new
@@ -391,7 +413,11 @@ fn configure<F: Filter>(
     Ok(())
 }
 
-unsafe extern "C" fn on_config_new(ctx: u64, input: *const abi::ConfigIn, out: *mut abi::ConfigOut) -> Status {
+unsafe extern "C" fn on_config_new(
+    ctx: u64,
+    input: *const abi::ConfigIn,
+    out: *mut abi::ConfigOut,
+) -> Status {
     // SAFETY: host contract: `ctx` is ours, `input` is a view, `out` is the guest's for the call; both are at least as
     // long as at v1.0.
     let (instance, input, out) = unsafe { (instance_of(ctx), &*input, &mut *out) };
@@ -484,7 +510,9 @@ const fn is_stateless<C>() -> bool {
 
 fn new_slot<F: Filter>() -> u64 {
     let slot = Slot {
-        head: SlotHead { watched: Vec::new() },
+        head: SlotHead {
+            watched: Vec::new(),
+        },
         ctx: F::Ctx::default(),
     };
     Box::into_raw(Box::new(slot)).expose_provenance() as u64
@@ -497,7 +525,7 @@ unsafe fn drop_slot<F: Filter>(user: u64) {
 }
 
 /// The hot path: one event of a filter `F` in the phase of `H`.
-unsafe fn run<F: Filter, H: Handler<F>>(
+unsafe extern "C" fn run<F: Filter, H: Handler<F>>(
     host: Host,
     head: *const ConfigHead,
     ev: *const abi::Event,
@@ -532,7 +560,8 @@ unsafe fn run<F: Filter, H: Handler<F>>(
     }
     if let Some(token) = event.retired_token() {
         // SAFETY: the stream's slot: deferring made it.
-        let slot: &mut SlotHead = unsafe { &mut *std::ptr::with_exposed_provenance_mut((*out).user as usize) };
+        let slot: &mut SlotHead =
+            unsafe { &mut *std::ptr::with_exposed_provenance_mut((*out).user as usize) };
         if let Some(state) = slot.take(token) {
             guard(|| state.cancel());
         }
@@ -549,18 +578,34 @@ unsafe extern "C" fn on_event(ctx: u64, ev: *const abi::Event, out: *mut abi::Ev
         )
     };
     // SAFETY: as above.
-    match unsafe { (*head).runs.get(phase.0 as usize) } {
-        // SAFETY: the configuration's own function, with the call's arguments.
-        Some(Some(run)) => unsafe { run(host, head, ev, out) },
-        _ => {
-            // SAFETY: as above.
-            let event = unsafe { Event::new(host, head, ev, out) };
-            event.fail(&format!("an event of phase {}, which this filter does not subscribe to", phase.0));
-        }
-    }
+    let run = unsafe { (*head).runs.get(phase.0 as usize) }.unwrap_or(&(unwanted as Run));
+    // SAFETY: the configuration's own function, with the call's arguments.
+    unsafe { run(host, head, ev, out) }
 }
 
-unsafe extern "C" fn on_cancel(_ctx: u64, config: u64, user: u64, _stream: u64, token: u64, _worker: u32) {
+#[cold]
+unsafe extern "C" fn unwanted(
+    host: Host,
+    head: *const ConfigHead,
+    ev: *const abi::Event,
+    out: *mut abi::EventResult,
+) {
+    // SAFETY: `on_event` passes what the host lent for the call.
+    let event = unsafe { Event::new(host, head, ev, out) };
+    let phase = event.phase().0;
+    event.fail(&format!(
+        "an event of phase {phase}, which this filter does not subscribe to"
+    ));
+}
+
+unsafe extern "C" fn on_cancel(
+    _ctx: u64,
+    config: u64,
+    user: u64,
+    _stream: u64,
+    token: u64,
+    _worker: u32,
+) {
     if user == 0 {
         return;
     }
@@ -625,4 +670,3 @@ fn panic_text(payload: Box<dyn Any + Send>) -> String {
     guard(|| drop(payload));
     text
 }
-

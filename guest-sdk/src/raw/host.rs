@@ -7,6 +7,7 @@ use proxy_golang_abi::{LogLevel, Status};
 
 /// The host: a handle that can be copied, kept for ever and used from any thread.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct Host(&'static abi::Host);
 
 // SAFETY: the table is immutable and alive as long as the process, and every function that this type calls is
@@ -50,7 +51,10 @@ impl Host {
                 super::view::bytes(&self.0.version),
             )
         };
-        let (name, version) = (String::from_utf8_lossy(name), String::from_utf8_lossy(version));
+        let (name, version) = (
+            String::from_utf8_lossy(name),
+            String::from_utf8_lossy(version),
+        );
         format!("{name} {version}").trim_end().to_owned()
     }
 
@@ -77,7 +81,8 @@ impl Host {
             return true;
         }
         // SAFETY: a non-null page lives as long as the process, and its words are only accessed atomically.
-        let word = unsafe { AtomicU32::from_ptr(&raw const (*self.0.page).log_level.0 as *mut u32) };
+        let word =
+            unsafe { AtomicU32::from_ptr(&raw const (*self.0.page).log_level.0 as *mut u32) };
         level.0 >= word.load(Ordering::Relaxed)
     }
 
@@ -99,7 +104,8 @@ impl Host {
             return None;
         }
         // SAFETY: as in `log_on`.
-        let word = unsafe { AtomicU64::from_ptr(&raw const (*self.0.page).monotonic_ns as *mut u64) };
+        let word =
+            unsafe { AtomicU64::from_ptr(&raw const (*self.0.page).monotonic_ns as *mut u64) };
         Some(word.load(Ordering::Relaxed)).filter(|&ns| ns != 0)
     }
 

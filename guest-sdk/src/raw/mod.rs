@@ -20,10 +20,10 @@ mod view;
 
 pub use buffer::Buffer;
 pub use call::{
-    BodyEvent, ConnectionEvent, DataEvent, Event, HeadersEvent, LogEvent, MessageEvent, ReplyBuilder,
-    TrailersEvent, WakeEvent,
+    BodyEvent, ConnectionEvent, DataEvent, Event, HeadersEvent, LogEvent, MessageEvent,
+    ReplyBuilder, TrailersEvent, WakeEvent,
 };
 pub use hooks::{FilterEntry, Library, NoPhases, Probe, init};
 pub use host::{Host, MetricsTable};
-pub use view::{ConfigInput, Field, FieldIter, Fields};
 pub(crate) use outgoing::{Bytes, Outgoing, OutgoingOp, OutgoingReply, Payload};
+pub use view::{ConfigInput, Field, FieldIter, Fields};

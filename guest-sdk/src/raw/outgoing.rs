@@ -75,7 +75,10 @@ impl Outgoing {
     pub(crate) fn copy(&mut self, bytes: &[u8]) -> Bytes {
         let at = self.arena.len();
         self.arena.extend_from_slice(bytes);
-        Bytes { at, len: bytes.len() }
+        Bytes {
+            at,
+            len: bytes.len(),
+        }
     }
 
     fn str(&self, b: Bytes) -> Str {
@@ -125,7 +128,11 @@ impl Outgoing {
         let raw_reply = reply.map(|r| {
             fields = self.fields(&r.fields);
             trailers = self.fields(&r.trailers);
-            body = r.body.into_iter().map(Buffer::into_abi).collect::<Vec<Buf>>();
+            body = r
+                .body
+                .into_iter()
+                .map(Buffer::into_abi)
+                .collect::<Vec<Buf>>();
             abi::Reply {
                 size: size_of::<abi::Reply>() as u32,
                 status: r.status,
@@ -148,7 +155,9 @@ impl Outgoing {
             user: 0,
             ops: ops.as_ptr(),
             n_ops: ops.len() as u64,
-            reply: raw_reply.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
+            reply: raw_reply
+                .as_ref()
+                .map_or(std::ptr::null(), std::ptr::from_ref),
             unsubscribe: self.unsubscribe,
             body_mode: self.body_mode,
             more_bytes: self.more_bytes,

@@ -25,7 +25,7 @@ pub(super) unsafe fn bytes<'v>(s: &abi::Str) -> &'v [u8] {
 /// `n` elements at `ptr` must be a view that stays valid for `'v`; `ptr` may be null if `n` is 0.
 #[inline(always)]
 pub(super) unsafe fn slice<'v, T>(ptr: *const T, n: u64) -> &'v [T] {
-    if n == 0 || ptr.is_null() {
+    if n == 0 {
         return &[];
     }
     // SAFETY: the caller's.
@@ -45,12 +45,31 @@ impl<'v> Field<'v> {
         unsafe { bytes(&self.0.name) }
     }
 
+    /// Whether this is the name (lower case). The fastest way to ask.
+    #[inline(always)]
+    #[must_use]
+    pub fn is(&self, name: impl AsRef<[u8]>) -> bool {
+        let name = name.as_ref();
+        if name.is_empty() || self.0.name.len as usize != name.len() {
+            return false;
+        }
+        // SAFETY: as in `name`. Over the length that is known at compile time, so that the comparison is inlined.
+        unsafe { std::slice::from_raw_parts(self.0.name.ptr, name.len()) == name }
+    }
+
     /// The value, as the host holds it.
     #[inline(always)]
     #[must_use]
     pub fn value(&self) -> &'v [u8] {
         // SAFETY: as in `name`.
         unsafe { bytes(&self.0.value) }
+    }
+
+    /// Length of the value in bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn value_len(&self) -> usize {
+        self.0.value.len as usize
     }
 
     /// The value if it is UTF-8.
@@ -109,7 +128,7 @@ impl<'v> Fields<'v> {
     #[must_use]
     pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&'v [u8]> {
         let name = name.as_ref();
-        self.iter().find(|f| f.name() == name).map(|f| f.value())
+        self.iter().find(|f| f.is(name)).map(|f| f.value())
     }
 
     /// The value of the first field of that name, if there is one and it is UTF-8.
@@ -120,16 +139,14 @@ impl<'v> Fields<'v> {
 
     /// The values of all fields of that name, in their order.
     pub fn get_all<'n>(&self, name: &'n str) -> impl Iterator<Item = &'v [u8]> + use<'v, 'n> {
-        self.iter()
-            .filter(move |f| f.name() == name.as_bytes())
-            .map(|f| f.value())
+        self.iter().filter(move |f| f.is(name)).map(|f| f.value())
     }
 
     /// The index of the first field of that name.
     #[must_use]
     pub fn position(&self, name: impl AsRef<[u8]>) -> Option<usize> {
         let name = name.as_ref();
-        self.iter().position(|f| f.name() == name)
+        self.iter().position(|f| f.is(name))
     }
 
     /// Whether there is a field of that name.

@@ -36,7 +36,10 @@ impl Released {
             if pending.is_cancelled() {
                 return None;
             }
-            by_key = self.changed.wait(by_key).unwrap_or_else(PoisonError::into_inner);
+            by_key = self
+                .changed
+                .wait(by_key)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -52,7 +55,9 @@ impl Filter for AsyncEcho {
 
     fn configure(input: &ConfigInput<'_>, _: &mut Setup) -> Result<Self, ConfigError> {
         if !input.bytes().trim_ascii().is_empty() {
-            return Err(ConfigError::new("found a configuration; async-echo takes none: leave it empty"));
+            return Err(ConfigError::new(
+                "found a configuration; async-echo takes none: leave it empty",
+            ));
         }
         Ok(Self {
             released: std::sync::Arc::default(),
@@ -70,7 +75,8 @@ impl OnRequestHeaders for AsyncEcho {
     fn on_request_headers(&self, (): &mut (), ev: &HeadersEvent<'_>) -> Outcome {
         let headers = ev.headers();
         if let Some(key) = headers.get("x-release") {
-            self.released.release(key, headers.get(":path").unwrap_or_default());
+            self.released
+                .release(key, headers.get(":path").unwrap_or_default());
         }
         let Some(key) = headers.get("x-wait-for") else {
             return Ok(Verdict::Continue);

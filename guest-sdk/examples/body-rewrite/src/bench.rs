@@ -17,16 +17,19 @@ impl OnRequestHeaders for BenchHeaders {
     fn on_request_headers(&self, (): &mut (), ev: &HeadersEvent<'_>) -> Outcome {
         let (mut request_id, mut agent, mut total) = (&b""[..], None, 0);
         for field in ev.headers() {
-            let (name, value) = (field.name(), field.value());
-            total += name.len() + value.len();
-            if name == b"x-request-id" {
-                request_id = value;
-            } else if name == b"user-agent" {
-                agent = Some(value);
+            total += field.value_len();
+            if field.is("x-request-id") {
+                request_id = field.value();
+            } else if field.is("user-agent") {
+                agent = Some(field.value());
             }
         }
         ev.set_header("x-seen-id", request_id);
-        let size = if total > 1024 || agent.is_none() { "large" } else { "small" };
+        let size = if total > 1024 || agent.is_none() {
+            "large"
+        } else {
+            "small"
+        };
         ev.add_header_borrowed("x-size", size);
         ev.remove_header_borrowed("user-agent");
         Ok(Verdict::Continue)

@@ -1,7 +1,7 @@
 //! Counting streamed bodies.
 
-use proxy_golang_guest::prelude::*;
 use proxy_golang_guest::Counter;
+use proxy_golang_guest::prelude::*;
 
 /// Counts the bytes of both bodies as they stream by. The response's count goes into the trailer `x-body-bytes` where
 /// the host can add one, both into the metrics `body_request_bytes` and `body_response_bytes` where it has metrics,
@@ -24,7 +24,9 @@ impl Filter for BodyCount {
 
     fn configure(input: &ConfigInput<'_>, _: &mut Setup) -> Result<Self, ConfigError> {
         if !input.bytes().trim_ascii().is_empty() {
-            return Err(ConfigError::new("found a configuration; body-count takes none: leave it empty"));
+            return Err(ConfigError::new(
+                "found a configuration; body-count takes none: leave it empty",
+            ));
         }
         let counter = |name| input.host().counter(name, &[]).ok();
         Ok(Self {
@@ -58,11 +60,19 @@ impl OnResponseBody for BodyCount {
 
 impl OnLog for BodyCount {
     fn on_log(&self, seen: &mut Seen, ev: &LogEvent<'_>) {
-        for (counter, bytes) in [(&self.request, seen.request), (&self.response, seen.response)] {
+        for (counter, bytes) in [
+            (&self.request, seen.request),
+            (&self.response, seen.response),
+        ] {
             if let Some(counter) = counter {
                 ev.count(counter, bytes);
             }
         }
-        proxy_golang_guest::debug!(ev, "body-count: request {} bytes, response {} bytes", seen.request, seen.response);
+        proxy_golang_guest::debug!(
+            ev,
+            "body-count: request {} bytes, response {} bytes",
+            seen.request,
+            seen.response
+        );
     }
 }

@@ -88,13 +88,18 @@ impl Filter for BodyRewrite {
             )));
         }
         if config.replace.is_empty() {
-            return Err(ConfigError::new("replace is empty; expected at least one {\"from\": ..., \"to\": ...}"));
+            return Err(ConfigError::new(
+                "replace is empty; expected at least one {\"from\": ..., \"to\": ...}",
+            ));
         }
         let rules = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostFirst)
             .build(config.replace.iter().map(|r| &r.from))?;
 
-        let (requests, responses) = (config.direction != Where::Response, config.direction != Where::Request);
+        let (requests, responses) = (
+            config.direction != Where::Response,
+            config.direction != Where::Request,
+        );
         let directions = [
             (requests, Direction::Request, Feature::BODY_WHOLE_REQUEST),
             (responses, Direction::Response, Feature::BODY_WHOLE_RESPONSE),
@@ -111,12 +116,18 @@ impl Filter for BodyRewrite {
             setup.skip(Phase::REQUEST_BODY);
         }
         if !responses {
-            setup.skip(Phase::RESPONSE_HEADERS).skip(Phase::RESPONSE_BODY);
+            setup
+                .skip(Phase::RESPONSE_HEADERS)
+                .skip(Phase::RESPONSE_BODY);
         }
         Ok(Self {
             rules,
             to: config.replace.into_iter().map(|r| r.to).collect(),
-            content_types: config.content_types.iter().map(|t| t.to_ascii_lowercase()).collect(),
+            content_types: config
+                .content_types
+                .iter()
+                .map(|t| t.to_ascii_lowercase())
+                .collect(),
             over_limit: config.over_limit,
             requests,
             responses,
@@ -138,11 +149,18 @@ impl BodyRewrite {
         let Some(content_type) = headers.get_str("content-type") else {
             return false;
         };
-        let content_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        self.content_types.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => content_type.starts_with(prefix),
-            None => content_type == *pattern,
-        })
+        let content_type = content_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
+        self.content_types
+            .iter()
+            .any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => content_type.starts_with(prefix),
+                None => content_type == *pattern,
+            })
     }
 
     fn headers(&self, ev: &HeadersEvent<'_>) -> Outcome {
@@ -156,7 +174,11 @@ impl BodyRewrite {
         if ev.is_over_limit() {
             return match self.over_limit {
                 OverLimit::Pass => {
-                    debug!(ev, "body-rewrite: over the limit with {} bytes, passed unchanged", ev.len());
+                    debug!(
+                        ev,
+                        "body-rewrite: over the limit with {} bytes, passed unchanged",
+                        ev.len()
+                    );
                     ev.body_mode(BodyMode::SKIP);
                     Ok(Verdict::Continue)
                 }
@@ -174,7 +196,13 @@ impl BodyRewrite {
         if !self.rules.is_match(&*body) {
             return Ok(Verdict::Continue);
         }
-        for digest in ["etag", "content-md5", "digest", "content-digest", "repr-digest"] {
+        for digest in [
+            "etag",
+            "content-md5",
+            "digest",
+            "content-digest",
+            "repr-digest",
+        ] {
             if ev.headers().contains(digest) {
                 ev.remove_header_borrowed(digest);
             }
@@ -193,7 +221,11 @@ impl OnRequestHeaders for BodyRewrite {
         if self.responses && ev.headers().contains("accept-encoding") {
             ev.remove_header("accept-encoding");
         }
-        if self.requests { self.headers(ev) } else { Ok(Verdict::Continue) }
+        if self.requests {
+            self.headers(ev)
+        } else {
+            Ok(Verdict::Continue)
+        }
     }
 }
 
