@@ -8,3 +8,4 @@
 pub mod engine;
 #[allow(unsafe_code)] // the boundary itself
 pub mod ffi;
+pub mod loader;

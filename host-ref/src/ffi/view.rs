@@ -31,7 +31,7 @@ impl<'a> StrView<'a> {
     #[must_use]
     pub const fn new(bytes: &'a [u8]) -> Self {
         Self {
-            raw: abi::Str::new(bytes),
+            raw: lend(bytes),
             lives: PhantomData,
         }
     }
@@ -56,8 +56,8 @@ impl<'a> FieldView<'a> {
     pub const fn new(name: &'a [u8], value: &'a [u8]) -> Self {
         Self {
             raw: abi::Field {
-                name: abi::Str::new(name),
-                value: abi::Str::new(value),
+                name: lend(name),
+                value: lend(value),
             },
             lives: PhantomData,
         }
@@ -88,6 +88,16 @@ impl<'a> FieldView<'a> {
     #[must_use]
     pub const fn is_sensitive(&self) -> bool {
         self.raw.value.flags.0 & abi::StrFlags::SENSITIVE.0 != 0
+    }
+}
+
+/// An ABI string over `bytes`. Null where they are empty: an empty slice's address may be a small number, and a
+/// collected runtime does not survive one in a pointer.
+const fn lend(bytes: &[u8]) -> abi::Str {
+    if bytes.is_empty() {
+        abi::Str::EMPTY
+    } else {
+        abi::Str::new(bytes)
     }
 }
 

@@ -1,0 +1,2 @@
+//! Cost of the boundary.
+fn main() {}

@@ -1,0 +1,277 @@
+//! Memory that is lent to a guest for one call: scratch per thread, and what `scratch_more` adds (PXG-MEM-010).
+//!
+//! A thread keeps its scratch between calls. It is taken for a call and put back after the result was used, so that a
+//! call inside another one would get memory of its own.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::{Cell, RefCell};
+use std::ptr::{NonNull, null_mut};
+
+use proxy_golang_abi as abi;
+
+/// Operations that are lent; the ABI asks for 32.
+const OPS: usize = 64;
+/// Bytes that are lent; the ABI asks for 4096.
+const BYTES: usize = 8192;
+const ALIGN: usize = 16;
+
+/// An allocation that is zeroed at first and freed on drop.
+struct Block {
+    ptr: NonNull<u8>,
+    layout: Layout,
+}
+
+impl Block {
+    /// `None` if `size` is no size or there is no memory for it.
+    fn zeroed(size: usize, align: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(size.max(1), align).ok()?;
+        // SAFETY: the layout's size is not 0.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Self { ptr, layout })
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout by `zeroed`, freed once.
+        unsafe { dealloc(self.ptr.as_ptr(), self.layout) }
+    }
+}
+
+/// One thread's scratch. Guests write it through pointers, so it is never a Rust reference.
+struct Scratch {
+    /// Only ever zeros or operations of earlier calls: a collected runtime's write barrier reads them.
+    ops: Block,
+    bytes: Block,
+    more: RefCell<Vec<Block>>,
+    more_bytes: Cell<u64>,
+}
+
+impl Scratch {
+    fn new() -> Box<Self> {
+        let block = |size, align| {
+            Block::zeroed(size, align).unwrap_or_else(|| {
+                handle_alloc_error(
+                    Layout::from_size_align(size, align).unwrap_or(Layout::new::<u8>()),
+                )
+            })
+        };
+        Box::new(Self {
+            // A cache line each, as the operations are.
+            ops: block(OPS * size_of::<abi::Op>(), 64),
+            bytes: block(BYTES, 64),
+            more: RefCell::default(),
+            more_bytes: Cell::new(0),
+        })
+    }
+}
+
+/// A call that runs now on this thread and may ask for more.
+struct Call {
+    ctx: u64,
+    limit: u64,
+    scratch: NonNull<Scratch>,
+}
+
+struct Local {
+    spare: Cell<Option<Box<Scratch>>>,
+    call: Cell<Option<NonNull<Call>>>,
+}
+
+thread_local! {
+    static LOCAL: Local = const {
+        Local { spare: Cell::new(None), call: Cell::new(None) }
+    };
+}
+
+/// The loan of one call. What was lent is checked against it until it is dropped.
+pub(super) struct Loan {
+    /// `None` only while it is dropped.
+    scratch: Option<Box<Scratch>>,
+}
+
+impl Loan {
+    pub(super) fn take() -> Self {
+        let spare = LOCAL.try_with(|l| l.spare.take()).ok().flatten();
+        Self {
+            scratch: Some(spare.unwrap_or_else(Scratch::new)),
+        }
+    }
+
+    fn scratch(&self) -> &Scratch {
+        self.scratch.as_deref().expect("lent until it is dropped")
+    }
+
+    pub(super) fn ops(&self) -> *mut abi::Op {
+        self.scratch().ops.ptr.as_ptr().cast()
+    }
+
+    pub(super) fn ops_cap(&self) -> u64 {
+        OPS as u64
+    }
+
+    pub(super) fn bytes(&self) -> *mut u8 {
+        self.scratch().bytes.ptr.as_ptr()
+    }
+
+    pub(super) fn bytes_cap(&self) -> u64 {
+        BYTES as u64
+    }
+
+    /// Runs `f`, during which `scratch_more` with this `ctx` works on this thread, up to `limit` bytes in sum.
+    pub(super) fn during<R>(&self, ctx: u64, limit: u64, f: impl FnOnce() -> R) -> R {
+        struct Restore(Option<NonNull<Call>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                // A thread whose locals are gone has no call to restore.
+                let _ = LOCAL.try_with(|l| l.call.set(self.0));
+            }
+        }
+        let call = Call {
+            ctx,
+            limit,
+            scratch: NonNull::from(self.scratch()),
+        };
+        let outer = LOCAL
+            .try_with(|l| l.call.replace(Some(NonNull::from(&call))))
+            .ok()
+            .flatten();
+        let _restore = Restore(outer);
+        f()
+    }
+
+    pub(super) fn regions(&self) -> Regions<'_> {
+        Regions {
+            scratch: Some(self.scratch()),
+        }
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if let Some(scratch) = self.scratch.take() {
+            if scratch.more_bytes.get() != 0 {
+                scratch.more.borrow_mut().clear();
+                scratch.more_bytes.set(0);
+            }
+            // A thread that ends has nowhere to keep it: it is freed.
+            let _ = LOCAL.try_with(move |l| l.spare.set(Some(scratch)));
+        }
+    }
+}
+
+/// `scratch_more`: zeroed memory of the call that runs on this thread, or null.
+pub(super) fn more(ctx: u64, n: u64) -> *mut u8 {
+    let Some(call) = LOCAL.try_with(|l| l.call.get()).ok().flatten() else {
+        return null_mut();
+    };
+    // SAFETY: `during` keeps the call and its scratch alive while it is set, on this thread.
+    let (call, scratch) = unsafe { (call.as_ref(), call.as_ref().scratch.as_ref()) };
+    if call.ctx != ctx {
+        return null_mut();
+    }
+    let wanted = n.max(ALIGN as u64);
+    let Some(sum) = scratch
+        .more_bytes
+        .get()
+        .checked_add(wanted)
+        .filter(|sum| *sum <= call.limit)
+    else {
+        return null_mut();
+    };
+    let Some(block) = usize::try_from(wanted)
+        .ok()
+        .and_then(|n| Block::zeroed(n, ALIGN))
+    else {
+        return null_mut();
+    };
+    let ptr = block.ptr.as_ptr();
+    scratch.more.borrow_mut().push(block);
+    scratch.more_bytes.set(sum);
+    ptr
+}
+
+/// Runs `f` with the memory that is lent to the call that runs on this thread: what `complete` inside a hook may
+/// point into.
+pub(super) fn with_current<R>(f: impl FnOnce(&Regions<'_>) -> R) -> R {
+    let call = LOCAL.try_with(|l| l.call.get()).ok().flatten();
+    // SAFETY: as in `more`.
+    let scratch = call.map(|call| unsafe { call.as_ref().scratch.as_ref() });
+    f(&Regions { scratch })
+}
+
+/// What is lent, to check pointers against (PXG-MEM-012).
+pub(super) struct Regions<'a> {
+    scratch: Option<&'a Scratch>,
+}
+
+impl Regions<'_> {
+    /// `Err(bytes beyond)` for memory that begins in a lent region and ends outside of it.
+    #[inline]
+    pub(super) fn check(&self, ptr: *const u8, len: usize) -> Result<(), usize> {
+        let Some(scratch) = self.scratch else {
+            return Ok(());
+        };
+        let outside = |block: &Block| {
+            let offset = ptr.addr().wrapping_sub(block.ptr.as_ptr().addr());
+            let size = block.layout.size();
+            (offset < size && len > size - offset).then(|| len - (size - offset))
+        };
+        if let Some(beyond) = outside(&scratch.ops).or_else(|| outside(&scratch.bytes)) {
+            return Err(beyond);
+        }
+        if scratch.more_bytes.get() == 0 {
+            return Ok(());
+        }
+        scratch
+            .more
+            .borrow()
+            .iter()
+            .find_map(outside)
+            .map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pointer_that_begins_in_a_region_ends_in_it() {
+        let loan = Loan::take();
+        let regions = loan.regions();
+        let bytes = loan.bytes().cast_const();
+        assert_eq!(regions.check(bytes, BYTES), Ok(()));
+        assert_eq!(regions.check(bytes, BYTES + 1), Err(1));
+        assert_eq!(regions.check(bytes.wrapping_add(BYTES - 4), 10), Err(6));
+        assert_eq!(regions.check(bytes.wrapping_add(BYTES), 10), Ok(()));
+        let ops = loan.ops().cast_const().cast::<u8>();
+        assert_eq!(regions.check(ops, OPS * 64 + 64), Err(64));
+        loan.during(7, 1 << 20, || {
+            let more = super::more(7, 100);
+            assert_eq!(regions.check(more.wrapping_add(99), 2), Err(1));
+            assert_eq!(regions.check(more, 100), Ok(()));
+        });
+    }
+
+    #[test]
+    fn a_call_inside_another_has_memory_of_its_own() {
+        let outer = Loan::take();
+        let inner = Loan::take();
+        assert_ne!(outer.bytes(), inner.bytes());
+    }
+
+    #[test]
+    fn more_is_limited_in_sum_and_ends_with_the_call() {
+        let loan = Loan::take();
+        loan.during(1, 100, || {
+            assert!(!more(1, 64).is_null());
+            assert!(more(2, 16).is_null(), "another library's");
+            assert!(more(1, 64).is_null(), "over the limit");
+            assert!(!more(1, 36).is_null());
+            assert!(more(1, 0).is_null(), "even nothing takes its alignment");
+            assert!(more(1, u64::MAX).is_null());
+        });
+        assert!(more(1, 1).is_null(), "no call");
+    }
+}

@@ -1,0 +1,30 @@
+/* complete with results that are none: the token lives on each time. `user` is the status of the case `arg`. */
+#include "guest.h"
+
+static struct { pxg_result r; uint64_t tail[4]; } longer;
+
+static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
+  (void)ctx;
+  pxg_result r = result(PXG_ACT_CONTINUE);
+  memset(&longer, 0, sizeof longer);
+  longer.r = r;
+  longer.r.size = sizeof longer;
+  const pxg_result *give = &r;
+  switch (ev->arg) {
+  case 0: give = NULL; break;
+  case 1: give = (const pxg_result *)((const char *)&longer + 4); break;
+  case 2: r.size = sizeof r - 8; break;
+  case 3: longer.tail[3] = 1ull << 63, give = &longer.r; break;
+  case 4: longer.r.size = 100000, give = &longer.r; break;
+  case 5: r.action = PXG_ACT_UNSET; break;
+  case 6: r.action = PXG_ACT_PENDING; break;
+  case 7: r.action = 99; break;
+  case 8: r.flags = 0x20; break;
+  case 9: give = &longer.r; break; /* longer with zeros: OK, the only one */
+  case 10: break;                  /* now it is stale */
+  }
+  out->user = (uint64_t)(int64_t)host->complete(host->ctx, ev->token, give);
+  out->action = PXG_ACT_CONTINUE;
+}
+
+GUEST(config_new, event)

@@ -1,0 +1,1 @@
+int pxg_guest_init_v1 = 1;

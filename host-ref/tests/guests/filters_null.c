@@ -1,0 +1,2 @@
+#include "guest.h"
+GUEST(config_new, event_continue, out->filters = NULL)

@@ -1,0 +1,2 @@
+/* Some library. */
+int answer(void) { return 42; }
