@@ -447,7 +447,7 @@ func (a *AsyncStream) DelTrailer(name string) {
 }
 
 func (a *AsyncStream) header(kind uint16, target uint32, name, value string, flags uint32) {
-	a.edit(func(e *bridge.Encoder) { e.Header(kind, 0, target, lower(name), value, flags) })
+	a.edit(func(e *bridge.Encoder) { e.Header(kind, target, name, value, flags) })
 }
 
 // Pass lets the next n bytes of the view go on, Drop removes them and Inject puts

@@ -163,7 +163,7 @@ func (h Headers) op(kind uint16, name, value string, flags uint32) {
 		h.c.failf("the headers of the other direction can't be changed (%q)", name)
 		return
 	}
-	h.c.Res.Enc.Header(kind, 0, uint32(h.target), lower(name), value, flags)
+	h.c.Res.Enc.Header(kind, uint32(h.target), name, value, flags)
 }
 
 // SetAt replaces the value of the i-th field, counted in the fields as delivered

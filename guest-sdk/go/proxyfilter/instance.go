@@ -204,6 +204,15 @@ func (c *callState) dispatch() Action {
 // finish writes the verdict into the result.
 func (c *callState) finish(act Action) {
 	r := &c.Res
+	if act == Continue && c.async == nil && r.Enc.Plain() && c.fault == "" && r.MoreBytes|r.PendNs == 0 {
+		r.Action = bridge.ActContinue
+		return
+	}
+	c.finishOther(act)
+}
+
+func (c *callState) finishOther(act Action) {
+	r := &c.Res
 	if c.fault == "" && r.Enc.Err() == nil && act >= Continue && act <= actError &&
 		(act == actPending) == (c.async != nil) && (act != actReply || r.Enc.Reply() != 0) && act != actError {
 		switch act {

@@ -108,7 +108,8 @@ func (m *outMemory) opArray(n int) ([]bridge.Op, uintptr) {
 func (m *outMemory) lend(e *bridge.Encoder) {
 	ops, oa := m.opArray(32)
 	buf, ba := m.buf(4096)
-	e.Reset(ops, oa, buf, ba, m)
+	e.Init(m)
+	e.Reset(ops, oa, buf, ba)
 }
 
 func (m *outMemory) spend(n int) bool {

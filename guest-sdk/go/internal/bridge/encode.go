@@ -3,6 +3,7 @@ package bridge
 import (
 	"encoding/binary"
 	"errors"
+	"strings"
 )
 
 // Op has the layout of pxg_op, addresses as integers.
@@ -56,14 +57,21 @@ type Encoder struct {
 	replyOwned uint64
 }
 
+// Init says where the encoder gets more room from.
+func (e *Encoder) Init(mem Memory) { e.mem = mem }
+
 // Reset starts a new batch in the memory given.
-func (e *Encoder) Reset(ops []Op, opsAddr uintptr, buf []byte, addr uintptr, mem Memory) {
+func (e *Encoder) Reset(ops []Op, opsAddr uintptr, buf []byte, addr uintptr) {
 	e.ops, e.opsAddr, e.n = ops, opsAddr, 0
 	e.buf, e.addr, e.off = buf, addr, 0
-	e.mem, e.err = mem, nil
-	e.reply, e.errAddr, e.errLen = 0, 0, 0
-	e.owned, e.replyOwned = e.owned[:0], 0
+	if e.err != nil || len(e.owned) != 0 {
+		e.err, e.owned = nil, e.owned[:0]
+	}
+	e.reply, e.errAddr, e.errLen, e.replyOwned = 0, 0, 0, 0
 }
+
+// Forget lets go of the memory.
+func (e *Encoder) Forget() { e.ops, e.buf = nil, nil }
 
 // Ops answers the address and the number of the operations.
 func (e *Encoder) Ops() (uintptr, int) {
@@ -78,6 +86,9 @@ func (e *Encoder) Len() int { return e.n }
 
 // List is the operations so far.
 func (e *Encoder) List() []Op { return e.ops[:e.n] }
+
+// Plain says that there is no failure and no reply.
+func (e *Encoder) Plain() bool { return e.err == nil && e.reply == 0 }
 
 // Err is the first failure of the batch.
 func (e *Encoder) Err() error { return e.err }
@@ -96,12 +107,6 @@ func (e *Encoder) Drop() {
 	}
 	e.owned = e.owned[:0]
 	e.DropReply()
-}
-
-// Release drops everything that the encoder holds beyond its lent memory.
-func (e *Encoder) Release() {
-	e.Drop()
-	*e = Encoder{owned: e.owned}
 }
 
 // DropReply forgets the reply.
@@ -200,15 +205,64 @@ func (e *Encoder) take(n, align int) ([]byte, uintptr) {
 	return b[:n:n], a
 }
 
-// Header adds a header operation by name.
-func (e *Encoder) Header(kind, flags uint16, target uint32, name, value string, valFlags uint32) {
-	o := e.op()
-	if o == nil {
+// Header adds a header operation by name. The name is written in lower case.
+func (e *Encoder) Header(kind uint16, target uint32, name, value string, valFlags uint32) {
+	n, off := e.n, e.off
+	mid := off + len(name)
+	end := mid + len(value)
+	if n < len(e.ops) && end <= len(e.buf) && putName(e.buf[off:mid], name) {
+		o := &e.ops[n]
+		o.Kind, o.Flags, o.Target, o.U0 = kind, 0, target, 0
+		o.KeyPtr, o.KeyLen, o.KeyFlags = e.addr+uintptr(off), uint32(len(name)), 0
+		o.ValPtr, o.ValLen, o.ValFlags = 0, uint32(len(value)), valFlags
+		o.Release, o.Ctx = 0, 0
+		e.n, e.off = n+1, end
+		if value != "" {
+			o.ValPtr = e.addr + uintptr(mid)
+			copy(e.buf[mid:end], value)
+		}
 		return
 	}
-	*o = Op{Kind: kind, Flags: flags, Target: target,
-		KeyPtr: e.str(name), KeyLen: uint32(len(name)),
-		ValPtr: e.str(value), ValLen: uint32(len(value)), ValFlags: valFlags}
+	e.headerSlow(kind, target, strings.ToLower(name), value, valFlags)
+}
+
+// putName copies name to dst, which has its length, eight bytes at a time. It
+// answers false if the name has an ASCII capital.
+func putName(dst []byte, name string) bool {
+	const low, ones = 0x7f7f7f7f7f7f7f7f, 0x0101010101010101
+	src := []byte(name) // not copied: it neither escapes nor changes
+	dst = dst[:len(src)]
+	n := len(src)
+	if n < 8 {
+		for i, c := range src {
+			if c-'A' < 26 {
+				return false
+			}
+			dst[i] = c
+		}
+		return true
+	}
+	var found uint64
+	for i := 0; ; i += 8 {
+		if i > n-8 {
+			if i == n {
+				break
+			}
+			i = n - 8
+		}
+		w := binary.LittleEndian.Uint64(src[i:])
+		binary.LittleEndian.PutUint64(dst[i:], w)
+		// The top bit of each byte of the sums says: at least 'A', and more than 'Z'.
+		found |= (w&low + (0x80-'A')*ones) &^ (w&low + (0x80-'Z'-1)*ones) &^ w
+	}
+	return found&^low == 0
+}
+
+func (e *Encoder) headerSlow(kind uint16, target uint32, name, value string, valFlags uint32) {
+	if o := e.op(); o != nil {
+		*o = Op{Kind: kind, Target: target, KeyPtr: e.str(name), KeyLen: uint32(len(name)),
+			ValPtr: e.str(value), ValLen: uint32(len(value)), ValFlags: valFlags}
+	}
 }
 
 // At adds an operation by index.

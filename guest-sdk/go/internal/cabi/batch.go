@@ -50,9 +50,10 @@ func newBatch(worker uint32) *batch {
 			buf: unsafe.Slice((*byte)(unsafe.Add(p, head+batchOps*bridge.OpSize)), batchBytes)}
 	}
 	b.worker = worker
-	owned := b.res.Enc
-	b.res = bridge.Result{Enc: owned}
-	b.res.Enc.Reset(b.ops, uintptr(unsafe.Pointer(unsafe.SliceData(b.ops))), b.buf, uintptr(unsafe.Pointer(unsafe.SliceData(b.buf))), b)
+	enc := b.res.Enc
+	b.res = bridge.Result{Enc: enc}
+	b.res.Enc.Init(b)
+	b.res.Enc.Reset(b.ops, uintptr(unsafe.Pointer(unsafe.SliceData(b.ops))), b.buf, uintptr(unsafe.Pointer(unsafe.SliceData(b.buf))))
 	return b
 }
 

@@ -21,7 +21,11 @@ type call struct {
 	attrs  []bridge.Attr
 }
 
-func newCall(h *host) *call { return &call{host: h} }
+func newCall(h *host) *call {
+	c := &call{host: h}
+	c.Res.Enc.Init(c)
+	return c
+}
 
 func (c *call) begin(ev *C.pxg_event, out *C.pxg_result, flags uint32) {
 	e := &c.Ev
@@ -56,7 +60,7 @@ func (c *call) begin(ev *C.pxg_event, out *C.pxg_result, flags uint32) {
 	// Empty scratch is not promised, but does no harm.
 	r.Enc.Reset(
 		unsafe.Slice((*bridge.Op)(unsafe.Pointer(out.scratch_ops)), int(out.scratch_ops_cap)), uintptr(unsafe.Pointer(out.scratch_ops)),
-		unsafe.Slice((*byte)(out.scratch), int(out.scratch_cap)), uintptr(unsafe.Pointer(out.scratch)), c)
+		unsafe.Slice((*byte)(out.scratch), int(out.scratch_cap)), uintptr(unsafe.Pointer(out.scratch)))
 }
 
 func (c *call) end(out *result) {
@@ -91,7 +95,7 @@ func (c *call) end(out *result) {
 			clear(c.conv[i])
 		}
 	}
-	r.Enc.Reset(nil, 0, nil, 0, c)
+	r.Enc.Forget()
 }
 
 func fieldsView(f *C.pxg_field, n C.uint64_t) []bridge.Field {

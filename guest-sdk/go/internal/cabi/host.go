@@ -22,8 +22,7 @@ type host struct {
 	inst    bridge.Instance
 	workers uint32
 
-	calls   atomic.Pointer[[]*call]
-	callsMu sync.Mutex
+	calls [C.PXGO_MAX_WORKERS]atomic.Pointer[call]
 
 	consumers [C.PXGO_MAX_WORKERS]consumer
 	asyncMu   sync.Mutex
@@ -36,38 +35,28 @@ var hosts [C.PXGO_MAX_HOSTS]*host
 
 func newHost(ctx uint64, c *C.pxgo_host) {
 	h := &host{c: c, workers: uint32(c.table.n_workers)}
-	calls := make([]*call, max(1, min(int(h.workers), C.PXGO_MAX_WORKERS)))
-	for i := range calls {
-		calls[i] = newCall(h)
-	}
-	h.calls.Store(&calls)
 	recipeSwitches()
 	setProcs(int(h.workers))
 	h.inst = bridge.New(h)
 	hosts[ctx-1] = h
 }
 
-// call is the worker's call memory; one is made for a worker beyond the announced number.
+// call is the worker's call memory, made at its first event.
 func (h *host) call(worker uint32) *call {
-	calls := *h.calls.Load()
-	if int(worker) < len(calls) {
-		return calls[worker]
+	if worker < C.PXGO_MAX_WORKERS {
+		if c := h.calls[worker].Load(); c != nil {
+			return c
+		}
 	}
-	return h.moreCalls(worker)
+	return h.firstCall(worker)
 }
 
-func (h *host) moreCalls(worker uint32) *call {
-	if worker >= C.PXGO_MAX_WORKERS {
-		return newCall(h)
+func (h *host) firstCall(worker uint32) *call {
+	c := newCall(h)
+	if worker < C.PXGO_MAX_WORKERS {
+		h.calls[worker].Store(c)
 	}
-	h.callsMu.Lock()
-	defer h.callsMu.Unlock()
-	calls := *h.calls.Load()
-	for int(worker) >= len(calls) {
-		calls = append(calls[:len(calls):len(calls)], newCall(h))
-	}
-	h.calls.Store(&calls)
-	return calls[worker]
+	return c
 }
 
 // describe fills in what a guest says of itself.
