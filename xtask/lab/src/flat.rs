@@ -238,7 +238,7 @@ mod tests {
             spawn_local(async move {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = [0; 1024];
-                stream.read(&mut buffer).await.unwrap();
+                assert!(stream.read(&mut buffer).await.unwrap() > 0);
                 let answer = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
                 stream.write_all(answer).await.unwrap();
             });

@@ -118,7 +118,16 @@ mod tests {
     #[test]
     fn ranks_are_those_of_the_sign_test() {
         // From tables of the sign test at 5 %, two-sided: counted from 1 they are k + 1.
-        for (n, first) in [(6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (21, 6), (25, 8), (31, 10)] {
+        for (n, first) in [
+            (6, 1),
+            (8, 1),
+            (9, 2),
+            (12, 3),
+            (15, 4),
+            (21, 6),
+            (25, 8),
+            (31, 10),
+        ] {
             assert_eq!(rank(n) + 1, first, "n = {n}");
         }
     }
@@ -151,8 +160,14 @@ mod tests {
 
     #[test]
     fn even_and_odd_medians_quantiles_and_slopes() {
-        assert_eq!(Estimate::of(&[3.0, 1.0, 2.0]).median.to_bits(), 2.0f64.to_bits());
-        assert_eq!(Estimate::of(&[4.0, 1.0, 2.0, 3.0]).median.to_bits(), 2.5f64.to_bits());
+        assert_eq!(
+            Estimate::of(&[3.0, 1.0, 2.0]).median.to_bits(),
+            2.0f64.to_bits()
+        );
+        assert_eq!(
+            Estimate::of(&[4.0, 1.0, 2.0, 3.0]).median.to_bits(),
+            2.5f64.to_bits()
+        );
         assert_eq!(quantile(&[1, 2, 3, 4, 5], 0.5), 3);
         assert_eq!(quantile(&[1, 2, 3, 4, 5], 1.0), 5);
         assert_eq!(quantile(&[], 0.5), 0);

@@ -1,0 +1,42 @@
+// Guests is the library of the host benchmark: three filters that do the same,
+// each in another way, so that the way is what is measured.
+package main
+
+import (
+	"context"
+
+	_ "github.com/proxy-golang/proxy_golang/guest-sdk/go/guest"
+	"github.com/proxy-golang/proxy_golang/guest-sdk/go/proxyfilter"
+)
+
+// What each of them sets in the request.
+const field, value = "x-bench", "0123456789abcdef"
+
+type direct struct{}
+
+func (direct) OnRequestHeaders(_ proxyfilter.Stream, h proxyfilter.Headers) proxyfilter.Action {
+	h.Set(field, value)
+	return proxyfilter.Continue
+}
+
+type later struct{}
+
+func (later) OnRequestHeadersAsync(_ context.Context, a *proxyfilter.AsyncStream) {
+	a.Set(field, value)
+	_ = a.Continue()
+}
+
+func register(name string, f proxyfilter.Filter, opts ...proxyfilter.Option) {
+	proxyfilter.Register(name, func(*struct{}, *proxyfilter.Env) (proxyfilter.Filter, error) { return f, nil }, opts...)
+}
+
+func init() {
+	// In the event, on the proxy's loop.
+	register("bench-sync", direct{})
+	// On the one goroutine of the loop's ring.
+	register("bench-ring", later{}, proxyfilter.Nonblocking())
+	// On a goroutine of its own.
+	register("bench-goroutine", later{})
+}
+
+func main() {}

@@ -1,0 +1,12 @@
+//! What the project's demonstration, host benchmark and soak test are made of. `cargo xtask demo`, `cargo xtask bench`
+//! and `cargo xtask soak` build it and run it.
+#![deny(unsafe_code)]
+
+pub mod client;
+pub mod demo;
+pub mod flat;
+pub mod host;
+pub mod paint;
+pub mod process;
+pub mod stats;
+pub mod upstream;
