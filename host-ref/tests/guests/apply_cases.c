@@ -1,13 +1,14 @@
-/* apply with what only an event may answer. `user` is the status of the case `arg`. */
+/* apply with what only an event may answer. WAKE answers the status of the last case. */
 #include "guest.h"
 
 static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   (void)ctx;
+  if (tell(ev, out)) return;
   pxg_op op = {.kind = PXG_OP_METRIC, .target = 1, .u0 = 1};
   pxg_result r = result(PXG_ACT_CONTINUE);
   r.ops = &op;
   r.n_ops = 1;
-  switch (ev->arg) {
+  switch (the_case(ev)) {
   case 0: r.action = PXG_ACT_MORE; break;
   case 1: r.action = PXG_ACT_PENDING; break;
   case 2: r.action = PXG_ACT_ERROR; break;
@@ -19,10 +20,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   case 8: op = (pxg_op){.kind = PXG_OP_HEADER_DELETE, .key = LIT("a")}; break;
   case 9: op = (pxg_op){.kind = PXG_OP_PASS, .u0 = 1}; break;
   case 10: r.flags = PXG_RES_FLUSH; break; /* legal */
-  case 11: out->user = (uint64_t)(int64_t)host->apply(host->ctx, ev->stream, NULL); out->action = PXG_ACT_CONTINUE; return;
   }
-  out->user = (uint64_t)(int64_t)host->apply(host->ctx, ev->stream, &r);
-  out->action = PXG_ACT_CONTINUE;
+  told = host->apply(host->ctx, ev->stream, the_case(ev) == 11 ? NULL : &r);
 }
 
 GUEST(config_new, event)

@@ -42,6 +42,25 @@ static UNUSED pxg_result result(uint32_t action) {
   return r;
 }
 
+/* The case that a test asks for: the field `case` of a request that runs through a stream, else the event's `arg`. */
+static UNUSED uint64_t the_case(const pxg_event *ev) {
+  if (ev->phase != PXG_PHASE_REQUEST_HEADERS) return ev->arg;
+  uint64_t n = 0;
+  for (uint64_t i = 0; i < ev->n_fields; i++)
+    if (ev->fields[i].name.len == 4 && !memcmp(ev->fields[i].name.ptr, "case", 4))
+      for (uint32_t k = 0; k < ev->fields[i].value.len; k++) n = n * 10 + (uint64_t)(ev->fields[i].value.ptr[k] - '0');
+  return n;
+}
+
+/* What the guest wants to tell a test: WAKE answers it. */
+static UNUSED int64_t told;
+
+static UNUSED int tell(const pxg_event *ev, pxg_result *out) {
+  out->action = PXG_ACT_CONTINUE;
+  if (ev->phase == PXG_PHASE_WAKE) out->user = (uint64_t)told;
+  return ev->phase == PXG_PHASE_WAKE;
+}
+
 static UNUSED int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) {
   static atomic_uint_fast64_t next;
   (void)ctx;

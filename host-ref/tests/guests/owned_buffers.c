@@ -1,4 +1,5 @@
-/* Hands over OWNED buffers on every path. WAKE answers how many were released; any other event takes the path `arg`. */
+/* Hands over OWNED buffers on every path. WAKE answers how many were released, with arg 1 the last status;
+ * any other event takes the path of its case. */
 #include "guest.h"
 
 static pxg_op ops[40];
@@ -9,7 +10,7 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   (void)ctx;
   out->action = PXG_ACT_CONTINUE;
   if (ev->phase == PXG_PHASE_WAKE) {
-    out->user = released;
+    out->user = ev->arg ? (uint64_t)told : released;
     return;
   }
   memset(ops, 0, sizeof ops);
@@ -18,7 +19,7 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   pxg_result r = result(PXG_ACT_CONTINUE);
   r.ops = ops;
   r.n_ops = 1;
-  switch (ev->arg) {
+  switch (the_case(ev)) {
   case 0: /* taken */
     out->ops = ops;
     out->n_ops = 1;
@@ -45,7 +46,7 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     parts[0] = owned("part");
     parts[1] = (pxg_buf){{(const uint8_t *)"static", 6, PXG_BUF_STATIC}, NULL, 0};
     reply = (pxg_reply){.size = sizeof reply, .status = 200, .body = parts, .n_body = 2};
-    if (ev->arg == 5) reply.flags = 1u << 9;
+    if (the_case(ev) == 5) reply.flags = 1u << 9;
     out->action = PXG_ACT_REPLY;
     out->reply = &reply;
     return;
@@ -59,24 +60,24 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->ops = ops;
     out->n_ops = 1;
     return;
-  case 8: out->user = (uint64_t)(int64_t)host->complete(host->ctx, 12345, &r); return;     /* no such token */
-  case 9: out->user = (uint64_t)(int64_t)host->complete(host->ctx + 1000, 1, &r); return;  /* no such guest */
-  case 10: out->user = (uint64_t)(int64_t)host->apply(host->ctx, 12345, &r); return;       /* no such stream */
+  case 8: told = host->complete(host->ctx, 12345, &r); return;     /* no such token */
+  case 9: told = host->complete(host->ctx + 1000, 1, &r); return;  /* no such guest */
+  case 10: told = host->apply(host->ctx, 12345, &r); return;       /* no such stream */
   case 11: /* a token that lives, an action that ends nothing */
     r.action = PXG_ACT_PENDING;
-    out->user = (uint64_t)(int64_t)host->complete(host->ctx, ev->token, &r);
+    told = host->complete(host->ctx, ev->token, &r);
     return;
   case 12: /* a result that is too short to be one, and still has its operations */
     r.size = 64;
-    out->user = (uint64_t)(int64_t)host->complete(host->ctx, ev->token, &r);
+    told = host->complete(host->ctx, ev->token, &r);
     return;
   case 13: /* so short that it has none */
     r.size = 32;
-    out->user = (uint64_t)(int64_t)host->complete(host->ctx, ev->token, &r);
+    told = host->complete(host->ctx, ev->token, &r);
     release(ops[0].val.ctx), released--;
     return;
   case 14: /* accepted; the event then answers something else, or the stream ends before */
-    out->user = (uint64_t)(int64_t)host->complete(host->ctx, ev->token, &r);
+    told = host->complete(host->ctx, ev->token, &r);
     return;
   case 15: /* OWNED and STATIC */
     ops[0].val.bytes.flags |= PXG_BUF_STATIC;
