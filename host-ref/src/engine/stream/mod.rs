@@ -220,6 +220,11 @@ struct Side {
     deadline: u64,
     shown: u64,
     shown_flags: EventFlags,
+    shown_mode: BodyMode,
+    /// Fields of the head and of the trailers when the event was built.
+    shown_fields: [usize; 2],
+    /// The HEADERS result has taken effect: from here on the body mode only goes down.
+    decided: bool,
     /// An operation on headers, trailers or body of this direction was applied.
     changed: bool,
     body_end_shown: bool,
@@ -247,6 +252,9 @@ impl Side {
             deadline: 0,
             shown: 0,
             shown_flags: EventFlags(0),
+            shown_mode: BodyMode::UNSET,
+            shown_fields: [0; 2],
+            decided: false,
             changed: false,
             body_end_shown: false,
             resizes: false,
@@ -622,12 +630,13 @@ impl<H: Fields> Stream<H> {
     pub fn bodies_skipped(&self, dir: Dir) -> bool {
         let flow = &self.flows[dir as usize];
         let skipped = |(pos, side): (usize, &Side)| {
-            let place = &self.places[self.place_of(dir, pos)];
+            let at = self.at(dir, pos);
             match side.state {
-                State::Bypass => true,
+                State::Bypass => side.length_left.is_none(),
                 State::Flow => {
-                    place.mode[dir as usize] == BodyMode::SKIP
-                        && !place.wants(dir.phase(PartOf::Trailers))
+                    self.mode(at) == BodyMode::SKIP
+                        && !self.places[at.place].wants(dir.phase(PartOf::Trailers))
+                        && side.length_left.is_none()
                 }
                 _ => false,
             }
@@ -637,6 +646,14 @@ impl<H: Fields> Stream<H> {
             && flow.head_at > flow.sides.len()
             && flow.ready.is_empty()
             && flow.sides.iter().enumerate().all(skipped)
+    }
+
+    /// Whether a guest's verdict on the request's head is pending: a driver tells no client to send its body before
+    /// it is there (PXG-BODY-011).
+    #[must_use]
+    pub fn request_headers_pending(&self) -> bool {
+        let sides = &self.flows[Dir::Request as usize].sides;
+        sides.iter().any(|side| matches!(side.state, State::Pend(PartOf::Headers)))
     }
 
     /// The driver has sent the rest of this direction by itself.
