@@ -11,6 +11,8 @@ import (
 // logHandler sends records to the host. Below the host's level nothing is formatted.
 type logHandler struct {
 	host bridge.Host
+	// keepTime is for the test: the host's log has a time of its own.
+	keepTime bool
 	// with replays the handler's attributes and groups on a handler that formats.
 	with []func(slog.Handler) slog.Handler
 }
@@ -46,8 +48,7 @@ func (h *logHandler) Handle(ctx context.Context, r slog.Record) error {
 	var t slog.Handler = slog.NewTextHandler(&b, &slog.HandlerOptions{
 		Level: slog.Level(-128),
 		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-			// The host's log has its own time and level.
-			if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+			if len(groups) == 0 && (a.Key == slog.TimeKey && !h.keepTime || a.Key == slog.LevelKey) {
 				return slog.Attr{}
 			}
 			return a
@@ -78,5 +79,5 @@ func (h *logHandler) WithGroup(name string) slog.Handler {
 }
 
 func (h *logHandler) plus(f func(slog.Handler) slog.Handler) slog.Handler {
-	return &logHandler{host: h.host, with: append(h.with[:len(h.with):len(h.with)], f)}
+	return &logHandler{host: h.host, keepTime: h.keepTime, with: append(h.with[:len(h.with):len(h.with)], f)}
 }

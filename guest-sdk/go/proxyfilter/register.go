@@ -149,6 +149,15 @@ func (e *Env) Has(f Feature) bool { return e.features.Has(int(f)) }
 // Draining says that the host is shutting down.
 func (e *Env) Draining() bool { return e.inst.host.Draining() }
 
+// Go runs f on a goroutine with a panic barrier: a panic is logged and ends f
+// only. In a plain goroutine it would end the proxy.
+func (e *Env) Go(f func()) {
+	go func() {
+		defer e.inst.barrier("a goroutine of filter " + e.Filter)
+		f()
+	}()
+}
+
 // Provisioner prepares a decoded configuration: it sets defaults, compiles what
 // needs compiling. It is called before Validate.
 type Provisioner interface{ Provision(env *Env) error }

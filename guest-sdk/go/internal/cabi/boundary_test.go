@@ -120,6 +120,7 @@ func TestCgoCheck2(t *testing.T) {
 }
 
 func TestPgdebug(t *testing.T) {
+	must(t, nil, "go", "test", "-tags", "pgdebug", "../../proxyfilter", "../../proxyfiltertest")
 	lib := build(t, "pgdebug.so", nil, "go", "build", "-tags", "pgdebug", "-buildmode=c-shared", "-o", "OUT", "./testdata/guest")
 	if out := must(t, nil, minihost(t), lib, "check"); !strings.Contains(out, "check: ok") {
 		t.Errorf("%s", out)
