@@ -42,7 +42,7 @@ pub enum Verdict {
     More(u64),
     /// Answer the client: what [`crate::ReplyBuilder::send`] answered.
     Reply(verdict::Sent),
-    /// Abort both directions without a reply.
+    /// Abort both directions without a reply. Of the operations only metadata and metrics count.
     Reset,
     /// Hold the direction: what [`crate::MessageEvent::defer`] answered.
     Pending(verdict::Deferred),
@@ -60,14 +60,13 @@ pub mod verdict {
 
 /// Why a filter failed on a stream; `?` makes one from every error.
 #[derive(Debug)]
-// A thin pointer: an outcome is returned in registers.
-pub struct FilterError(Box<String>);
+pub struct FilterError(Box<str>);
 
 impl FilterError {
     /// An error with a text for the log.
     #[must_use]
     pub fn new(text: impl Display) -> Self {
-        Self(Box::new(text.to_string()))
+        Self(text.to_string().into_boxed_str())
     }
 
     /// The text.
@@ -86,12 +85,12 @@ impl<E: std::error::Error> From<E> for FilterError {
             text.push_str(&cause.to_string());
             source = cause.source();
         }
-        Self(Box::new(text))
+        Self(text.into_boxed_str())
     }
 }
 
 /// What methods may return; not for implementing.
-pub trait Returned {
+pub(crate) trait Returned {
     /// As an outcome.
     fn into_outcome(self) -> Outcome;
 }

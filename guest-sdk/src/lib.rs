@@ -10,6 +10,7 @@ pub mod log;
 mod metrics;
 mod pending;
 mod raw;
+pub mod testing;
 
 pub use completion::{Applied, Completion, Reply, StreamHandle};
 pub use config::{Attribute, ConfigError, Direction, Setup};

@@ -9,9 +9,9 @@
  *                                     pxgg_pending(), pxgg_reply(), pxgg_reset(), pxgg_error().
  *
  * Ownership in one rule: the bytes behind a pxg_str that you put into an operation or a reply must stay valid until
- * the next call into this guest on the same thread. String literals, the memory of your configuration and what
- * pxgg_alloc() or pxgg_copy() answered do; the event's views and the stack of on_event do not (PXG-MEM-002,
- * PXG-MEM-004): copy those with pxgg_copy().
+ * the next call into this guest on the same thread (PXG-MEM-004). String literals, the memory of your configuration and
+ * what pxgg_alloc(), pxgg_copy() or pxgg_format() answered do; so do the views of the same event, which the host copies
+ * before they die. The stack of on_event does not, and nothing of an event may be kept beyond it (PXG-MEM-002).
  */
 #ifndef PROXY_GOLANG_GUEST_H
 #define PROXY_GOLANG_GUEST_H
@@ -504,8 +504,9 @@ static inline void pxgg_pending(pxgg_call *c, uint64_t ns) {
     pxgg_error(c, PXGG_LIT("PENDING with operations: pass them with complete instead"));
     return;
   }
+  /* Everything else of the result stays as the host preset it. */
   c->out->pend_ns = ns;
-  pxgg_finish(c, PXG_ACT_PENDING);
+  c->out->action = PXG_ACT_PENDING;
 }
 
 static inline void pxgg_reply_send(pxgg_call *c, const pxg_reply *r) {

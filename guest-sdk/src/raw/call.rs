@@ -16,10 +16,11 @@ use super::view::{Fields, bytes, slice};
 use crate::pending::{CancelState, Pending};
 use crate::{FilterError, Outcome, StreamHandle, Verdict, verdict};
 
-/// What every event has. Views of it die when the method that got it returns, and the compiler sees to that.
+/// What every event has. Its views die when the method that got it returns, and the compiler sees to that.
 ///
-/// `'c` is the lifetime of what a result may borrow: memory of the filter (`&'c self`) and of the stream
-/// (`&'c mut ctx`), which the methods named `_borrowed` take without a copy.
+/// `'c` is the lifetime of the call: of the views, and of what a result may borrow. The methods named `_borrowed` take
+/// views of the same event, literals, memory of the filter (`&'c self`) and of the stream (`&'c mut ctx`) without a
+/// copy; nothing else lives long enough.
 pub struct Event<'c> {
     host: Host,
     head: *const ConfigHead,
@@ -131,9 +132,9 @@ impl<'c> Event<'c> {
 
     /// An attribute that the configuration asked for with [`crate::Setup::attribute`]; `None` if the host has none here.
     #[must_use]
-    pub fn attribute(&self, attribute: crate::Attribute) -> Option<&[u8]> {
+    pub fn attribute(&self, attribute: crate::Attribute) -> Option<&'c [u8]> {
         let raw = self.raw();
-        // SAFETY: a view of the call; the result borrows `self`.
+        // SAFETY: a view of the call, which outlives 'c.
         let all: &[Str] = unsafe { slice(raw.attrs, raw.n_attrs) };
         let value = all.get(attribute.index())?;
         // SAFETY: as above.
@@ -424,11 +425,13 @@ impl<'c> Event<'c> {
                 unsafe { (*self.out).reply = self.reply.get() }
                 Action::REPLY
             }
-            Ok(Verdict::Reset) => {
-                self.abandon();
-                Action::RESET
+            Ok(Verdict::Reset) => Action::RESET,
+            Ok(Verdict::Pending(_)) => {
+                // Everything else of the result stays as preset.
+                // SAFETY: call lifetime.
+                unsafe { (*self.out).action = Action::PENDING }
+                return;
             }
-            Ok(Verdict::Pending(_)) => Action::PENDING,
             _ => Action::CONTINUE,
         };
         self.write(action);
@@ -438,7 +441,14 @@ impl<'c> Event<'c> {
     #[cold]
     pub(super) fn fail(&self, text: &str) {
         self.abandon();
-        // What is left of the scratch takes the head of the text: an error must not fail for want of memory.
+        // With no operations left the lent scratch is free again; it takes the head of the text, for an error must not
+        // fail for want of memory.
+        // SAFETY: call lifetime, and the host lends that many bytes there.
+        unsafe {
+            self.mem.set((*self.out).scratch);
+            self.mem_end
+                .set((*self.out).scratch.add((*self.out).scratch_cap as usize));
+        }
         let mut n = text.len().min(self.mem_left());
         while !text.is_char_boundary(n) {
             n -= 1;
@@ -579,6 +589,7 @@ macro_rules! event_type {
 
         impl<'c> $name<'c> {
             #[inline(always)]
+            #[allow(dead_code)]
             pub(super) fn of<'e>(event: &'e Event<'c>) -> &'e Self {
                 // SAFETY: repr(transparent), also of what it derefs to.
                 unsafe { &*std::ptr::from_ref(event).cast() }
@@ -626,15 +637,15 @@ impl<'c> MessageEvent<'c> {
     /// The headers of this direction: in headers events, and in others while the headers are held.
     #[inline(always)]
     #[must_use]
-    pub fn headers(&self) -> Fields<'_> {
+    pub fn headers(&self) -> Fields<'c> {
         let raw = self.raw();
-        // SAFETY: a view of the call; the result borrows `self`.
+        // SAFETY: a view of the call, which outlives 'c.
         unsafe { Fields::new(raw.fields, raw.n_fields) }
     }
 
     /// The trailers of this direction: in trailers events and with a whole body.
     #[must_use]
-    pub fn trailers(&self) -> Fields<'_> {
+    pub fn trailers(&self) -> Fields<'c> {
         let raw = self.raw();
         // SAFETY: as in `headers`.
         unsafe { Fields::new(raw.trailers, raw.n_trailers) }
@@ -642,7 +653,7 @@ impl<'c> MessageEvent<'c> {
 
     /// In response events the request's headers, if the configuration asked with [`crate::Setup::want_peer_fields`].
     #[must_use]
-    pub fn request_headers(&self) -> Fields<'_> {
+    pub fn request_headers(&self) -> Fields<'c> {
         let raw = self.raw();
         // SAFETY: as in `headers`.
         unsafe { Fields::new(raw.peer_fields, raw.n_peer_fields) }
@@ -685,8 +696,8 @@ impl<'c> MessageEvent<'c> {
         self.header_op(OpKind::HEADER_SET, Target::HEADERS, name, value);
     }
 
-    /// [`MessageEvent::set_header`] without a copy: literals, and memory of the filter or of the stream's context
-    /// (write `fn ...<'c>(&'c self, ctx: &'c mut ..., ev: &...<'c>)`).
+    /// [`MessageEvent::set_header`] without a copy: literals, views of this event, and memory of the filter or of the
+    /// stream's context (for these write `fn ...<'c>(&'c self, ctx: &'c mut ..., ev: &...<'c>)`).
     #[inline]
     pub fn set_header_borrowed<N, V>(&self, name: &'c N, value: &'c V)
     where
@@ -869,10 +880,10 @@ macro_rules! body_views_and_ops {
     ($name:ident) => {
         impl<'c> $name<'c> {
             /// The pieces of the view, in order; at most 64.
-            pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+            pub fn chunks(&self) -> impl Iterator<Item = &'c [u8]> + use<'c> {
                 let raw = self.raw();
-                // SAFETY: a view of the call; the result borrows `self`.
-                let chunks: &[Str] = unsafe { slice(raw.chunks, raw.n_chunks) };
+                // SAFETY: a view of the call, which outlives 'c.
+                let chunks: &'c [Str] = unsafe { slice(raw.chunks, raw.n_chunks) };
                 // SAFETY: as above.
                 chunks.iter().map(|s| unsafe { bytes(s) })
             }
@@ -897,7 +908,7 @@ macro_rules! body_views_and_ops {
 
             /// The view in one piece: borrowed if the host holds it in one, else a copy.
             #[must_use]
-            pub fn contiguous(&self) -> std::borrow::Cow<'_, [u8]> {
+            pub fn contiguous(&self) -> std::borrow::Cow<'c, [u8]> {
                 let mut chunks = self.chunks();
                 match (chunks.next(), chunks.next()) {
                     (None, _) => std::borrow::Cow::Borrowed(&[]),
@@ -1048,18 +1059,18 @@ impl<'c> WakeEvent<'c> {
     }
 }
 
-impl LogEvent<'_> {
+impl<'c> LogEvent<'c> {
     /// The response's headers.
     #[must_use]
-    pub fn response_headers(&self) -> Fields<'_> {
+    pub fn response_headers(&self) -> Fields<'c> {
         let raw = self.raw();
-        // SAFETY: a view of the call; the result borrows `self`.
+        // SAFETY: a view of the call, which outlives 'c.
         unsafe { Fields::new(raw.fields, raw.n_fields) }
     }
 
     /// The response's trailers.
     #[must_use]
-    pub fn response_trailers(&self) -> Fields<'_> {
+    pub fn response_trailers(&self) -> Fields<'c> {
         let raw = self.raw();
         // SAFETY: as above.
         unsafe { Fields::new(raw.trailers, raw.n_trailers) }
@@ -1067,7 +1078,7 @@ impl LogEvent<'_> {
 
     /// The request's headers.
     #[must_use]
-    pub fn request_headers(&self) -> Fields<'_> {
+    pub fn request_headers(&self) -> Fields<'c> {
         let raw = self.raw();
         // SAFETY: as above.
         unsafe { Fields::new(raw.peer_fields, raw.n_peer_fields) }
@@ -1075,7 +1086,7 @@ impl LogEvent<'_> {
 
     /// The request's trailers.
     #[must_use]
-    pub fn request_trailers(&self) -> Fields<'_> {
+    pub fn request_trailers(&self) -> Fields<'c> {
         let raw = self.raw();
         // SAFETY: as above.
         unsafe { Fields::new(raw.peer_trailers, raw.n_peer_trailers) }

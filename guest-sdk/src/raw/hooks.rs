@@ -41,7 +41,7 @@ pub struct PhaseSpec<F> {
 }
 
 /// A call of the method for one phase.
-pub trait Handler<F: Filter> {
+pub(super) trait Handler<F: Filter> {
     /// Calls it.
     fn handle<'c>(filter: &'c F, ctx: &'c mut F::Ctx, event: &Event<'c>) -> Outcome;
 }
@@ -49,10 +49,10 @@ pub trait Handler<F: Filter> {
 macro_rules! handlers {
     ($($name:ident: $bound:ident, $method:ident($event:ident), $phase:ident, $mode:expr, $pend:expr;)*) => {
         /// The handler of each phase, if the filter has it.
-        pub mod handler {
+        pub(super) mod handler {
             $(
                 #[doc = concat!("Handler of ", stringify!($bound), ".")]
-                pub struct $name;
+                pub(in super::super) struct $name;
             )*
         }
         $(
@@ -128,7 +128,7 @@ mod probe {
 pub use probe::{NoPhases, Probe};
 
 /// Number of phases that [`crate::__phases`] looks for.
-pub const PROBED: usize = 12;
+const PROBED: usize = 12;
 
 // ---- the library
 

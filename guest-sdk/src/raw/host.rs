@@ -18,7 +18,7 @@ unsafe impl Sync for Host {}
 
 /// The table of `pxg.metrics/1`.
 #[derive(Clone, Copy)]
-pub struct MetricsTable {
+pub(crate) struct MetricsTable {
     host: Host,
     table: &'static abi::ext::MetricsV1,
 }

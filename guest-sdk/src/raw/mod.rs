@@ -15,6 +15,7 @@ mod buffer;
 mod call;
 mod hooks;
 mod host;
+pub(crate) mod mini;
 mod outgoing;
 mod view;
 
@@ -24,6 +25,7 @@ pub use call::{
     ReplyBuilder, TrailersEvent, WakeEvent,
 };
 pub use hooks::{FilterEntry, Library, NoPhases, Probe, init};
-pub use host::{Host, MetricsTable};
+pub use host::Host;
+pub(crate) use host::MetricsTable;
 pub(crate) use outgoing::{Bytes, Outgoing, OutgoingOp, OutgoingReply, Payload};
 pub use view::{ConfigInput, Field, FieldIter, Fields};

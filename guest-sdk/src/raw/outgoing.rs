@@ -43,6 +43,15 @@ pub(crate) struct OutgoingReply {
     pub(crate) details: Bytes,
 }
 
+/// The array, or null if it is empty.
+fn array<T>(list: &[T]) -> *const T {
+    if list.is_empty() {
+        std::ptr::null()
+    } else {
+        list.as_ptr()
+    }
+}
+
 /// A result in the guest's memory.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -82,6 +91,9 @@ impl Outgoing {
     }
 
     fn str(&self, b: Bytes) -> Str {
+        if b.len == 0 {
+            return Str::EMPTY;
+        }
         Str::new(&self.arena[b.at..b.at + b.len])
     }
 
@@ -138,11 +150,11 @@ impl Outgoing {
                 status: r.status,
                 flags: r.flags,
                 grpc_status: r.grpc_status,
-                fields: fields.as_ptr(),
+                fields: array(&fields),
                 n_fields: fields.len() as u64,
-                body: body.as_ptr(),
+                body: array(&body),
                 n_body: body.len() as u64,
-                trailers: trailers.as_ptr(),
+                trailers: array(&trailers),
                 n_trailers: trailers.len() as u64,
                 details: self.str(r.details),
             }
@@ -153,7 +165,7 @@ impl Outgoing {
             flags: self.flags,
             reserved0: 0,
             user: 0,
-            ops: ops.as_ptr(),
+            ops: array(&ops),
             n_ops: ops.len() as u64,
             reply: raw_reply
                 .as_ref()

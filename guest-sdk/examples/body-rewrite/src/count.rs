@@ -22,17 +22,21 @@ pub struct Seen {
 impl Filter for BodyCount {
     type Ctx = Seen;
 
-    fn configure(input: &ConfigInput<'_>, _: &mut Setup) -> Result<Self, ConfigError> {
+    fn configure(input: &ConfigInput<'_>, setup: &mut Setup) -> Result<Self, ConfigError> {
         if !input.bytes().trim_ascii().is_empty() {
             return Err(ConfigError::new(
                 "found a configuration; body-count takes none: leave it empty",
             ));
         }
+        let add_trailer = input.has(Feature::TRAILERS_OUT_RESPONSE);
+        if !add_trailer || !input.has(Feature::TRAILERS_IN_RESPONSE) {
+            setup.skip(Phase::RESPONSE_TRAILERS);
+        }
         let counter = |name| input.host().counter(name, &[]).ok();
         Ok(Self {
             request: counter("body_request_bytes"),
             response: counter("body_response_bytes"),
-            add_trailer: input.has(Feature::TRAILERS_OUT_RESPONSE),
+            add_trailer,
         })
     }
 }
@@ -51,9 +55,17 @@ impl OnResponseBody for BodyCount {
 
     fn on_response_body(&self, seen: &mut Seen, ev: &BodyEvent<'_>) -> Outcome {
         seen.response += ev.len() as u64;
-        if ev.is_end() && self.add_trailer {
+        // Where trailers follow, theirs is the event to add one at.
+        if ev.is_end_of_stream() && self.add_trailer {
             ev.set_trailer_fmt("x-body-bytes", format_args!("{}", seen.response));
         }
+        Ok(Verdict::Continue)
+    }
+}
+
+impl OnResponseTrailers for BodyCount {
+    fn on_response_trailers(&self, seen: &mut Seen, ev: &TrailersEvent<'_>) -> Outcome {
+        ev.set_trailer_fmt("x-body-bytes", format_args!("{}", seen.response));
         Ok(Verdict::Continue)
     }
 }
