@@ -239,6 +239,20 @@ impl Table {
         state_of(seen)
     }
 
+    /// The place has unsubscribed from WAKE: `wake` answers STATE from here on.
+    pub(crate) fn refuse_wakes(&self, handle: u64) {
+        if let Some((slot, _, generation)) = self.find(handle) {
+            let wakes = word(generation, State::WakeHandle);
+            // In any other state there is nothing to do.
+            let _ = slot.word.compare_exchange(
+                wakes,
+                word(generation, State::Handle),
+                AcqRel,
+                Relaxed,
+            );
+        }
+    }
+
     /// Whether the token was completed and its completion has not taken effect.
     pub(crate) fn is_done(&self, token: u64) -> bool {
         self.find(token).is_some_and(|(slot, _, generation)| {

@@ -88,6 +88,10 @@ impl Worker {
         self.hub.table.retire(&mut self.free, value)
     }
 
+    pub(crate) fn refuse_wakes(&mut self, handle: u64) {
+        self.hub.table.refuse_wakes(handle);
+    }
+
     pub(crate) fn is_done(&self, token: u64) -> bool {
         self.hub.table.is_done(token)
     }

@@ -59,15 +59,19 @@ impl<H: Fields> Stream<H> {
         if at.dir == Dir::Response && flow.local {
             flags |= EventFlags::LOCAL_ORIGIN.0;
         }
+        if flow.upgraded {
+            flags |= EventFlags::UPGRADED.0;
+        }
         let side = &mut flow.sides[at.pos];
         if std::mem::take(&mut side.resumed) {
             flags |= EventFlags::RESUMED.0;
         }
-        let observe = part == PartOf::Body
-            && self.places[at.place].mode[at.dir as usize] == BodyMode::OBSERVE;
+        let mode = self.places[at.place].mode[at.dir as usize];
+        let observe = part == PartOf::Body && mode == BodyMode::OBSERVE;
         side.view.coalesce(MAX_CHUNKS);
         side.observed.coalesce(MAX_CHUNKS);
         side.shown = if observe { 0 } else { side.view.len() };
+        side.shown_mode = mode;
         side.token = token;
         if flags & EventFlags::BODY_END.0 != 0 {
             side.body_end_shown = true;
@@ -75,6 +79,7 @@ impl<H: Fields> Stream<H> {
         side.shown_flags = EventFlags(flags);
 
         let mut taken = Taken::new(cx);
+        let mut shown_fields = [0; 2];
         {
             let flow = &self.flows[at.dir as usize];
             let side = &flow.sides[at.pos];
@@ -85,6 +90,7 @@ impl<H: Fields> Stream<H> {
             if part == PartOf::Headers || flags & EventFlags::HEADERS_HELD.0 != 0 {
                 if let Some(head) = &flow.head {
                     head.view(&mut fields);
+                    shown_fields[0] = fields.len();
                     project(filter, phase, &mut fields);
                 }
                 if at.dir == Dir::Response && filter.is(ConfigFlags::WANT_PEER_FIELDS) {
@@ -99,6 +105,7 @@ impl<H: Fields> Stream<H> {
                 && let Some(list) = flow.end.as_ref().and_then(|end| end.trailers.as_ref())
             {
                 list.view(&mut trailers);
+                shown_fields[1] = trailers.len();
             }
             let mut chunks = SmallVec::<[StrView<'_>; 16]>::new();
             let mut body_offset = 0;
@@ -129,13 +136,16 @@ impl<H: Fields> Stream<H> {
             drop(views);
             values.give_back(cx);
         }
-        self.flows[at.dir as usize].sides[at.pos].observed.clear();
-        let shown = self.flows[at.dir as usize].sides[at.pos].shown;
+        let side = &mut self.flows[at.dir as usize].sides[at.pos];
+        side.observed.clear();
+        side.shown_fields = shown_fields;
+        let shown = side.shown;
         let context = Context {
             place: at.place,
             at: Some(at),
             phase,
             flags: EventFlags(flags),
+            mode,
             shown,
             late: false,
             ns: taken.ns,
@@ -145,7 +155,7 @@ impl<H: Fields> Stream<H> {
                 self.places[at.place].user = outcome.user;
                 self.settle(cx, chain, context, outcome);
             }
-            Err(fault) => self.fail_invalid(cx, chain, context, &fault.text),
+            Err(fault) => self.refuse(cx, chain, context, &fault.into()),
         });
     }
 
@@ -168,6 +178,9 @@ impl<H: Fields> Stream<H> {
         }
         if phase == Phase::WAKE && self.can_reply(place) {
             flags.0 |= EventFlags::CAN_REPLY.0;
+        }
+        if self.flows[Dir::Response as usize].upgraded {
+            flags.0 |= EventFlags::UPGRADED.0;
         }
         let mut taken = Taken::new(cx);
         {
@@ -215,6 +228,7 @@ impl<H: Fields> Stream<H> {
             at: None,
             phase,
             flags,
+            mode: BodyMode::UNSET,
             shown: 0,
             late: false,
             ns: taken.ns,
@@ -224,7 +238,7 @@ impl<H: Fields> Stream<H> {
                 self.places[place].user = outcome.user;
                 self.settle(cx, chain, context, outcome);
             }
-            Err(fault) => self.fail_invalid(cx, chain, context, &fault.text),
+            Err(fault) => self.refuse(cx, chain, context, &fault.into()),
         });
     }
 
@@ -260,11 +274,7 @@ impl<H: Fields> Stream<H> {
     pub(super) fn can_reply(&self, place: usize) -> bool {
         let flow = &self.flows[Dir::Response as usize];
         let pos = self.pos_of(Dir::Response, place);
-        !self.closed
-            && !flow.finished
-            && !flow.upgraded
-            && !self.places[place].replied
-            && flow.head_at <= pos
+        !self.closed && !flow.finished && !self.places[place].replied && flow.head_at <= pos
     }
 
     /// A token's side has been left: PEND is over, however it ended.
@@ -294,7 +304,7 @@ fn view_left<'a, H: Fields>(flow: &'a Flow<H>, fields: &mut Views<'a>, trailers:
 
 /// Leaves out the fields that the configuration does not need. Indices then count in what is left, and so only a
 /// view that has every field is edited by index.
-fn project(filter: &Filter, phase: Phase, fields: &mut Views<'_>) {
+pub(super) fn project(filter: &Filter, phase: Phase, fields: &mut Views<'_>) {
     let wanted = &filter.declared.projection;
     let bit = phase_bit(phase);
     if wanted.iter().any(|(_, phases)| phases & bit != 0) {

@@ -128,7 +128,9 @@ impl<H: Fields> Stream<H> {
                     side.state = State::Bypass;
                 }
                 side.hold_since = None;
-                side.length_left = None;
+                if !side.changed {
+                    side.length_left = None;
+                }
             }
             return;
         }
@@ -320,7 +322,8 @@ impl<H: Fields> Stream<H> {
                     State::Pend(_) => at(side.deadline),
                     State::Hold
                         if side.view.len() > side.kept
-                            && self.mode(self.at(dir, pos)) == BodyMode::STREAM =>
+                            && self.mode(self.at(dir, pos)) == BodyMode::STREAM
+                            && !self.is_parked(&self.chain, self.at(dir, pos)) =>
                     {
                         at(side.shown_at.saturating_add(self.limits.hold_time_ns));
                     }

@@ -1,6 +1,6 @@
 //! What guests sent from any thread takes effect on the stream's thread.
 
-use proxy_golang_abi::{EventFlags, Phase};
+use proxy_golang_abi::{BodyMode, EventFlags, Phase};
 
 use super::super::fields::Fields;
 use super::super::hub::{Item, Mail};
@@ -39,7 +39,7 @@ impl<H: Fields> Stream<H> {
                 self.unpend(cx, filter, at);
                 let side = self.side(at);
                 side.resumed = true;
-                let (flags, shown) = (side.shown_flags, side.shown);
+                let (flags, mode, shown) = (side.shown_flags, side.shown_mode, side.shown);
                 // Whatever comes next sets the state; until then the place holds what it held.
                 side.state = State::Hold;
                 let phase = at.dir.phase(part);
@@ -48,6 +48,7 @@ impl<H: Fields> Stream<H> {
                     at: Some(at),
                     phase,
                     flags,
+                    mode,
                     shown,
                     late: true,
                     ns: 0,
@@ -64,6 +65,7 @@ impl<H: Fields> Stream<H> {
                     at: None,
                     phase: Phase(0),
                     flags: EventFlags(0),
+                    mode: BodyMode::UNSET,
                     shown: 0,
                     late: true,
                     ns: 0,

@@ -3,7 +3,7 @@
 //! * this file: the types, what a driver feeds in and takes out;
 //! * `step`: the transitions D01 to D14 of one direction at one place;
 //! * `call`: an event is built, the guest called;
-//! * `judge`: its result is validated as a whole; `settle`: and then takes effect;
+//! * `judge` and `judge_ops`: its result is validated as a whole; `settle`: and then takes effect;
 //! * `reply`: local replies, of guests and of the host;
 //! * `mail`: completions, `apply` and `wake`;
 //! * `trace`: what each guest did, if somebody wants to know;
@@ -12,6 +12,7 @@
 mod call;
 mod end;
 mod judge;
+mod judge_ops;
 mod mail;
 mod reply;
 mod settle;
@@ -653,7 +654,9 @@ impl<H: Fields> Stream<H> {
     #[must_use]
     pub fn request_headers_pending(&self) -> bool {
         let sides = &self.flows[Dir::Request as usize].sides;
-        sides.iter().any(|side| matches!(side.state, State::Pend(PartOf::Headers)))
+        sides
+            .iter()
+            .any(|side| matches!(side.state, State::Pend(PartOf::Headers)))
     }
 
     /// The driver has sent the rest of this direction by itself.

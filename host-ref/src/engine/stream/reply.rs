@@ -9,8 +9,6 @@ use super::super::fields::Fields;
 use super::super::guest::Chain;
 use super::super::outcome::Reply;
 use super::end::{Failure, Reason};
-use super::judge::refuse_field;
-use super::settle::Context;
 use super::{BodyLength, Cx, Dir, End, Signal, State, Stream};
 
 /// A reply whose body comes by BODY_WRITE.
@@ -53,20 +51,14 @@ impl<H: Fields> Stream<H> {
         &mut self,
         cx: &mut Cx<'_>,
         chain: &Chain,
-        context: Context,
+        place: usize,
         reply: Reply<'_>,
     ) {
-        let filter = &chain.filters()[context.place];
-        if let Err(text) = judge_reply(&reply) {
-            return self.fail_invalid(cx, chain, context, &text);
-        }
-        if reply.flags.0 & ReplyFlags::OPEN.0 != 0 && !filter.has(Feature::STREAM_REPLY) {
-            return self.fail_invalid(
-                cx,
-                chain,
-                context,
-                "an OPEN reply needs the feature STREAM_REPLY",
-            );
+        let filter = &chain.filters()[place];
+        if !self.can_reply(place) {
+            // ACT-005: not the guest's fault.
+            filter.stats.late_replies.inc();
+            return self.reset(cx);
         }
         self.why.get_or_insert(EndReason::REPLIED);
         self.details = format!(
@@ -74,12 +66,7 @@ impl<H: Fields> Stream<H> {
             filter.name,
             String::from_utf8_lossy(reply.details)
         );
-        if !self.can_reply(context.place) {
-            // ACT-005: not the guest's fault.
-            filter.stats.late_replies.inc();
-            return self.reset(cx);
-        }
-        self.places[context.place].replied = true;
+        self.places[place].replied = true;
         let grpc_status = reply.grpc_status.to_string();
         let content_type = self.grpc.clone();
         let mut made = Made::plain(u16::try_from(reply.status).unwrap_or(500));
@@ -107,7 +94,7 @@ impl<H: Fields> Stream<H> {
             }
         }
         let flush = made.open || reply.flags.0 & ReplyFlags::FLUSH.0 != 0;
-        self.start_reply(cx, chain, Some(context.place), made);
+        self.start_reply(cx, chain, Some(place), made);
         if flush {
             self.signals.push_back(Signal::Flush(Dir::Response));
         }
@@ -315,25 +302,5 @@ impl<H: Fields> Stream<H> {
         );
         self.report(filter, &failure);
         self.reset(cx);
-    }
-}
-
-fn judge_reply(reply: &Reply<'_>) -> Result<(), String> {
-    if !(200..=599).contains(&reply.status) {
-        return Err(format!(
-            "a reply with status {}; 200 to 599 are legal",
-            reply.status
-        ));
-    }
-    if reply.flags.0 & ReplyFlags::GRPC.0 != 0 && !(0..=16).contains(&reply.grpc_status) {
-        return Err(format!(
-            "a reply with grpc_status {}; 0 to 16 are legal",
-            reply.grpc_status
-        ));
-    }
-    let refused = |(name, value): &(&[u8], &[u8])| refuse_field(name, value);
-    match reply.fields.iter().chain(&reply.trailers).find_map(refused) {
-        Some(why) => Err(format!("a reply's field: {why}")),
-        None => Ok(()),
     }
 }

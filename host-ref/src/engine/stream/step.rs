@@ -3,7 +3,8 @@
 use proxy_golang_abi::{BodyMode, ConfigFlags, EventFlags};
 
 use super::super::fields::Fields;
-use super::super::guest::Chain;
+use super::super::guest::{Chain, Filter};
+use super::end::{Failure, Reason};
 use super::{At, BodyLength, Cx, Dir, PartOf, State, Stream};
 
 impl<H: Fields> Stream<H> {
@@ -33,7 +34,7 @@ impl<H: Fields> Stream<H> {
         }
         match self.flows[dir as usize].sides[pos].state {
             State::Done | State::Pend(_) => false,
-            State::Bypass => self.pass_all(at),
+            State::Bypass => self.pass_all(cx, at),
             _ if self.is_parked(chain, at) => false,
             State::Wait => self.step_wait(cx, chain, at),
             State::Hold => self.step_hold(cx, chain, at),
@@ -42,7 +43,7 @@ impl<H: Fields> Stream<H> {
     }
 
     /// The peer direction pends here, and the guest did not say that it can take both (PXG-EVT-003).
-    fn is_parked(&self, chain: &Chain, at: At) -> bool {
+    pub(super) fn is_parked(&self, chain: &Chain, at: At) -> bool {
         let peer = at.dir.peer();
         let pos = self.pos_of(peer, at.place);
         matches!(self.flows[peer as usize].sides[pos].state, State::Pend(_))
@@ -64,12 +65,16 @@ impl<H: Fields> Stream<H> {
                 flags.0 |= EventFlags::UPGRADED.0 | EventFlags::END_STREAM.0;
             }
             self.call(cx, chain, at, PartOf::Headers, flags);
-        } else if place.mode[at.dir as usize] == BodyMode::WHOLE
-            && place.wants(at.dir.phase(PartOf::Body))
-        {
-            self.hold(cx, at, 0);
+        } else if self.mode(at) == BodyMode::WHOLE {
+            self.hold(cx, at, 0, 0);
         } else {
-            self.pass_head(chain, at);
+            let flow = &self.flows[at.dir as usize];
+            let upgraded = flow.upgraded && at.dir == Dir::Response;
+            let ended = self.end_flags(at, EventFlags(0)).0 & EventFlags::END_STREAM.0 != 0;
+            self.pass_head(chain, at, self.mode(at));
+            if upgraded || ended {
+                self.pass_end(at);
+            }
         }
         true
     }
@@ -86,9 +91,13 @@ impl<H: Fields> Stream<H> {
         let max = Self::filter(chain, at).declared.max_body[at.dir as usize];
         let ended = flow.end_is_at(at.pos);
         let over = side.view.len() > max;
+        let begins = side.hold_since.is_none() && !side.view.is_empty();
         let grown = mode == BodyMode::STREAM
             && side.view.len() >= side.more_at
             && side.view.len() > side.kept;
+        if begins {
+            self.side(at).hold_since = Some(cx.worker.now());
+        }
         if !(ended || over || grown) {
             return false;
         }
@@ -126,7 +135,11 @@ impl<H: Fields> Stream<H> {
             _ => {}
         }
         if len > 0 {
-            flow.pass_bytes(at.pos, len);
+            if let Some(surplus) = self.surplus(at, len) {
+                self.fail_length(cx, chain, at, &surplus);
+            } else {
+                self.pass_bytes(at, len);
+            }
             return true;
         }
         if !ended {
@@ -137,7 +150,7 @@ impl<H: Fields> Stream<H> {
         {
             self.call(cx, chain, at, PartOf::Trailers, EventFlags::END_STREAM);
         } else {
-            self.pass_end(at);
+            self.finish_place(cx, chain, at);
         }
         true
     }
@@ -185,12 +198,14 @@ impl<H: Fields> Stream<H> {
         }
     }
 
-    /// Keeps headers or view until more has come.
-    pub(super) fn hold(&mut self, cx: &mut Cx<'_>, at: At, more_bytes: u64) {
+    /// Keeps headers and `kept` bytes of the view until more has come. What came while the direction was PENDING is
+    /// not among `kept`: it has not been shown.
+    pub(super) fn hold(&mut self, cx: &mut Cx<'_>, at: At, kept: u64, more_bytes: u64) {
         let now = cx.worker.now();
+        let holds_head = self.flows[at.dir as usize].head_is_at(at.pos);
         let side = self.side(at);
         side.state = State::Hold;
-        side.kept = side.view.len();
+        side.kept = kept;
         let growth = if more_bytes == 0 {
             (side.kept / 8).max(1024)
         } else {
@@ -198,13 +213,17 @@ impl<H: Fields> Stream<H> {
         };
         side.more_at = side.kept.saturating_add(growth);
         side.shown_at = now;
-        side.hold_since.get_or_insert(now);
+        if holds_head || !side.view.is_empty() {
+            side.hold_since.get_or_insert(now);
+        } else {
+            side.hold_since = None;
+        }
     }
 
-    /// The head passes this place (D03, D05 to D08), and with it the end of a message that has nothing else.
-    pub(super) fn pass_head(&mut self, chain: &Chain, at: At) {
-        let upgraded = self.flows[at.dir as usize].upgraded && at.dir == Dir::Response;
-        let streams = self.mode(at) == BodyMode::STREAM;
+    /// The head passes this place (D03, D05 to D08). `mode` is what the event that decided it was delivered in.
+    pub(super) fn pass_head(&mut self, chain: &Chain, at: At, mode: BodyMode) {
+        let streams = mode == BodyMode::STREAM || self.mode(at) == BodyMode::STREAM;
+        let free = self.is_resizing(Self::filter(chain, at), at);
         let flow = &mut self.flows[at.dir as usize];
         if !flow.head_is_at(at.pos) {
             return;
@@ -212,27 +231,25 @@ impl<H: Fields> Stream<H> {
         flow.head_at = at.pos + 1;
         let side = &mut flow.sides[at.pos];
         side.state = State::Flow;
-        if streams {
-            let filter = Self::filter(chain, at);
-            let declared = match at.dir {
-                Dir::Request => ConfigFlags::RESIZES_REQUEST,
-                Dir::Response => ConfigFlags::RESIZES_RESPONSE,
-            };
-            match flow.length {
-                BodyLength::Exact(_) if side.resizes || filter.is(declared) => {
-                    flow.length = BodyLength::Unknown
-                }
-                BodyLength::Exact(n) => side.length_left = Some(n),
-                BodyLength::Unknown | BodyLength::None => {}
+        side.decided = true;
+        if let BodyLength::Exact(n) = flow.length
+            && streams
+        {
+            if free {
+                flow.length = BodyLength::Unknown;
+            } else {
+                side.length_left = Some(n);
             }
         }
-        if upgraded
-            || (flow.end_is_at(at.pos)
-                && flow.sides[at.pos].view.is_empty()
-                && !flow.has_trailers_at(at.pos))
-        {
-            self.pass_end(at);
-        }
+    }
+
+    /// Whether this guest may change the body's length in STREAM.
+    pub(super) fn is_resizing(&self, filter: &Filter, at: At) -> bool {
+        let declared = match at.dir {
+            Dir::Request => ConfigFlags::RESIZES_REQUEST,
+            Dir::Response => ConfigFlags::RESIZES_RESPONSE,
+        };
+        self.flows[at.dir as usize].sides[at.pos].resizes || filter.is(declared)
     }
 
     pub(super) fn pass_end(&mut self, at: At) {
@@ -247,20 +264,16 @@ impl<H: Fields> Stream<H> {
         side.hold_since = None;
     }
 
-    /// The held head and the view pass as they are.
+    /// The held head and the view pass as they are (D11). The end follows from FLOW.
     fn pass_held(&mut self, chain: &Chain, at: At) {
-        self.pass_head(chain, at);
+        self.pass_head(chain, at, BodyMode::SKIP);
         let side = self.side(at);
-        if side.state == State::Hold {
-            side.state = State::Flow;
-        }
+        side.state = State::Flow;
         side.hold_since = None;
-        let len = self.side(at).view.len();
-        self.flows[at.dir as usize].pass_bytes(at.pos, len);
     }
 
     /// Everything that is here passes unseen (D14); whether there was anything.
-    pub(super) fn pass_all(&mut self, at: At) -> bool {
+    fn pass_all(&mut self, cx: &mut Cx<'_>, at: At) -> bool {
         let flow = &mut self.flows[at.dir as usize];
         let head = flow.head_is_at(at.pos);
         if head {
@@ -269,13 +282,52 @@ impl<H: Fields> Stream<H> {
                 self.places[at.place].reached = true;
             }
         }
-        let flow = &mut self.flows[at.dir as usize];
+        let flow = &self.flows[at.dir as usize];
         let len = flow.sides[at.pos].view.len();
-        flow.pass_bytes(at.pos, len);
         let end = flow.end_is_at(at.pos);
+        if self.surplus(at, len).is_some() || (end && self.shortage(at, len).is_some()) {
+            self.reset(cx);
+            return true;
+        }
+        self.pass_bytes(at, len);
         if end {
             self.pass_end(at);
         }
         head || len > 0 || end
+    }
+
+    /// What is wrong if `n` bytes pass: a guest that changed the body made it longer than its head says.
+    pub(super) fn surplus(&self, at: At, n: u64) -> Option<String> {
+        let side = &self.flows[at.dir as usize].sides[at.pos];
+        let left = side.length_left.filter(|_| side.changed)?;
+        (n > left).then(|| {
+            let surplus = n - left;
+            format!(
+                "the body would be {surplus} bytes longer than its content-length; declare RESIZES to change a length"
+            )
+        })
+    }
+
+    /// What is wrong if the body ends `n` bytes from here.
+    fn shortage(&self, at: At, n: u64) -> Option<String> {
+        let side = &self.flows[at.dir as usize].sides[at.pos];
+        let left = side.length_left.filter(|_| side.changed)?;
+        (left > n).then(|| {
+            let short = left - n;
+            format!("the body ended {short} bytes short of its content-length; declare RESIZES to change a length")
+        })
+    }
+
+    /// D08 and D12: the end passes, unless the guest made the body shorter than its head says (PXG-HDR-007).
+    pub(super) fn finish_place(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) {
+        match self.shortage(at, 0) {
+            Some(shortage) => self.fail_length(cx, chain, at, &shortage),
+            None => self.pass_end(at),
+        }
+    }
+
+    fn fail_length(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At, text: &str) {
+        let failure = Failure::new(Reason::Invalid, at.dir.phase(PartOf::Body), text);
+        self.fail(cx, chain, at.place, Some(at), &failure);
     }
 }
