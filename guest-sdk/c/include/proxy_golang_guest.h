@@ -149,9 +149,19 @@ static inline void pxgg_logf(const pxg_host *host, uint32_t level, const char *f
 
 /* ---- init [config-thread] --------------------------------------------------------------------------------------- */
 
+/* What a guest that keeps nothing for a stream has as on_cancel and on_stream_end: a table needs both (PXG-LOAD-010). */
+static inline void pxgg_no_cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint64_t token,
+                                  uint32_t worker) {
+  (void)ctx, (void)config, (void)user, (void)stream, (void)token, (void)worker;
+}
+
+static inline void pxgg_no_stream_end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint32_t worker) {
+  (void)ctx, (void)config, (void)user, (void)stream, (void)worker;
+}
+
 /* Checks the host and fills the guest's table but for its hooks and filters: sizes, version, the flag ABORTS (C has no
- * panic containment), every feature of v1.0 as known, and `ctx` = the host's table, so that a hook gets it back with
- * pxgg_host(ctx) and several hosts in one process need no global. Answers PXG_OK, or what init has to return:
+ * panic containment), every feature of v1.0 as known, hooks on_cancel and on_stream_end that do nothing, and `ctx` = the
+ * host's table, so that a hook gets it back with pxgg_host(ctx) and several hosts in one process need no global. Answers PXG_OK, or what init has to return:
  * PXG_E_VERSION or PXG_E_ARG. */
 static inline int32_t pxgg_init(const pxg_host *host, pxg_guest *out, pxg_str name, pxg_str version) {
   if (host == NULL || out == NULL) return PXG_E_ARG;
@@ -166,6 +176,8 @@ static inline int32_t pxgg_init(const pxg_host *host, pxg_guest *out, pxg_str na
   out->name = name;
   out->version = version;
   out->ctx = (uint64_t)(uintptr_t)host;
+  out->on_cancel = pxgg_no_cancel;
+  out->on_stream_end = pxgg_no_stream_end;
   return PXG_OK;
 }
 
