@@ -70,7 +70,7 @@ fn boundary(c: &mut Criterion) {
         b.iter(|| {
             let mut action = None;
             empty.guest.event(black_box(&nothing), &mut |o| {
-                action = o.ok().map(|o| o.action)
+                action = o.as_ref().ok().map(|o| o.action)
             });
             action
         });
@@ -83,7 +83,7 @@ fn boundary(c: &mut Criterion) {
         b.iter(|| {
             let mut ops = 0;
             reads.guest.event(black_box(&request(&views)), &mut |o| {
-                ops = o.map_or(0, |o| o.ops.len())
+                ops = o.as_ref().map_or(0, |o| o.ops.len())
             });
             ops
         });
@@ -92,7 +92,7 @@ fn boundary(c: &mut Criterion) {
         b.iter(|| {
             let mut bytes = 0;
             policy.guest.event(black_box(&request(&views)), &mut |o| {
-                bytes = o.map_or(0, |o| names(&o.ops))
+                bytes = o.as_ref().map_or(0, |o| names(&o.ops))
             });
             assert!(bytes != 0);
             bytes

@@ -11,6 +11,7 @@ use proxy_golang_abi as abi;
 use proxy_golang_abi::{
     Action, BodyMode, EventResult, OpFlags, ReplyFlags, ResultFlags, Status, StrFlags, Target,
 };
+use smallvec::SmallVec;
 
 use super::lent::Regions;
 use super::owned::{is_owned, take_over};
@@ -39,30 +40,39 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Reads what a guest left in a result that we lent.
-    ///
-    /// # Safety
-    /// A guest has just returned `result` from `on_event`, and no other call into it was made on this thread.
+    /// A result that we lent, not read yet.
     #[inline]
-    pub(super) unsafe fn lent(result: EventResult, regions: &Regions<'_>) -> Self {
-        let mut reading = Self {
+    pub(super) fn new(result: EventResult) -> Self {
+        Self {
             result,
             reply: None,
             taken: Vec::new(),
             fault: None,
-        };
-        if result.size as usize != size_of::<EventResult>() {
-            reading.note(cold(Status::ARG, || {
+        }
+    }
+
+    /// Where a guest writes.
+    pub(super) fn result(&mut self) -> *mut EventResult {
+        &raw mut self.result
+    }
+
+    /// Reads what a guest left in a result that we lent.
+    ///
+    /// # Safety
+    /// A guest has just returned it from `on_event`, and no other call into it was made on this thread.
+    #[inline]
+    pub(super) unsafe fn lent(&mut self, regions: &Regions<'_>) {
+        let size = self.result.size;
+        if size as usize != size_of::<EventResult>() {
+            self.note(cold(Status::ARG, || {
                 format!(
-                    "result.size: found {}, expected {} as it was lent: on_event does not change it (PXG-ABI-002)",
-                    result.size,
+                    "result.size: found {size}, expected {} as it was lent: on_event does not change it (PXG-ABI-002)",
                     size_of::<EventResult>()
                 )
             }));
         }
         // SAFETY: promised by the caller.
-        unsafe { reading.take_over(regions) };
-        reading
+        unsafe { self.take_over(regions) }
     }
 
     /// Reads a result that a guest handed in; `None` for a pointer that is none.
@@ -92,11 +102,6 @@ impl Reading {
         // SAFETY: promised by the caller.
         unsafe { reading.take_over(regions) };
         Some(reading)
-    }
-
-    /// What the guest says it wants; before any check.
-    pub(super) fn action(&self) -> Action {
-        self.result.action
     }
 
     fn note(&mut self, fault: Fault) {
@@ -154,26 +159,42 @@ impl Reading {
         }
     }
 
-    /// The outcome, or why there is none.
+    /// Gives `take` the outcome, or why there is none. It is made where it is used: it is large, and not copied.
     ///
     /// # Safety
     /// What a guest handed in with this result is still readable for `'a`.
     #[inline]
-    pub(super) unsafe fn outcome<'a>(
+    pub(super) unsafe fn show<'a>(
         &'a mut self,
         regions: &Regions<'_>,
         limits: &Limits,
-    ) -> Result<Outcome<'a>, Fault> {
+        take: &mut dyn FnMut(Result<Outcome<'_>, Fault>),
+    ) {
         let mut decoder = Decoder {
             regions,
             owned: self.taken.iter(),
             fault: self.fault.take(),
         };
-        // SAFETY: promised by the caller.
-        let outcome = unsafe { decoder.result(&self.result, self.reply.as_ref(), limits) };
+        let r = &self.result;
+        let mut shown = Ok(Outcome {
+            action: r.action,
+            flags: r.flags,
+            user: r.user,
+            ops: SmallVec::new(),
+            reply: None,
+            unsubscribe: r.unsubscribe,
+            body_mode: r.body_mode,
+            more_bytes: r.more_bytes,
+            pend_ns: r.pend_ns,
+            error: &[],
+        });
+        if let Ok(outcome) = &mut shown {
+            // SAFETY: promised by the caller.
+            unsafe { decoder.result(r, self.reply.as_ref(), limits, outcome) };
+        }
         match decoder.fault {
-            None => Ok(outcome),
-            Some(fault) => Err(fault),
+            None => take(shown),
+            Some(fault) => take(Err(fault)),
         }
     }
 }
@@ -374,20 +395,15 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::outcome`].
+    /// As [`Reading::show`].
     #[inline]
     unsafe fn result(
         &mut self,
         r: &'a EventResult,
         reply: Option<&'a abi::Reply>,
         limits: &Limits,
-    ) -> Outcome<'a> {
-        let mut outcome = Outcome::of(r.action, r.user);
-        outcome.flags = r.flags;
-        outcome.unsubscribe = r.unsubscribe;
-        outcome.body_mode = r.body_mode;
-        outcome.more_bytes = r.more_bytes;
-        outcome.pend_ns = r.pend_ns;
+        outcome: &mut Outcome<'a>,
+    ) {
         self.scalars(r);
         if r.error.len != 0 || r.error.flags.0 != 0 {
             // SAFETY: promised by the caller.
@@ -431,7 +447,6 @@ impl<'a> Decoder<'a, '_> {
                 Err(fault) => self.note(fault),
             }
         }
-        outcome
     }
 
     #[inline]
@@ -472,7 +487,7 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::outcome`].
+    /// As [`Reading::show`].
     #[inline]
     unsafe fn op(&mut self, i: usize, op: &'a abi::Op) -> Result<Op<'a>, Fault> {
         // First, so that the next operation finds its own.
@@ -642,7 +657,7 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::outcome`].
+    /// As [`Reading::show`].
     unsafe fn reply(&mut self, r: &'a abi::Reply, limits: &Limits) -> Result<Reply<'a>, Fault> {
         let mut reply = Reply {
             status: r.status,
@@ -694,14 +709,14 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::outcome`].
+    /// As [`Reading::show`].
     unsafe fn fields<const N: usize>(
         &self,
         what: &'static str,
         ptr: *const abi::Field,
         n: u64,
         limits: &Limits,
-        to: &mut smallvec::SmallVec<[(&'a [u8], &'a [u8]); N]>,
+        to: &mut SmallVec<[(&'a [u8], &'a [u8]); N]>,
     ) -> Result<(), Fault> {
         // SAFETY: promised by the caller.
         let fields: &'a [abi::Field] =

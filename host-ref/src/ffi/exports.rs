@@ -291,11 +291,9 @@ unsafe fn accept(
                 },
             );
         };
-        let action = reading.action();
-        // SAFETY: as above; the guest is still inside this function.
-        let outcome = unsafe { reading.outcome(regions, &entry.shared.limits) };
-        let answer = outcome.and_then(|outcome| {
-            if action == Action::UNSET {
+        let mut answer = Status::INTERNAL;
+        let mut judge = Some(|outcome: Outcome<'_>| {
+            if outcome.action == Action::UNSET {
                 return Err(Fault {
                     status: Status::ARG,
                     text: "found the action UNSET (0), expected a decision".to_owned(),
@@ -303,7 +301,19 @@ unsafe fn accept(
             }
             take(entry, outcome)
         });
-        answer.unwrap_or_else(|fault| entry.refuse(function, &fault))
+        // SAFETY: as above; the guest is still inside this function.
+        unsafe {
+            reading.show(regions, &entry.shared.limits, &mut |outcome| {
+                answer = outcome
+                    .and_then(|outcome| {
+                        judge
+                            .take()
+                            .map_or(Ok(Status::INTERNAL), |judge| judge(outcome))
+                    })
+                    .unwrap_or_else(|fault| entry.refuse(function, &fault));
+            });
+        }
+        answer
     })
 }
 

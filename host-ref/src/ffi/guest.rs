@@ -340,7 +340,7 @@ impl Guest for FfiGuest {
             n_attrs,
         };
         let loan = Loan::take();
-        let mut out = EventResult {
+        let mut reading = Reading::new(EventResult {
             size: size_of::<EventResult>() as u32,
             action: Action::UNSET,
             flags: ResultFlags(0),
@@ -358,19 +358,20 @@ impl Guest for FfiGuest {
             scratch_ops_cap: loan.ops_cap(),
             scratch: loan.bytes(),
             scratch_cap: loan.bytes_cap(),
-        };
+        });
+        let out = reading.result();
         let table = self.table;
         let shared = table.entry.shared();
         // SAFETY: the hook was checked to be there, the library is never unloaded; the event, what it points to, the
         // result and the loan live across the call.
         loan.during(table.entry.ctx(), shared.scratch_more(), || unsafe {
-            (table.on_event)(table.ctx, &raw const ev, &raw mut out);
+            (table.on_event)(table.ctx, &raw const ev, out);
         });
         let regions = loan.regions();
         // SAFETY: the guest has just returned, and `take` does not enter it.
         unsafe {
-            let mut reading = Reading::lent(out, &regions);
-            take(reading.outcome(&regions, shared.limits()));
+            reading.lent(&regions);
+            reading.show(&regions, shared.limits(), take);
         }
     }
 
