@@ -45,7 +45,7 @@ type AsyncStream struct {
 	flags  uint32
 	offset uint64
 
-	fields, trailers []Field
+	fields, trailers []bridge.RawField
 	attrs            []bridge.Attr
 	body             []byte
 	borrowed         bool // the strings above are views of the job's memory
@@ -123,23 +123,23 @@ func (in *instance) OnCancel(cfg, user, stream, token uint64, worker uint32) {
 
 // startAsync makes the asynchronous half of an event, which finish then launches.
 func (c *callState) startAsync(fn func(context.Context, *AsyncStream)) Action {
-	ev := &c.Ev
+	ev := c.Ev
 	switch {
 	case c.async != nil:
 		return c.failf("Async was called twice in one event")
 	case ev.Token == 0:
 		return c.failf("Async in a %s event, which filter %q did not declare: register it with MayPend", Phase(ev.Phase), c.cfg.env.Filter)
-	case c.Res.Enc.Len() > 0 || c.Res.Enc.Reply() != 0:
+	case c.Enc.Len() > 0 || c.Enc.Reply() != 0:
 		return c.failf("Async after the event was changed: make the changes on the AsyncStream")
 	}
 	a := &AsyncStream{inst: c.inst, cfg: c.cfg, fn: fn, token: ev.Token, stream: ev.Stream, worker: ev.Worker,
 		phase: Phase(ev.Phase), flags: ev.Flags, offset: ev.BodyOffset,
-		fields: cloneFields(ev.Fields), trailers: cloneFields(ev.Trailers)}
-	if len(ev.Chunks) > 0 {
-		a.body = Body{stamp: stampOf(c), c: c}.Bytes()
+		fields: cloneRaw(c.Headers.F), trailers: cloneRaw(c.Trailers.F)}
+	if len(c.Chunks) > 0 {
+		a.body = Body{stamp: stampOf(c.Call), c: c}.Bytes()
 	}
-	if len(ev.Attrs) > 0 {
-		a.attrs = append(a.attrs, ev.Attrs...)
+	if len(c.Attrs) > 0 {
+		a.attrs = append(a.attrs, c.Attrs...)
 		for i := range a.attrs {
 			a.attrs[i].Value = clone(a.attrs[i].Value)
 		}
@@ -172,7 +172,7 @@ func (in *instance) RunJobs(worker uint32, jobs []bridge.Job) {
 func (in *instance) runJob(worker uint32, j *bridge.Job) {
 	ev := &j.Ev
 	a := &AsyncStream{inst: in, token: ev.Token, stream: ev.Stream, worker: ev.Worker, phase: Phase(ev.Phase),
-		flags: ev.Flags, offset: ev.BodyOffset, fields: ev.Fields, trailers: ev.Trailers, attrs: ev.Attrs,
+		flags: ev.Flags, offset: ev.BodyOffset, fields: j.Fields, trailers: j.Trailers, attrs: j.Attrs,
 		body: j.Body, borrowed: true, release: j.Release}
 	a.cfg = in.config(ev.Config)
 	if a.cfg == nil || a.cfg.h == nil || uint32(a.phase) >= uint32(phaseCount) || a.cfg.h.async[a.phase] == nil {
@@ -239,7 +239,7 @@ func (a *AsyncStream) end() {
 }
 
 // decide closes the batch with an action and hands it over.
-func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result)) error {
+func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result, e *bridge.Encoder)) error {
 	a.mu.Lock()
 	if a.decided {
 		a.mu.Unlock()
@@ -247,15 +247,15 @@ func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result)) error {
 	}
 	a.decided = true
 	b := a.open()
-	r := b.Result()
+	r, e := b.Result(), b.Enc()
 	r.Action = uint32(act)
 	if fill != nil {
-		fill(r)
+		fill(r, e)
 	}
-	err := r.Enc.Err()
+	err := e.Err()
 	if err != nil && act != actError {
-		r.Enc.Drop()
-		r.Enc.SetError(err.Error())
+		e.Drop()
+		e.SetError(err.Error())
 		r.Action = uint32(actError)
 	}
 	a.batch = nil
@@ -273,15 +273,15 @@ func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result)) error {
 	text := fmt.Sprintf("the host refused the decision of an asynchronous function of filter %q with %s", a.cfg.env.Filter, statusName(code))
 	fb := a.inst.host.NewBatch(a.worker)
 	fb.Result().Action = uint32(actError)
-	fb.Result().Enc.SetError(text)
+	fb.Enc().SetError(text)
 	a.inst.host.Complete(a.token, fb)
 	return errors.New("proxyfilter: " + text)
 }
 
 func (a *AsyncStream) fail(text string) error {
-	return a.decide(actError, func(r *bridge.Result) {
-		r.Enc.Drop()
-		r.Enc.SetError(text)
+	return a.decide(actError, func(_ *bridge.Result, e *bridge.Encoder) {
+		e.Drop()
+		e.SetError(text)
 	})
 }
 
@@ -298,7 +298,7 @@ func (a *AsyncStream) edit(f func(e *bridge.Encoder)) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if !a.decided {
-		f(&a.open().Result().Enc)
+		f(a.open().Enc())
 	}
 }
 
@@ -310,9 +310,9 @@ func (a *AsyncStream) Reply(p Reply) error {
 	if text := p.fault(); text != "" {
 		return errors.Join(errors.New("proxyfilter: "+text), a.fail(text))
 	}
-	return a.decide(actReply, func(r *bridge.Result) {
-		r.Enc.Drop()
-		r.Enc.SetReply(p.Status, p.flags(), p.GRPCStatus, p.Header, p.Trailers, p.Body, p.Details)
+	return a.decide(actReply, func(_ *bridge.Result, e *bridge.Encoder) {
+		e.Drop()
+		e.SetReply(p.Status, p.flags(), p.GRPCStatus, p.Header, p.Trailers, p.Body, p.Details)
 	})
 }
 
@@ -322,12 +322,12 @@ func (a *AsyncStream) More(n uint64) error {
 		text := fmt.Sprintf("More in a %s event, at the end of the body or outside of one", a.phase)
 		return errors.Join(errors.New("proxyfilter: "+text), a.fail(text))
 	}
-	return a.decide(actMore, func(r *bridge.Result) { r.MoreBytes = n })
+	return a.decide(actMore, func(r *bridge.Result, _ *bridge.Encoder) { r.MoreBytes = n })
 }
 
 // Reset cuts the stream in both directions.
 func (a *AsyncStream) Reset() error {
-	return a.decide(actReset, func(r *bridge.Result) { r.Enc.Drop() })
+	return a.decide(actReset, func(_ *bridge.Result, e *bridge.Encoder) { e.Drop() })
 }
 
 // Fail ends the stream by the host's failure mode; the text goes to the log.
@@ -354,13 +354,13 @@ func (a *AsyncStream) Get(name string) string { return a.get(&a.fields, name) }
 // GetTrailer is Get for trailers.
 func (a *AsyncStream) GetTrailer(name string) string { return a.get(&a.trailers, name) }
 
-func (a *AsyncStream) get(list *[]Field, name string) string {
+func (a *AsyncStream) get(list *[]bridge.RawField, name string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name = lower(name)
-	for _, f := range *list {
-		if f.Name == name {
-			return a.own(f.Value)
+	for i := range *list {
+		if f := &(*list)[i]; f.Name() == name {
+			return a.own(f.Value())
 		}
 	}
 	return ""

@@ -1,6 +1,7 @@
 package proxyfilter
 
 import (
+	"fmt"
 	"iter"
 	"strings"
 
@@ -12,8 +13,6 @@ type Field = bridge.Field
 
 // F makes a [Field].
 func F(name, value string) Field { return Field{Name: name, Value: value} }
-
-const readOnly uint8 = 0xff
 
 // Headers are the fields of a message as this filter's place in the chain sees
 // them. Names are lower case. Pseudo-headers (:method, :path, :status …) come
@@ -28,21 +27,19 @@ const readOnly uint8 = 0xff
 // passes, letter case does not matter.
 type Headers struct {
 	stamp
-	f      []Field
-	c      *callState
-	target uint8
+	l *bridge.List
 }
 
 // Len is the number of fields.
-func (h Headers) Len() int { return len(h.f) }
+func (h Headers) Len() int { return len(h.l.F) }
 
 // GetView is the value of the first field of this name, which must be given in
 // lower case: a view.
 func (h Headers) GetView(name string) (string, bool) {
-	h.check(h.c)
-	for i := range h.f {
-		if h.f[i].Name == name {
-			return h.f[i].Value, true
+	h.check(h.l.Call)
+	for i := range h.l.F {
+		if h.l.F[i].Name() == name {
+			return h.l.F[i].Value(), true
 		}
 	}
 	return "", false
@@ -65,12 +62,12 @@ func (h Headers) Has(name string) bool {
 
 // Values are copies of the values of all fields of this name.
 func (h Headers) Values(name string) []string {
-	h.check(h.c)
+	h.check(h.l.Call)
 	name = lower(name)
 	var v []string
-	for i := range h.f {
-		if h.f[i].Name == name {
-			v = append(v, clone(h.f[i].Value))
+	for i := range h.l.F {
+		if h.l.F[i].Name() == name {
+			v = append(v, clone(h.l.F[i].Value()))
 		}
 	}
 	return v
@@ -78,10 +75,10 @@ func (h Headers) Values(name string) []string {
 
 // AllViews ranges over all fields as views.
 func (h Headers) AllViews() iter.Seq2[string, string] {
-	h.check(h.c)
+	h.check(h.l.Call)
 	return func(yield func(string, string) bool) {
-		for i := range h.f {
-			if !yield(h.f[i].Name, h.f[i].Value) {
+		for i := range h.l.F {
+			if !yield(h.l.F[i].Name(), h.l.F[i].Value()) {
 				return
 			}
 		}
@@ -90,16 +87,16 @@ func (h Headers) AllViews() iter.Seq2[string, string] {
 
 // AtView is the i-th field as views.
 func (h Headers) AtView(i int) (name, value string) {
-	h.check(h.c)
-	return h.f[i].Name, h.f[i].Value
+	h.check(h.l.Call)
+	return h.l.F[i].Name(), h.l.F[i].Value()
 }
 
 // Index is the index of the first field of this name, or -1.
 func (h Headers) Index(name string) int {
-	h.check(h.c)
+	h.check(h.l.Call)
 	name = lower(name)
-	for i := range h.f {
-		if h.f[i].Name == name {
+	for i := range h.l.F {
+		if h.l.F[i].Name() == name {
 			return i
 		}
 	}
@@ -108,14 +105,14 @@ func (h Headers) Index(name string) int {
 
 // SensitiveAt says that the i-th field must not be logged.
 func (h Headers) SensitiveAt(i int) bool {
-	h.check(h.c)
-	return h.target == uint8(bridge.TargetHeaders) && i < len(h.c.Ev.Sensitive) && h.c.Ev.Sensitive[i]
+	h.check(h.l.Call)
+	return h.l.F[i].Sensitive()
 }
 
 // Clone copies all fields.
 func (h Headers) Clone() []Field {
-	h.check(h.c)
-	return cloneFields(h.f)
+	h.check(h.l.Call)
+	return cloneFields(h.l.F)
 }
 
 // Method is the request's method, as a copy.
@@ -133,6 +130,10 @@ func (h Headers) Scheme() string { return h.Get(":scheme") }
 // Status is the response's status code, 0 if there is none.
 func (h Headers) Status() int {
 	v, _ := h.GetView(":status")
+	return statusOf(v)
+}
+
+func statusOf(v string) int {
 	n := 0
 	for i := 0; i < len(v); i++ {
 		if v[i] < '0' || v[i] > '9' || n > 999 {
@@ -158,12 +159,8 @@ func (h Headers) Add(name, value string) { h.op(bridge.OpHeaderAdd, name, value,
 func (h Headers) Del(name string) { h.op(bridge.OpHeaderDelete, name, "", 0) }
 
 func (h Headers) op(kind uint16, name, value string, flags uint32) {
-	h.check(h.c)
-	if h.target == readOnly {
-		h.c.failf("the headers of the other direction can't be changed (%q)", name)
-		return
-	}
-	h.c.Res.Enc.Header(kind, uint32(h.target), name, value, flags)
+	h.check(h.l.Call)
+	h.l.Call.Enc.Header(kind, h.l.Target, name, value, flags)
 }
 
 // SetAt replaces the value of the i-th field, counted in the fields as delivered
@@ -174,14 +171,15 @@ func (h Headers) SetAt(i int, value string) { h.at(bridge.OpSetAt, i, value) }
 func (h Headers) DelAt(i int) { h.at(bridge.OpDeleteAt, i, "") }
 
 func (h Headers) at(kind uint16, i int, value string) {
-	h.check(h.c)
+	h.check(h.l.Call)
+	e := &h.l.Call.Enc
 	switch {
-	case h.target == readOnly:
-		h.c.failf("the headers of the other direction can't be changed (index %d)", i)
-	case i < 0 || i >= len(h.f):
-		h.c.failf("field index %d of %d fields", i, len(h.f))
+	case h.l.Target == bridge.ReadOnly:
+		e.Refuse(fmt.Errorf("the fields of the other direction can't be changed (index %d)", i))
+	case i < 0 || i >= len(h.l.F):
+		e.Refuse(fmt.Errorf("field index %d of %d fields", i, len(h.l.F)))
 	default:
-		h.c.Res.Enc.At(kind, uint32(h.target), i, value)
+		e.At(kind, h.l.Target, i, value)
 	}
 }
 
@@ -198,26 +196,34 @@ func lower(s string) string {
 func clone(s string) string { return strings.Clone(s) }
 
 // cloneFields copies all strings into one piece of memory.
-func cloneFields(f []Field) []Field {
+func cloneFields(f []bridge.RawField) []Field {
 	if len(f) == 0 {
 		return nil
 	}
 	n := 0
 	for i := range f {
-		n += len(f[i].Name) + len(f[i].Value)
+		n += len(f[i].Name()) + len(f[i].Value())
 	}
 	var b strings.Builder
 	b.Grow(n)
 	for i := range f {
-		b.WriteString(f[i].Name)
-		b.WriteString(f[i].Value)
+		b.WriteString(f[i].Name())
+		b.WriteString(f[i].Value())
 	}
 	s := b.String()
 	out := make([]Field, len(f))
 	for i := range f {
-		a, v := len(f[i].Name), len(f[i].Value)
+		a, v := len(f[i].Name()), len(f[i].Value())
 		out[i] = Field{Name: s[:a], Value: s[a : a+v]}
 		s = s[a+v:]
+	}
+	return out
+}
+
+func cloneRaw(f []bridge.RawField) []bridge.RawField {
+	out := make([]bridge.RawField, len(f))
+	for i, c := range cloneFields(f) {
+		out[i] = bridge.MakeRaw(c.Name, c.Value)
 	}
 	return out
 }

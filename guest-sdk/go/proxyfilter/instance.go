@@ -107,7 +107,7 @@ func (in *instance) state(call *bridge.Call) *callState {
 // OnEvent is on_event.
 func (in *instance) OnEvent(call *bridge.Call) {
 	c := in.state(call)
-	c.gen++
+	c.Gen++
 	c.async, c.body.valid, c.body.cursor = nil, false, 0
 	cfg := in.config(call.Ev.Config)
 	if cfg == nil {
@@ -118,7 +118,7 @@ func (in *instance) OnEvent(call *bridge.Call) {
 	c.cfg = cfg
 	done := false
 	defer func() {
-		c.gen++
+		c.Gen++
 		if !done {
 			c.caught(recover())
 		}
@@ -149,7 +149,7 @@ func (c *callState) dispatch() Action {
 			return c.failf("%s", fault)
 		}
 	}
-	s := Stream{stamp: stampOf(c), c: c}
+	s := Stream{stamp: stampOf(c.Call), c: c}
 	switch Phase(c.Ev.Phase) {
 	case PhaseRequestHeaders:
 		if h.reqHeaders != nil {
@@ -203,8 +203,8 @@ func (c *callState) dispatch() Action {
 
 // finish writes the verdict into the result.
 func (c *callState) finish(act Action) {
-	r := &c.Res
-	if act == Continue && c.async == nil && r.Enc.Plain() && c.fault == "" && r.MoreBytes|r.PendNs == 0 {
+	r := c.Res
+	if act == Continue && c.async == nil && c.Enc.Plain() && c.fault == "" && r.MoreBytes|r.PendNs == 0 {
 		r.Action = bridge.ActContinue
 		return
 	}
@@ -212,9 +212,9 @@ func (c *callState) finish(act Action) {
 }
 
 func (c *callState) finishOther(act Action) {
-	r := &c.Res
-	if c.fault == "" && r.Enc.Err() == nil && act >= Continue && act <= actError &&
-		(act == actPending) == (c.async != nil) && (act != actReply || r.Enc.Reply() != 0) && act != actError {
+	r := c.Res
+	if c.fault == "" && c.Enc.Err() == nil && act >= Continue && act <= actError &&
+		(act == actPending) == (c.async != nil) && (act != actReply || c.Enc.Reply() != 0) && act != actError {
 		switch act {
 		case actPending:
 			if r.Flags != 0 || r.Unsubscribe != 0 || r.BodyMode != [2]uint32{} {
@@ -230,8 +230,8 @@ func (c *callState) finishOther(act Action) {
 		default:
 			r.MoreBytes = 0
 		}
-		if act != actReply && r.Enc.Reply() != 0 {
-			r.Enc.DropReply()
+		if act != actReply && c.Enc.Reply() != 0 {
+			c.Enc.DropReply()
 		}
 		if act != actPending {
 			r.PendNs = 0
@@ -243,12 +243,12 @@ func (c *callState) finishOther(act Action) {
 }
 
 func (c *callState) failed(act Action) {
-	r := &c.Res
+	r := c.Res
 	text := c.fault
 	switch {
 	case text != "":
-	case r.Enc.Err() != nil:
-		text = r.Enc.Err().Error()
+	case c.Enc.Err() != nil:
+		text = c.Enc.Err().Error()
 	case act == 0:
 		text = "the method returned the zero Action: return Continue or what a method of Stream returned"
 	case c.async != nil:
@@ -264,9 +264,9 @@ func (c *callState) failed(act Action) {
 		c.async.abandon(text)
 		c.async = nil
 	}
-	r.Enc.Drop()
+	c.Enc.Drop()
 	r.Flags, r.Unsubscribe, r.BodyMode, r.MoreBytes, r.PendNs = 0, 0, [2]uint32{}, 0, 0
-	r.Enc.SetError(text)
+	c.Enc.SetError(text)
 	r.Action = uint32(actError)
 	c.fault = ""
 }

@@ -116,16 +116,17 @@ func TestSlab(t *testing.T) {
 }
 
 func TestDiffOfWholeMessages(t *testing.T) {
-	call := &bridge.Call{}
+	call := &bridge.Call{Ev: &bridge.Event{}, Res: &bridge.Result{}}
 	ops := make([]bridge.Op, 32)
 	buf := make([]byte, 4096)
 	c := &callState{Call: call, cfg: &config{}}
 	before := HeaderMap{"same": {"1", "2"}, "gone": {"x"}, "other": {"a", "b"}}
 	after := HeaderMap{"same": {"1", "2"}, "other": {"b"}, "new": {"n", "m"}}
-	call.Res.Enc.Reset(ops, 1, buf, 1<<20)
+	call.Init(nil)
+	call.Enc.Reset(ops, 1, buf, 1<<20)
 	diff(c.headers(), before, after)
 	var got []string
-	for _, o := range call.Res.Enc.List() {
+	for _, o := range call.Enc.List() {
 		text := func(p uintptr, n uint32) string {
 			if n == 0 {
 				return ""
@@ -138,7 +139,7 @@ func TestDiffOfWholeMessages(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("operations %q, want %q", got, want)
 	}
-	if !maps.EqualFunc(headerMap([]Field{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}}), HeaderMap{"a": {"1", "2"}}, slices.Equal) {
+	if !maps.EqualFunc(headerMap([]bridge.RawField{bridge.MakeRaw("a", "1"), bridge.MakeRaw("a", "2")}), HeaderMap{"a": {"1", "2"}}, slices.Equal) {
 		t.Error("headerMap loses values")
 	}
 }

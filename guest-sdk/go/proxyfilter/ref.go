@@ -60,8 +60,8 @@ func (r Ref) Apply(f func(c Changes)) error {
 	b := r.inst.host.NewBatch(r.worker)
 	res := b.Result()
 	res.Action = uint32(Continue)
-	f(Changes{&res.Enc, res})
-	if err := res.Enc.Err(); err != nil {
+	f(Changes{b.Enc(), res})
+	if err := b.Enc().Err(); err != nil {
 		r.inst.host.Discard(b)
 		return err
 	}
@@ -165,9 +165,9 @@ func (a *AsyncStream) StreamReply(p Reply) (*ReplyWriter, error) {
 	// Entered first: the stream may end while Complete runs.
 	a.inst.live.add(a.stream, live)
 	a.inst.host.AddInterest(1)
-	err := a.decide(actReply, func(r *bridge.Result) {
-		r.Enc.Drop()
-		r.Enc.SetReply(p.Status, p.flags()|bridge.ReplyOpen, p.GRPCStatus, p.Header, p.Trailers, p.Body, p.Details)
+	err := a.decide(actReply, func(_ *bridge.Result, e *bridge.Encoder) {
+		e.Drop()
+		e.SetReply(p.Status, p.flags()|bridge.ReplyOpen, p.GRPCStatus, p.Header, p.Trailers, p.Body, p.Details)
 	})
 	if err != nil {
 		w.finish()
@@ -231,8 +231,8 @@ func (w *ReplyWriter) write(p []byte, flags uint16, resFlags uint32) (int, error
 		b := w.inst.host.NewBatch(w.worker)
 		r := b.Result()
 		r.Action, r.Flags = uint32(Continue), resFlags
-		r.Enc.Data(bridge.OpBodyWrite, flags, p)
-		if err := r.Enc.Err(); err != nil {
+		b.Enc().Data(bridge.OpBodyWrite, flags, p)
+		if err := b.Enc().Err(); err != nil {
 			w.inst.host.Discard(b)
 			return 0, err
 		}

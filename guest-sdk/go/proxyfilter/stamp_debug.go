@@ -2,17 +2,19 @@
 
 package proxyfilter
 
+import "github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
+
 // stamp remembers which event a Stream, Headers or Body belongs to.
 type stamp struct{ gen uint64 }
 
-func (s stamp) check(c *callState) {
+func (s stamp) check(c *bridge.Call) {
 	if c == nil {
 		panic("proxyfilter: use of a zero Stream, Headers or Body")
 	}
-	if s.gen != c.gen {
+	if s.gen != c.Gen {
 		panic("proxyfilter: use of a Stream, Headers or Body after its method returned; " +
 			"keep copies, Stream.Ref or the AsyncStream instead")
 	}
 }
 
-func stampOf(c *callState) stamp { return stamp{c.gen} }
+func stampOf(c *bridge.Call) stamp { return stamp{c.Gen} }

@@ -31,7 +31,6 @@ type callState struct {
 	inst  *instance
 	cfg   *config
 	async *AsyncStream
-	gen   uint64
 	fault string
 	body  struct {
 		total      uint64
@@ -55,13 +54,13 @@ func (s Stream) Phase() Phase { return Phase(s.c.Ev.Phase) }
 // Headers are the header fields of this event's direction, where the event has
 // them: in header phases, in bodies that came whole, and (of the response) in the log.
 func (s Stream) Headers() Headers {
-	s.check(s.c)
+	s.check(s.c.Call)
 	return s.c.headers()
 }
 
 // Trailers are the trailer fields of this event's direction.
 func (s Stream) Trailers() Headers {
-	s.check(s.c)
+	s.check(s.c.Call)
 	return s.c.trailers()
 }
 
@@ -69,32 +68,32 @@ func (s Stream) Trailers() Headers {
 // response event if [Declaration].PeerHeaders is set, and always in the log. They
 // can't be changed.
 func (s Stream) PeerHeaders() Headers {
-	s.check(s.c)
-	return Headers{stamp: stampOf(s.c), f: s.c.Ev.PeerFields, c: s.c, target: readOnly}
+	s.check(s.c.Call)
+	return Headers{stampOf(s.c.Call), &s.c.PeerHeaders}
 }
 
 // PeerTrailers are the trailer fields of the other direction.
 func (s Stream) PeerTrailers() Headers {
-	s.check(s.c)
-	return Headers{stamp: stampOf(s.c), f: s.c.Ev.PeerTrails, c: s.c, target: readOnly}
+	s.check(s.c.Call)
+	return Headers{stampOf(s.c.Call), &s.c.PeerTrailers}
 }
 
 // Body is this event's view of the body.
 func (s Stream) Body() Body {
-	s.check(s.c)
-	return Body{stamp: stampOf(s.c), c: s.c}
+	s.check(s.c.Call)
+	return Body{stamp: stampOf(s.c.Call), c: s.c}
 }
 
 func (c *callState) headers() Headers {
-	return Headers{stamp: stampOf(c), f: c.Ev.Fields, c: c, target: uint8(bridge.TargetHeaders)}
+	return Headers{stampOf(c.Call), &c.Headers}
 }
 
 func (c *callState) trailers() Headers {
-	return Headers{stamp: stampOf(c), f: c.Ev.Trailers, c: c, target: uint8(bridge.TargetTrailers)}
+	return Headers{stampOf(c.Call), &c.Trailers}
 }
 
 func (s Stream) flag(f uint32) bool {
-	s.check(s.c)
+	s.check(s.c.Call)
 	return s.c.Ev.Flags&f != 0
 }
 
@@ -133,17 +132,17 @@ func (s Stream) Resumed() bool { return s.flag(bridge.EvResumed) }
 
 // Worker is the index of the event loop.
 func (s Stream) Worker() int {
-	s.check(s.c)
+	s.check(s.c.Call)
 	return int(s.c.Ev.Worker)
 }
 
 // AttrView is the value of a declared attribute: a view that dies with this event.
 func (s Stream) AttrView(name string) (string, bool) {
-	s.check(s.c)
+	s.check(s.c.Call)
 	for i, w := range s.c.cfg.attrs {
 		if w.Name == name {
-			if i < len(s.c.Ev.Attrs) && s.c.Ev.Attrs[i].Present {
-				return s.c.Ev.Attrs[i].Value, true
+			if i < len(s.c.Attrs) && s.c.Attrs[i].Present {
+				return s.c.Attrs[i].Value, true
 			}
 			return "", false
 		}
@@ -162,11 +161,11 @@ func (s Stream) Attr(name string) string {
 //
 //	return s.Reply(proxyfilter.Reply{Status: 403, Body: []byte("no\n")})
 func (s Stream) Reply(r Reply) Action {
-	s.check(s.c)
+	s.check(s.c.Call)
 	if text := r.fault(); text != "" {
 		return s.c.failf("%s", text)
 	}
-	s.c.Res.Enc.SetReply(r.Status, r.flags(), r.GRPCStatus, r.Header, r.Trailers, r.Body, r.Details)
+	s.c.Enc.SetReply(r.Status, r.flags(), r.GRPCStatus, r.Header, r.Trailers, r.Body, r.Details)
 	return actReply
 }
 
@@ -176,7 +175,7 @@ func (s Stream) Reset() Action { return actReset }
 // Fail ends the stream by the host's failure mode. The text goes to the proxy's
 // log, never to a client.
 func (s Stream) Fail(err error) Action {
-	s.check(s.c)
+	s.check(s.c.Call)
 	if err == nil {
 		return s.c.failf("failed without an error")
 	}
@@ -196,7 +195,7 @@ func (c *callState) failf(format string, args ...any) Action {
 // to the host. In a headers event it holds the headers until the body comes.
 // At the end of a body there is no more.
 func (s Stream) More(n uint64) Action {
-	s.check(s.c)
+	s.check(s.c.Call)
 	c := s.c
 	switch p := s.Phase(); p {
 	case PhaseRequestHeaders, PhaseResponseHeaders:
@@ -233,19 +232,19 @@ func (s Stream) More(n uint64) Action {
 // The phase must be declared with [MayPend]. Changes belong on a, not on s: an
 // event that was changed before can't wait. fn must not touch s, or any view of it.
 func (s Stream) Async(fn func(ctx context.Context, a *AsyncStream)) Action {
-	s.check(s.c)
+	s.check(s.c.Call)
 	return s.c.startAsync(fn)
 }
 
 // PendTimeout wishes a deadline for this Async; the host's limit applies.
 func (s Stream) PendTimeout(d time.Duration) {
-	s.check(s.c)
+	s.check(s.c.Call)
 	s.c.Res.PendNs = uint64(max(d, 0))
 }
 
 // Unsubscribe stops events of these phases for this stream.
 func (s Stream) Unsubscribe(phases ...Phase) {
-	s.check(s.c)
+	s.check(s.c.Call)
 	for _, p := range phases {
 		s.c.Res.Unsubscribe |= p.bit()
 	}
@@ -255,59 +254,59 @@ func (s Stream) Unsubscribe(phases ...Phase) {
 // may be chosen freely in the request's headers event; later only what the
 // specification's table of body modes allows.
 func (s Stream) SetRequestBodyMode(m BodyMode) {
-	s.check(s.c)
+	s.check(s.c.Call)
 	s.c.Res.BodyMode[bridge.DirRequest] = uint32(m)
 }
 
 // SetResponseBodyMode is SetRequestBodyMode for the response, until the
 // response's headers event.
 func (s Stream) SetResponseBodyMode(m BodyMode) {
-	s.check(s.c)
+	s.check(s.c.Call)
 	s.c.Res.BodyMode[bridge.DirResponse] = uint32(m)
 }
 
 // Resizes announces, in a headers event, that the length of this direction's
 // body will change.
 func (s Stream) Resizes() {
-	s.check(s.c)
+	s.check(s.c.Call)
 	s.c.Res.Flags |= bridge.ResResizes
 }
 
 // Flush asks the host to send what was passed before the next event.
 func (s Stream) Flush() {
-	s.check(s.c)
+	s.check(s.c.Call)
 	s.c.Res.Flags |= bridge.ResFlush
 }
 
 // SetMetadata sets a value that later events, also of other filters, see as the
 // attribute metadata.<namespace>.<key>. The empty namespace is the filter's own.
 func (s Stream) SetMetadata(namespace, key, value string) {
-	s.check(s.c)
-	s.c.Res.Enc.Metadata(namespace, key, value)
+	s.check(s.c.Call)
+	s.c.Enc.Metadata(namespace, key, value)
 }
 
 // RouteToCluster sends the request to a cluster that the operator allowed.
 func (s Stream) RouteToCluster(name string) {
-	s.check(s.c)
-	s.c.Res.Enc.Route("cluster", name)
+	s.check(s.c.Call)
+	s.c.Enc.Route("cluster", name)
 }
 
 // RecomputeRoute lets the host choose the route again after the changes.
 func (s Stream) RecomputeRoute() {
-	s.check(s.c)
-	s.c.Res.Enc.Route("recompute", "")
+	s.check(s.c.Call)
+	s.c.Enc.Route("recompute", "")
 }
 
 // Metric adds value to the metric with this id, which the host's metrics
 // extension gave out.
 func (s Stream) Metric(id uint32, value int64) {
-	s.check(s.c)
-	s.c.Res.Enc.Metric(id, value)
+	s.check(s.c.Call)
+	s.c.Enc.Metric(id, value)
 }
 
 // Ref names the stream for use from any goroutine, also after it has died.
 func (s Stream) Ref() Ref {
-	s.check(s.c)
+	s.check(s.c.Call)
 	return Ref{inst: s.c.inst, stream: s.c.Ev.Stream, worker: s.c.Ev.Worker}
 }
 

@@ -51,7 +51,7 @@ type Message struct {
 	Flags    Flags
 }
 
-func headerMap(f []Field) HeaderMap {
+func headerMap(f []bridge.RawField) HeaderMap {
 	m := make(HeaderMap, len(f))
 	for _, f := range cloneFields(f) {
 		m[f.Name] = append(m[f.Name], f.Value)
@@ -64,8 +64,8 @@ func (c *callState) whole(s Stream, fn func(HeaderMap, []byte, HeaderMap) Messag
 	if c.Ev.Flags&bridge.EvWholeBody == 0 { // over the limit: there is no whole message
 		return c.failf("the body is larger than the limit for ProxyGolangRequest and ProxyGolangResponse")
 	}
-	before, trailersBefore := headerMap(c.Ev.Fields), headerMap(c.Ev.Trailers)
-	m := fn(headerMap(c.Ev.Fields), s.Body().Bytes(), headerMap(c.Ev.Trailers))
+	before, trailersBefore := headerMap(c.Headers.F), headerMap(c.Trailers.F)
+	m := fn(headerMap(c.Headers.F), s.Body().Bytes(), headerMap(c.Trailers.F))
 	if m.Flags&LocalReply != 0 {
 		r := Reply{Body: m.Body, Trailers: sorted(m.Trailers)}
 		for _, f := range sorted(m.Headers) {
@@ -73,7 +73,7 @@ func (c *callState) whole(s Stream, fn func(HeaderMap, []byte, HeaderMap) Messag
 				r.Header = append(r.Header, f)
 			}
 		}
-		r.Status = Headers{f: []Field{{Name: ":status", Value: m.Headers.Get(":status")}}, c: c, stamp: stampOf(c)}.Status()
+		r.Status = statusOf(m.Headers.Get(":status"))
 		return s.Reply(r)
 	}
 	if m.Flags&SetHeaders != 0 {

@@ -66,13 +66,13 @@ func (d *direction) flags() uint32 {
 func (d *direction) bodyless() bool { return len(d.in.body) == 0 && len(d.in.trailers) == 0 }
 
 // event delivers one and handles what all phases have in common.
-func (d *direction) event(ev *bridge.Event) *verdict {
+func (d *direction) event(ev *event) *verdict {
 	d.s.h.t.Helper()
-	ev.Flags |= d.flags()
+	ev.flags |= d.flags()
 	if d.dir == bridge.DirResponse && d.s.h.cfg.Flags&bridge.CfgWantPeerFields != 0 {
-		ev.PeerFields = d.s.req
+		ev.peerFields = d.s.req
 	}
-	ev.BodyOffset = d.offset
+	ev.offset = d.offset
 	v := d.s.h.deliver(d.s, ev, d.label)
 	if v == nil {
 		d.s.ex.Cancelled = true
@@ -84,9 +84,9 @@ func (d *direction) event(ev *bridge.Event) *verdict {
 
 func (d *direction) headers() {
 	if d.subscribed(0) {
-		ev := &bridge.Event{Phase: d.phase(0), Fields: d.in.fields}
+		ev := &event{phase: d.phase(0), fields: d.in.fields}
 		if d.bodyless() {
-			ev.Flags = bridge.EvEndStream
+			ev.flags = bridge.EvEndStream
 		}
 		v := d.event(ev)
 		d.apply(v, 0)
@@ -191,20 +191,20 @@ func (d *direction) due(n int, last bool) bool {
 }
 
 // bodyEvent shows b in up to 64 chunks.
-func (d *direction) bodyEvent(b []byte, last bool) *bridge.Event {
-	ev := &bridge.Event{Phase: d.phase(1)}
+func (d *direction) bodyEvent(b []byte, last bool) *event {
+	ev := &event{phase: d.phase(1)}
 	for len(b) > 0 {
 		n := len(b)
-		if len(ev.Chunks) < 63 {
+		if len(ev.chunks) < 63 {
 			n = 1 + d.s.h.intn(len(b))
 		}
-		ev.Chunks = append(ev.Chunks, b[:n])
+		ev.chunks = append(ev.chunks, b[:n])
 		b = b[n:]
 	}
 	if last {
-		ev.Flags |= bridge.EvBodyEnd
+		ev.flags |= bridge.EvBodyEnd
 		if len(d.in.trailers) == 0 {
-			ev.Flags |= bridge.EvEndStream
+			ev.flags |= bridge.EvEndStream
 		}
 	}
 	return ev
@@ -213,8 +213,8 @@ func (d *direction) bodyEvent(b []byte, last bool) *bridge.Event {
 func (d *direction) stream(last bool) {
 	ev := d.bodyEvent(d.view, last)
 	if d.held {
-		ev.Flags |= bridge.EvHeadersHeld
-		ev.Fields = d.in.fields
+		ev.flags |= bridge.EvHeadersHeld
+		ev.fields = d.in.fields
 	}
 	v := d.event(ev)
 	if v.action == bridge.ActMore && last {
@@ -230,8 +230,8 @@ func (d *direction) stream(last bool) {
 
 func (d *direction) whole() {
 	ev := d.bodyEvent(d.view, true)
-	ev.Flags |= bridge.EvWholeBody | bridge.EvHeadersHeld | bridge.EvEndStream
-	ev.Fields, ev.Trailers = d.in.fields, d.out.trailers
+	ev.flags |= bridge.EvWholeBody | bridge.EvHeadersHeld | bridge.EvEndStream
+	ev.fields, ev.trailers = d.in.fields, d.out.trailers
 	v := d.event(ev)
 	if v.action == bridge.ActMore {
 		d.s.fail("MORE at the end of the body (PXG-ACT-003)")
@@ -243,8 +243,8 @@ func (d *direction) whole() {
 
 func (d *direction) overLimit(last bool) {
 	ev := d.bodyEvent(d.view, last)
-	ev.Flags |= bridge.EvOverLimit | bridge.EvHeadersHeld
-	ev.Fields = d.in.fields
+	ev.flags |= bridge.EvOverLimit | bridge.EvHeadersHeld
+	ev.fields = d.in.fields
 	v := d.event(ev)
 	if v.action == bridge.ActMore {
 		d.s.fail("MORE over the limit of a whole body (PXG-BODY-014)")
@@ -271,7 +271,7 @@ func (d *direction) trailers() {
 	if len(d.in.trailers) == 0 || !d.subscribed(2) || d.mode() == bridge.BodyWhole {
 		return
 	}
-	v := d.event(&bridge.Event{Phase: d.phase(2), Trailers: d.out.trailers, Flags: bridge.EvEndStream})
+	v := d.event(&event{phase: d.phase(2), trailers: d.out.trailers, flags: bridge.EvEndStream})
 	if v.action == bridge.ActMore {
 		d.s.fail("MORE at trailers")
 	}

@@ -222,8 +222,8 @@ func (s *stream) end() {
 	if s.ex.Replied {
 		arg = uint64(proxyfilter.EndReplied) | uint64(proxyfilter.CutByProxy)<<8 | uint64(proxyfilter.Completed)<<12
 	}
-	v := s.h.deliver(s, &bridge.Event{Phase: bridge.PhaseLog, Arg: arg, Fields: s.resp, Trailers: s.trails[1],
-		PeerFields: s.req, PeerTrails: s.trails[0]}, "response")
+	v := s.h.deliver(s, &event{phase: bridge.PhaseLog, arg: arg, fields: s.resp, trailers: s.trails[1],
+		peerFields: s.req, peerTrailers: s.trails[0]}, "response")
 	if v == nil {
 		s.ex.Cancelled = true
 		return
@@ -272,7 +272,7 @@ func (h *Host) wakes(s *stream) {
 	s.woken, s.wakeArg = false, 0
 	h.mu.Unlock()
 	if woken {
-		if v := h.deliver(s, &bridge.Event{Phase: bridge.PhaseWake, Arg: arg}, "wake"); v != nil {
+		if v := h.deliver(s, &event{phase: bridge.PhaseWake, arg: arg}, "wake"); v != nil {
 			s.judge(v, nil)
 		}
 	}
@@ -361,7 +361,7 @@ func (s *stream) reply(r *reply) {
 			s.cut()
 		}
 		if full {
-			if h.deliver(s, &bridge.Event{Phase: bridge.PhaseWake, Flags: bridge.EvWritable}, "wake") == nil {
+			if h.deliver(s, &event{phase: bridge.PhaseWake, flags: bridge.EvWritable}, "wake") == nil {
 				s.ex.Cancelled = true
 				s.cut()
 			}

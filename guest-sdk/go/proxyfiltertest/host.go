@@ -242,25 +242,28 @@ func (h *Host) AddInterest(n int) {
 
 type batch struct {
 	res bridge.Result
+	enc bridge.Encoder
 	mem *outMemory
 }
 
 func (b *batch) Result() *bridge.Result { return &b.res }
 
+func (b *batch) Enc() *bridge.Encoder { return &b.enc }
+
 // NewBatch implements the bridge.
 func (h *Host) NewBatch(uint32) bridge.Batch {
 	b := &batch{mem: newOutMemory(64 << 20)}
-	b.mem.lend(&b.res.Enc)
+	b.mem.lend(&b.enc)
 	return b
 }
 
 // Discard implements the bridge.
-func (h *Host) Discard(b bridge.Batch) { b.Result().Enc.Drop() }
+func (h *Host) Discard(b bridge.Batch) { b.Enc().Drop() }
 
 // Complete implements the bridge.
 func (h *Host) Complete(tok uint64, bb bridge.Batch) int32 {
 	b := bb.(*batch)
-	v := b.mem.decode(&b.res)
+	v := b.mem.decode(&b.res, &b.enc)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	t := h.tokens[tok]
@@ -278,7 +281,7 @@ func (h *Host) Complete(tok uint64, bb bridge.Batch) int32 {
 // Apply implements the bridge.
 func (h *Host) Apply(st uint64, bb bridge.Batch) int32 {
 	b := bb.(*batch)
-	v := b.mem.decode(&b.res)
+	v := b.mem.decode(&b.res, &b.enc)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := h.streams[st]
@@ -356,31 +359,42 @@ func (h *Host) ended() {
 
 // ---- one event
 
+// event is what is about to be delivered.
+type event struct {
+	phase, flags                               uint32
+	arg, offset                                uint64
+	fields, trailers, peerFields, peerTrailers []Field
+	chunks                                     [][]byte
+}
+
 // deliver hands an event to the filter and answers its final verdict: that of
 // the call, or that of the completion. nil means that the stream died meanwhile.
-func (h *Host) deliver(s *stream, ev *bridge.Event, label string) *verdict {
+func (h *Host) deliver(s *stream, what *event, label string) *verdict {
 	h.t.Helper()
 	if s.step() {
 		return nil
 	}
 	lent := &views{}
-	ev.Config, ev.User, ev.Stream = h.cfg.Config, s.user, s.handle
-	ev.Fields = lent.fields(label+" header", ev.Fields)
-	ev.Trailers = lent.fields(label+" trailer", ev.Trailers)
-	ev.PeerFields = lent.fields("peer header", ev.PeerFields)
-	ev.PeerTrails = lent.fields("peer trailer", ev.PeerTrails)
-	chunks := make([][]byte, len(ev.Chunks))
-	for i, c := range ev.Chunks {
-		chunks[i] = lent.bytes(label+" body", c)
+	ev := &bridge.Event{Phase: what.phase, Flags: what.flags, Arg: what.arg, BodyOffset: what.offset,
+		Config: h.cfg.Config, User: s.user, Stream: s.handle}
+	call := &h.call
+	call.Init(nil)
+	call.Ev = ev
+	call.Headers.F = lent.fields(label+" header", what.fields)
+	call.Trailers.F = lent.fields(label+" trailer", what.trailers)
+	call.PeerHeaders.F = lent.fields("peer header", what.peerFields)
+	call.PeerTrailers.F = lent.fields("peer trailer", what.peerTrailers)
+	call.Chunks, call.Attrs = nil, nil
+	for _, c := range what.chunks {
+		call.Chunks = append(call.Chunks, lent.bytes(label+" body", c))
 	}
-	ev.Chunks = chunks
 	for _, a := range h.cfg.Attrs {
 		v, ok := h.attributes[a.Name]
 		ok = ok && a.Phases>>ev.Phase&1 != 0
 		if !ok {
 			v = ""
 		}
-		ev.Attrs = append(ev.Attrs, bridge.Attr{Value: lent.string("attribute "+a.Name, v), Present: ok})
+		call.Attrs = append(call.Attrs, bridge.Attr{Value: lent.string("attribute "+a.Name, v), Present: ok})
 	}
 	var tok *token
 	if h.cfg.PendPhases>>ev.Phase&1 != 0 {
@@ -393,7 +407,8 @@ func (h *Host) deliver(s *stream, ev *bridge.Event, label string) *verdict {
 	}
 	s.events = append(s.events, proxyfilter.Phase(ev.Phase))
 	if tok != nil && h.cfg.AsyncOnly>>ev.Phase&1 != 0 && h.intn(2) == 0 {
-		h.runJob(ev, lent)
+		h.runJob(call, lent)
+		h.call = bridge.Call{X: call.X, Gen: call.Gen}
 		if s.user == 0 {
 			s.user = bridge.UserInterest
 		}
@@ -401,13 +416,13 @@ func (h *Host) deliver(s *stream, ev *bridge.Event, label string) *verdict {
 	}
 
 	mem := newOutMemory(1 << 20)
-	h.call.Ev = *ev
-	h.call.Res = bridge.Result{User: s.user}
-	mem.lend(&h.call.Res.Enc)
-	h.inst.OnEvent(&h.call)
-	v := mem.decode(&h.call.Res)
-	s.user = h.call.Res.User
-	h.call.Ev, h.call.Res = bridge.Event{}, bridge.Result{}
+	res := &bridge.Result{User: s.user}
+	call.Res = res
+	mem.lend(&call.Enc)
+	h.inst.OnEvent(call)
+	v := mem.decode(res, &call.Enc)
+	s.user = res.User
+	h.call = bridge.Call{X: call.X, Gen: call.Gen}
 	h.bury(lent)
 	if v.action == bridge.ActPending {
 		if tok == nil {
@@ -435,14 +450,14 @@ func (h *Host) bury(v *views) {
 }
 
 // runJob takes the way of a filter whose phase is asynchronous only.
-func (h *Host) runJob(ev *bridge.Event, lent *views) {
+func (h *Host) runJob(c *bridge.Call, lent *views) {
 	h.started()
-	j := bridge.Job{Ev: *ev, Release: func() {
+	j := bridge.Job{Ev: *c.Ev, Fields: c.Headers.F, Trailers: c.Trailers.F, Attrs: c.Attrs, Release: func() {
 		h.bury(lent)
 		h.ended()
 	}}
-	for _, c := range ev.Chunks {
-		j.Body = append(j.Body, c...)
+	for _, b := range c.Chunks {
+		j.Body = append(j.Body, b...)
 	}
 	go h.inst.RunJobs(0, []bridge.Job{j})
 }

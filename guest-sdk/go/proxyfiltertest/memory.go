@@ -35,11 +35,11 @@ func (v *views) bytes(label string, b []byte) []byte {
 
 func (v *views) string(label, s string) string { return view.String(v.bytes(label, []byte(s))) }
 
-func (v *views) fields(what string, f []bridge.Field) []bridge.Field {
-	out := make([]bridge.Field, len(f))
+func (v *views) fields(what string, f []bridge.Field) []bridge.RawField {
+	out := make([]bridge.RawField, len(f))
 	for i := range f {
-		out[i].Name = v.string(fmt.Sprintf("the name of %s %q", what, f[i].Name), f[i].Name)
-		out[i].Value = v.string(fmt.Sprintf("%s %q", what, f[i].Name), f[i].Value)
+		out[i] = bridge.MakeRaw(v.string(fmt.Sprintf("the name of %s %q", what, f[i].Name), f[i].Name),
+			v.string(fmt.Sprintf("%s %q", what, f[i].Name), f[i].Value))
 	}
 	return out
 }
@@ -196,17 +196,17 @@ type verdict struct {
 }
 
 // decode copies everything out of the result's memory.
-func (m *outMemory) decode(r *bridge.Result) *verdict {
+func (m *outMemory) decode(r *bridge.Result, e *bridge.Encoder) *verdict {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	v := &verdict{action: r.Action, flags: r.Flags, unsubscribe: r.Unsubscribe, bodyMode: r.BodyMode, more: r.MoreBytes}
-	for _, o := range r.Enc.List() {
+	for _, o := range e.List() {
 		v.ops = append(v.ops, op{o.Kind, o.Flags, o.Target, o.U0, m.read(o.KeyPtr, o.KeyLen), m.read(o.ValPtr, o.ValLen)})
 	}
-	if a, n := r.Enc.ErrorText(); n > 0 {
+	if a, n := e.ErrorText(); n > 0 {
 		v.err = string(m.read(a, n))
 	}
-	if a := r.Enc.Reply(); a != 0 {
+	if a := e.Reply(); a != 0 {
 		v.reply = m.reply(m.read(a, bridge.ReplySize))
 	}
 	return v

@@ -10,37 +10,88 @@ type Attr struct {
 	Present bool
 }
 
-// Event is one event in Go's terms. All strings and slices are views that die
-// when OnEvent returns.
+// RawField has the layout of pxg_field. A string without flags has the bits of a
+// Go string; with flags its length is wrong in the upper half, and so the strings
+// are reached through methods only.
+type RawField struct{ name, value string }
+
+// MakeRaw makes a RawField of plain strings.
+func MakeRaw(name, value string) RawField { return RawField{name, value} }
+
+// Name is the field's name.
+func (f *RawField) Name() string { return f.name[:uint32(len(f.name))] }
+
+// Value is the field's value.
+func (f *RawField) Value() string { return f.value[:uint32(len(f.value))] }
+
+// Sensitive says that the field must not be logged.
+func (f *RawField) Sensitive() bool {
+	return uint64(len(f.name)|len(f.value))>>32&uint64(StrSensitive) != 0
+}
+
+// Event has the layout of pxg_event, as of version 1.0. What it points to is
+// reached through Call.
 type Event struct {
-	Phase, Flags                             uint32
-	Worker                                   uint32
-	Config, User, Stream, Token, Arg         uint64
-	Fields, Trailers, PeerFields, PeerTrails []Field
-	Sensitive                                []bool // parallel to Fields; nil: none is
-	Chunks                                   [][]byte
-	BodyOffset                               uint64
-	Attrs                                    []Attr
+	Size, Phase, Flags, Worker       uint32
+	Config, User, Stream, Token, Arg uint64
+	_                                [10]uint64
+	BodyOffset                       uint64
+	_                                [2]uint64
 }
 
-// Result is what OnEvent fills in, beside the operations and strings that it
-// writes through Enc.
+// Result has the layout of pxg_result, addresses as integers. What Go stores into
+// the host's memory goes through it: a store of a pointer type makes Go's write
+// barrier read what was there before, which the host has not promised anything about.
 type Result struct {
-	Action, Flags uint32
-	User          uint64
-	Unsubscribe   uint64
-	BodyMode      [2]uint32
-	MoreBytes     uint64
-	PendNs        uint64
-	Enc           Encoder
+	Size, Action, Flags uint32
+	_                   uint32
+	User                uint64
+	Ops                 uintptr
+	NOps                uint64
+	Reply               uintptr
+	Unsubscribe         uint64
+	BodyMode            [2]uint32
+	MoreBytes           uint64
+	PendNs              uint64
+	ErrPtr              uintptr
+	ErrLen, ErrFlags    uint32
+	ScratchOps          uintptr
+	ScratchOpsCap       uint64
+	Scratch             uintptr
+	ScratchCap          uint64
 }
 
-// Call is the memory of one call: the event as it is read, the result as it is
-// written. Each worker has one, used again for each event.
+// Call is one event in Go's terms: the event as it is read, the result as it is
+// written. Each worker has one, used again for each event. All strings and slices
+// are views that die when OnEvent returns.
 type Call struct {
-	Ev  Event
-	Res Result
-	X   any // the other side's own state
+	Ev  *Event
+	Res *Result // as the host preset it
+	Enc Encoder
+
+	Headers, Trailers, PeerHeaders, PeerTrailers List
+
+	Chunks [][]byte
+	Attrs  []Attr
+
+	Gen uint64 // changes whenever the views die
+	X   any    // the other side's own state
+}
+
+// List is one of the lists of fields of a call.
+type List struct {
+	F      []RawField
+	Target uint32
+	Call   *Call
+}
+
+// Init makes a call ready for its first event.
+func (c *Call) Init(mem Memory) {
+	c.Enc.Init(mem)
+	c.Headers = List{Target: TargetHeaders, Call: c}
+	c.Trailers = List{Target: TargetTrailers, Call: c}
+	c.PeerHeaders = List{Target: ReadOnly, Call: c}
+	c.PeerTrailers = List{Target: ReadOnly, Call: c}
 }
 
 // Memory is where an Encoder gets more room from.
@@ -58,10 +109,11 @@ type Memory interface {
 }
 
 // Batch is a result that outlives an event: memory for a completion or an
-// apply, filled through Enc and then handed to the host with Complete or Apply.
+// apply, filled in and then handed to the host with Complete or Apply.
 // It is used once.
 type Batch interface {
 	Result() *Result
+	Enc() *Encoder
 }
 
 // Host is one proxy, as one copy of this library sees it.
@@ -103,9 +155,11 @@ const UserInterest uint64 = 1
 // that phase asynchronously only. Fields and the rest are views of the job's
 // memory, which Release gives back.
 type Job struct {
-	Ev      Event
-	Body    []byte
-	Release func()
+	Ev               Event
+	Fields, Trailers []RawField
+	Attrs            []Attr
+	Body             []byte
+	Release          func()
 }
 
 // ConfigIn is what on_config_new is called with.

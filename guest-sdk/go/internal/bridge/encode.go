@@ -3,6 +3,7 @@ package bridge
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"strings"
 )
 
@@ -73,12 +74,15 @@ func (e *Encoder) Reset(ops []Op, opsAddr uintptr, buf []byte, addr uintptr) {
 // Forget lets go of the memory.
 func (e *Encoder) Forget() { e.ops, e.buf = nil, nil }
 
-// Ops answers the address and the number of the operations.
-func (e *Encoder) Ops() (uintptr, int) {
-	if e.n == 0 {
-		return 0, 0
+// Seal writes what the encoder holds into a result whose other members are set.
+func (e *Encoder) Seal(r *Result) {
+	if e.n > 0 {
+		r.Ops, r.NOps = e.opsAddr, uint64(e.n)
 	}
-	return e.opsAddr, e.n
+	r.Reply = e.reply
+	if e.errLen > 0 {
+		r.ErrPtr, r.ErrLen, r.ErrFlags = e.errAddr, e.errLen, 0
+	}
 }
 
 // Len is the number of operations so far.
@@ -142,6 +146,13 @@ func (e *Encoder) opSlow() *Op {
 	e.ops, e.opsAddr = more, addr
 	e.n++
 	return &e.ops[e.n-1]
+}
+
+// Refuse fails the batch, for the first reason given.
+func (e *Encoder) Refuse(err error) {
+	if e.err == nil {
+		e.err = err
+	}
 }
 
 func (e *Encoder) fail() {
@@ -210,20 +221,20 @@ func (e *Encoder) Header(kind uint16, target uint32, name, value string, valFlag
 	n, off := e.n, e.off
 	mid := off + len(name)
 	end := mid + len(value)
-	if n < len(e.ops) && end <= len(e.buf) && putName(e.buf[off:mid], name) {
-		o := &e.ops[n]
-		o.Kind, o.Flags, o.Target, o.U0 = kind, 0, target, 0
-		o.KeyPtr, o.KeyLen, o.KeyFlags = e.addr+uintptr(off), uint32(len(name)), 0
-		o.ValPtr, o.ValLen, o.ValFlags = 0, uint32(len(value)), valFlags
-		o.Release, o.Ctx = 0, 0
-		e.n, e.off = n+1, end
-		if value != "" {
-			o.ValPtr = e.addr + uintptr(mid)
-			copy(e.buf[mid:end], value)
-		}
+	if n >= len(e.ops) || end > len(e.buf) || target > TargetTrailers || !putName(e.buf[off:mid], name) {
+		e.headerSlow(kind, target, name, value, valFlags)
 		return
 	}
-	e.headerSlow(kind, target, strings.ToLower(name), value, valFlags)
+	e.n, e.off = n+1, end
+	o := &e.ops[n]
+	o.Kind, o.Flags, o.Target, o.U0 = kind, 0, target, 0
+	o.KeyPtr, o.KeyLen, o.KeyFlags = e.addr+uintptr(off), uint32(len(name)), 0
+	o.ValPtr, o.ValLen, o.ValFlags = 0, uint32(len(value)), valFlags
+	o.Release, o.Ctx = 0, 0
+	if value != "" {
+		o.ValPtr = e.addr + uintptr(mid)
+		copy(e.buf[mid:end], value)
+	}
 }
 
 // putName copies name to dst, which has its length, eight bytes at a time. It
@@ -231,34 +242,33 @@ func (e *Encoder) Header(kind uint16, target uint32, name, value string, valFlag
 func putName(dst []byte, name string) bool {
 	const low, ones = 0x7f7f7f7f7f7f7f7f, 0x0101010101010101
 	src := []byte(name) // not copied: it neither escapes nor changes
-	dst = dst[:len(src)]
-	n := len(src)
-	if n < 8 {
-		for i, c := range src {
-			if c-'A' < 26 {
-				return false
-			}
-			dst[i] = c
-		}
-		return true
-	}
 	var found uint64
-	for i := 0; ; i += 8 {
-		if i > n-8 {
-			if i == n {
-				break
-			}
-			i = n - 8
-		}
-		w := binary.LittleEndian.Uint64(src[i:])
-		binary.LittleEndian.PutUint64(dst[i:], w)
-		// The top bit of each byte of the sums says: at least 'A', and more than 'Z'.
+	for len(src) >= 8 && len(dst) >= 8 {
+		w := binary.LittleEndian.Uint64(src)
+		binary.LittleEndian.PutUint64(dst, w)
+		// The top bits of the sums say: at least 'A', and more than 'Z'.
 		found |= (w&low + (0x80-'A')*ones) &^ (w&low + (0x80-'Z'-1)*ones) &^ w
+		src, dst = src[8:], dst[8:]
+	}
+	for i := 0; i < len(src) && i < len(dst); i++ {
+		c := src[i]
+		if c-'A' < 26 {
+			return false
+		}
+		dst[i] = c
 	}
 	return found&^low == 0
 }
 
+// ReadOnly is the target of fields that can't be changed.
+const ReadOnly uint32 = 0xff
+
 func (e *Encoder) headerSlow(kind uint16, target uint32, name, value string, valFlags uint32) {
+	if target > TargetTrailers {
+		e.Refuse(fmt.Errorf("the fields of the other direction can't be changed (%q)", name))
+		return
+	}
+	name = strings.ToLower(name)
 	if o := e.op(); o != nil {
 		*o = Op{Kind: kind, Target: target, KeyPtr: e.str(name), KeyLen: uint32(len(name)),
 			ValPtr: e.str(value), ValLen: uint32(len(value)), ValFlags: valFlags}

@@ -20,8 +20,8 @@ const (
 // 32 operations and 4096 bytes, and more blocks if that is not enough. It is used
 // again for other completions.
 type batch struct {
-	res    bridge.Result
-	c      *result
+	res    *bridge.Result
+	enc    bridge.Encoder
 	ops    []bridge.Op
 	buf    []byte
 	more   []unsafe.Pointer
@@ -43,31 +43,26 @@ func newBatch(worker uint32) *batch {
 	}
 	batchPool.Unlock()
 	if b == nil {
-		head := unsafe.Sizeof(result{})
+		head := unsafe.Sizeof(bridge.Result{})
 		p := C.calloc(1, C.size_t(head+batchOps*bridge.OpSize+batchBytes))
-		b = &batch{c: (*result)(p),
+		b = &batch{res: (*bridge.Result)(p),
 			ops: unsafe.Slice((*bridge.Op)(unsafe.Add(p, head)), batchOps),
 			buf: unsafe.Slice((*byte)(unsafe.Add(p, head+batchOps*bridge.OpSize)), batchBytes)}
 	}
 	b.worker = worker
-	enc := b.res.Enc
-	b.res = bridge.Result{Enc: enc}
-	b.res.Enc.Init(b)
-	b.res.Enc.Reset(b.ops, uintptr(unsafe.Pointer(unsafe.SliceData(b.ops))), b.buf, uintptr(unsafe.Pointer(unsafe.SliceData(b.buf))))
+	*b.res = bridge.Result{Size: uint32(unsafe.Sizeof(bridge.Result{}))}
+	b.enc.Init(b)
+	b.enc.Reset(b.ops, uintptr(unsafe.Pointer(unsafe.SliceData(b.ops))), b.buf, uintptr(unsafe.Pointer(unsafe.SliceData(b.buf))))
 	return b
 }
 
-func (b *batch) Result() *bridge.Result { return &b.res }
+func (b *batch) Result() *bridge.Result { return b.res }
 
-// seal writes the C structure.
+func (b *batch) Enc() *bridge.Encoder { return &b.enc }
+
 func (b *batch) seal() *C.pxg_result {
-	r := &b.res
-	*b.c = result{size: uint32(unsafe.Sizeof(result{})), action: r.Action, flags: r.Flags,
-		unsubscribe: r.Unsubscribe, bodyMode: r.BodyMode, moreBytes: r.MoreBytes, pendNs: r.PendNs}
-	ops, n := r.Enc.Ops()
-	b.c.ops, b.c.nOps, b.c.reply = ops, uint64(n), r.Enc.Reply()
-	b.c.errPtr, b.c.errLen = r.Enc.ErrorText()
-	return (*C.pxg_result)(unsafe.Pointer(b.c))
+	b.enc.Seal(b.res)
+	return (*C.pxg_result)(unsafe.Pointer(b.res))
 }
 
 // recycle is called after the host has copied what is in b; owned buffers are the host's.
@@ -83,7 +78,7 @@ func (b *batch) recycle() {
 	}
 	batchPool.Unlock()
 	if b != nil {
-		C.free(unsafe.Pointer(b.c))
+		C.free(unsafe.Pointer(b.res))
 	}
 }
 

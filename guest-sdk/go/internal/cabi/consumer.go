@@ -128,7 +128,7 @@ func (c *consumer) keep(done []pending, free []*C.pxgo_job) {
 func (c *consumer) refused(token uint64, code int32) {
 	b := newBatch(c.worker)
 	b.res.Action = bridge.ActError
-	b.res.Enc.SetError("the host refused an asynchronous decision")
+	b.enc.SetError("the host refused an asynchronous decision")
 	c.host.Log(bridge.LogError, "the host refused an asynchronous decision")
 	C.pxgo_complete(c.host.c, C.uint64_t(token), b.seal())
 	b.recycle()
@@ -186,12 +186,13 @@ func (c *consumer) takeGoJobs() []goJob {
 
 func (c *consumer) job(j *C.pxgo_job) bridge.Job {
 	ev := bridge.Event{Phase: uint32(j.phase), Flags: uint32(j.flags), Worker: uint32(j.worker), Config: uint64(j.config), User: uint64(j.user),
-		Stream: uint64(j.stream), Token: uint64(j.token), BodyOffset: uint64(j.body_offset),
-		Fields: fieldsView(j.fields, j.n_fields), Trailers: fieldsView(j.trailers, j.n_trailers)}
+		Stream: uint64(j.stream), Token: uint64(j.token), BodyOffset: uint64(j.body_offset)}
+	var attrs []bridge.Attr
 	if n := int(j.n_attrs); n > 0 {
-		ev.Attrs = appendAttrs(nil, j.attrs, n)
+		attrs = appendAttrs(nil, j.attrs, n)
 	}
-	return bridge.Job{Ev: ev, Body: unsafe.Slice((*byte)(j.body), int(j.body_len)), Release: func() { c.release(j) }}
+	return bridge.Job{Ev: ev, Fields: fieldsView(j.fields, j.n_fields), Trailers: fieldsView(j.trailers, j.n_trailers), Attrs: attrs,
+		Body: unsafe.Slice((*byte)(j.body), int(j.body_len)), Release: func() { c.release(j) }}
 }
 
 // Spawn is called inside an event. The kick follows when the event has returned,

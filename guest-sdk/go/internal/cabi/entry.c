@@ -42,19 +42,6 @@ void pxgo_cfg_set(pxgo_host *h, uint64_t id, uint64_t mask) {
 
 /* ---- hooks */
 
-typedef uint64_t pair __attribute__((vector_size(16), aligned(8), may_alias));
-
-/* The flags of all strings, or-ed: two strings per step, pointers and lengths
- * along with them. */
-static uint32_t flags_of(const pxg_field *f, uint64_t n) {
-  pair a = {0, 0}, b = {0, 0};
-  for (uint64_t i = 0; i < n; i++) {
-    a |= *(const pair *)&f[i].name;
-    b |= *(const pair *)&f[i].value;
-  }
-  return (uint32_t)((a | b)[1] >> 32);
-}
-
 static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   pxgo_host *h = pxgo_host_at(ctx);
   if (!h || ev->size < sizeof *ev || out->size < sizeof *out) return; /* UNSET fails the stream */
@@ -64,11 +51,7 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->action = PXG_ACT_PENDING;
     if (!out->user) out->user = PXGO_USER_INTEREST;
   } else {
-    uint32_t flags = flags_of(ev->fields, ev->n_fields);
-    if (ev->n_trailers | ev->n_peer_fields | ev->n_peer_trailers)
-      flags |= flags_of(ev->trailers, ev->n_trailers) | flags_of(ev->peer_fields, ev->n_peer_fields) |
-               flags_of(ev->peer_trailers, ev->n_peer_trailers);
-    pxgoEvent(ctx, (pxg_event *)ev, out, flags);
+    pxgoEvent(ctx, (pxg_event *)ev, out);
   }
   if (r && !h->batch_end && __atomic_load_n(&r->need_kick, __ATOMIC_RELAXED)) pxgo_kick(r);
 }

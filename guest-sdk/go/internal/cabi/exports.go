@@ -13,7 +13,6 @@ import "C"
 import (
 	"fmt"
 	"runtime/debug"
-	"unsafe"
 
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
 )
@@ -28,7 +27,7 @@ func pxgoInit(ctx C.uint64_t, h *C.pxgo_host) { newHost(uint64(ctx), h) }
 func pxgoDescribe(out *C.pxg_guest) { describe(out) }
 
 //export pxgoEvent
-func pxgoEvent(ctx C.uint64_t, ev *C.pxg_event, out *C.pxg_result, flags C.uint32_t) {
+func pxgoEvent(ctx C.uint64_t, ev *C.pxg_event, out *C.pxg_result) {
 	h := hosts[ctx-1]
 	c := h.call(uint32(ev.worker))
 	if c.busy {
@@ -36,9 +35,9 @@ func pxgoEvent(ctx C.uint64_t, ev *C.pxg_event, out *C.pxg_result, flags C.uint3
 		c = newCall(h)
 	}
 	c.busy = true
-	c.begin(ev, out, uint32(flags))
+	c.begin(ev, out)
 	h.inst.OnEvent(&c.Call)
-	c.end((*result)(unsafe.Pointer(out)))
+	c.end()
 	c.busy = false
 }
 

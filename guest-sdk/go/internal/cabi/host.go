@@ -141,7 +141,7 @@ func (h *host) CanApply() bool { return h.c.table.apply != nil && h.c.table.wake
 func (h *host) NewBatch(worker uint32) bridge.Batch { return newBatch(worker) }
 
 func (h *host) Discard(b bridge.Batch) {
-	b.Result().Enc.Drop()
+	b.Enc().Drop()
 	b.(*batch).recycle()
 }
 

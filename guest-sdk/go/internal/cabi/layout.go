@@ -9,28 +9,7 @@ import (
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
 )
 
-// result is pxg_result with addresses as integers. What Go stores into the host's
-// memory goes through it: a store of a pointer type makes Go's write barrier read
-// what was there before, which the host has not promised anything about.
-type result struct {
-	size, action, flags, reserved0 uint32
-	user                           uint64
-	ops                            uintptr
-	nOps                           uint64
-	reply                          uintptr
-	unsubscribe                    uint64
-	bodyMode                       [2]uint32
-	moreBytes                      uint64
-	pendNs                         uint64
-	errPtr                         uintptr
-	errLen, errFlags               uint32
-	scratchOps                     uintptr
-	scratchOpsCap                  uint64
-	scratch                        uintptr
-	scratchCap                     uint64
-}
-
-// configOut is pxg_config_out in the same way.
+// configOut is pxg_config_out with addresses as integers, see bridge.Result.
 type configOut struct {
 	size, flags      uint32
 	config           uint64
@@ -74,11 +53,12 @@ func _() {
 	// Sizes.
 	_ = same[unsafe.Sizeof(bridge.Op{})-C.sizeof_pxg_op]
 	_ = same[bridge.OpSize-C.sizeof_pxg_op]
-	_ = same[unsafe.Sizeof(bridge.Field{})-C.sizeof_pxg_field]
+	_ = same[unsafe.Sizeof(bridge.RawField{})-C.sizeof_pxg_field]
+	_ = same[unsafe.Sizeof(bridge.Event{})-C.sizeof_pxg_event]
 	_ = same[bridge.FieldSize-C.sizeof_pxg_field]
 	_ = same[bridge.BufSize-C.sizeof_pxg_buf]
 	_ = same[bridge.ReplySize-C.sizeof_pxg_reply]
-	_ = same[unsafe.Sizeof(result{})-C.sizeof_pxg_result]
+	_ = same[unsafe.Sizeof(bridge.Result{})-C.sizeof_pxg_result]
 	_ = same[unsafe.Sizeof(configOut{})-C.sizeof_pxg_config_out]
 	_ = same[unsafe.Sizeof(attrWant{})-C.sizeof_pxg_attr_want]
 	_ = same[unsafe.Sizeof(projection{})-C.sizeof_pxg_projection]
@@ -96,21 +76,36 @@ func _() {
 	_ = same[unsafe.Offsetof(op.ValPtr)-unsafe.Offsetof(cop.val)]
 	_ = same[unsafe.Offsetof(op.Release)-unsafe.Offsetof(cop.val)-unsafe.Offsetof(cop.val.release)]
 	_ = same[unsafe.Offsetof(op.Ctx)-unsafe.Offsetof(cop.val)-unsafe.Offsetof(cop.val.ctx)]
-	var r result
+	var r bridge.Result
 	var cr C.pxg_result
-	_ = same[unsafe.Offsetof(r.action)-unsafe.Offsetof(cr.action)]
-	_ = same[unsafe.Offsetof(r.flags)-unsafe.Offsetof(cr.flags)]
-	_ = same[unsafe.Offsetof(r.user)-unsafe.Offsetof(cr.user)]
-	_ = same[unsafe.Offsetof(r.ops)-unsafe.Offsetof(cr.ops)]
-	_ = same[unsafe.Offsetof(r.nOps)-unsafe.Offsetof(cr.n_ops)]
-	_ = same[unsafe.Offsetof(r.reply)-unsafe.Offsetof(cr.reply)]
-	_ = same[unsafe.Offsetof(r.unsubscribe)-unsafe.Offsetof(cr.unsubscribe)]
-	_ = same[unsafe.Offsetof(r.bodyMode)-unsafe.Offsetof(cr.body_mode)]
-	_ = same[unsafe.Offsetof(r.moreBytes)-unsafe.Offsetof(cr.more_bytes)]
-	_ = same[unsafe.Offsetof(r.pendNs)-unsafe.Offsetof(cr.pend_ns)]
-	_ = same[unsafe.Offsetof(r.errPtr)-unsafe.Offsetof(cr.error)]
-	_ = same[unsafe.Offsetof(r.scratchOps)-unsafe.Offsetof(cr.scratch_ops)]
-	_ = same[unsafe.Offsetof(r.scratch)-unsafe.Offsetof(cr.scratch)]
+	_ = same[unsafe.Offsetof(r.Size)-unsafe.Offsetof(cr.size)]
+	_ = same[unsafe.Offsetof(r.Action)-unsafe.Offsetof(cr.action)]
+	_ = same[unsafe.Offsetof(r.Flags)-unsafe.Offsetof(cr.flags)]
+	_ = same[unsafe.Offsetof(r.User)-unsafe.Offsetof(cr.user)]
+	_ = same[unsafe.Offsetof(r.Ops)-unsafe.Offsetof(cr.ops)]
+	_ = same[unsafe.Offsetof(r.NOps)-unsafe.Offsetof(cr.n_ops)]
+	_ = same[unsafe.Offsetof(r.Reply)-unsafe.Offsetof(cr.reply)]
+	_ = same[unsafe.Offsetof(r.Unsubscribe)-unsafe.Offsetof(cr.unsubscribe)]
+	_ = same[unsafe.Offsetof(r.BodyMode)-unsafe.Offsetof(cr.body_mode)]
+	_ = same[unsafe.Offsetof(r.MoreBytes)-unsafe.Offsetof(cr.more_bytes)]
+	_ = same[unsafe.Offsetof(r.PendNs)-unsafe.Offsetof(cr.pend_ns)]
+	_ = same[unsafe.Offsetof(r.ErrPtr)-unsafe.Offsetof(cr.error)]
+	_ = same[unsafe.Offsetof(r.ScratchOps)-unsafe.Offsetof(cr.scratch_ops)]
+	_ = same[unsafe.Offsetof(r.ScratchOpsCap)-unsafe.Offsetof(cr.scratch_ops_cap)]
+	_ = same[unsafe.Offsetof(r.Scratch)-unsafe.Offsetof(cr.scratch)]
+	_ = same[unsafe.Offsetof(r.ScratchCap)-unsafe.Offsetof(cr.scratch_cap)]
+	var ev bridge.Event
+	var cev C.pxg_event
+	_ = same[unsafe.Offsetof(ev.Size)-unsafe.Offsetof(cev.size)]
+	_ = same[unsafe.Offsetof(ev.Phase)-unsafe.Offsetof(cev.phase)]
+	_ = same[unsafe.Offsetof(ev.Flags)-unsafe.Offsetof(cev.flags)]
+	_ = same[unsafe.Offsetof(ev.Worker)-unsafe.Offsetof(cev.worker)]
+	_ = same[unsafe.Offsetof(ev.Config)-unsafe.Offsetof(cev.config)]
+	_ = same[unsafe.Offsetof(ev.User)-unsafe.Offsetof(cev.user)]
+	_ = same[unsafe.Offsetof(ev.Stream)-unsafe.Offsetof(cev.stream)]
+	_ = same[unsafe.Offsetof(ev.Token)-unsafe.Offsetof(cev.token)]
+	_ = same[unsafe.Offsetof(ev.Arg)-unsafe.Offsetof(cev.arg)]
+	_ = same[unsafe.Offsetof(ev.BodyOffset)-unsafe.Offsetof(cev.body_offset)]
 	var co configOut
 	var cco C.pxg_config_out
 	_ = same[unsafe.Offsetof(co.config)-unsafe.Offsetof(cco.config)]
