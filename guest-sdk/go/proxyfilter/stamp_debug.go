@@ -8,9 +8,6 @@ import "github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
 type stamp struct{ gen uint64 }
 
 func (s stamp) check(c *bridge.Call) {
-	if c == nil {
-		panic("proxyfilter: use of a zero Stream, Headers or Body")
-	}
 	if s.gen != c.Gen {
 		panic("proxyfilter: use of a Stream, Headers or Body after its method returned; " +
 			"keep copies, Stream.Ref or the AsyncStream instead")

@@ -31,17 +31,15 @@ func (k *keeper) OnResponseHeaders(pf.Stream, pf.Headers) pf.Action {
 		k.h.Get("a")
 	case "set":
 		k.h.Set("a", "b")
-	case "zero":
-		pf.Body{}.Len()
 	}
 	return pf.Continue
 }
 
 func TestStaleUsePanics(t *testing.T) {
-	for _, what := range []string{"stream", "get", "set", "zero"} {
+	for _, what := range []string{"stream", "get", "set"} {
 		h := proxyfiltertest.New(t, use(&keeper{what: what}), "")
 		ex := h.Do(proxyfiltertest.Request{}, nil)
-		if !strings.Contains(ex.Failure, "after its method returned") && !strings.Contains(ex.Failure, "zero Stream") {
+		if !strings.Contains(ex.Failure, "after its method returned") {
 			t.Errorf("%s: failure %q", what, ex.Failure)
 		}
 	}
