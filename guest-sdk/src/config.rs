@@ -75,7 +75,6 @@ impl ConfigError {
     }
 
     /// The status that the host gets.
-    #[must_use]
     pub fn status(&self) -> Status {
         self.status
     }

@@ -7,7 +7,7 @@
  *   response set|add|delete ...        the same for the response
  *   require header NAME STATUS         reply STATUS unless the request has a field NAME
  *   deny header NAME STATUS            reply STATUS if the request has a field NAME
- *   deny path-prefix PREFIX STATUS     reply STATUS if the path begins with PREFIX
+ *   deny path-prefix PREFIX STATUS     reply STATUS if the path as the client sent it begins with these bytes
  *   deny method METHOD STATUS          reply STATUS to that method
  *   inherit                            in a route's configuration: the rules of the one it overrides, first
  *

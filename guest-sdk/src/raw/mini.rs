@@ -254,7 +254,7 @@ impl Mini {
         let mut state = self.state();
         state.next += 1;
         // Generation and slot, so that nobody takes a value for an index.
-        state.next << 24 | (state.next * 7 & 0xff_ffff)
+        (state.next << 24) | ((state.next * 7) & 0xff_ffff)
     }
 
     pub(crate) fn new_config(

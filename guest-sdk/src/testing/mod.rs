@@ -40,8 +40,8 @@
 mod engine;
 mod message;
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proxy_golang_abi as abi;
@@ -125,7 +125,7 @@ impl TestHost {
             });
         Self {
             mini,
-            random: Random(Cell::new(seed)),
+            random: Random(AtomicU64::new(seed)),
             seed,
         }
     }
@@ -134,7 +134,7 @@ impl TestHost {
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
-        self.random = Random(Cell::new(seed));
+        self.random = Random(AtomicU64::new(seed));
         self
     }
 
@@ -304,8 +304,8 @@ impl TestConfig<'_> {
         }
     }
 
-    /// One exchange: the request through the filter, then this response of the upstream back through it. Waits for
-    /// deferred events.
+    /// One exchange, on this thread; several may run at once on several. The request goes through the filter,
+    /// then this response of the upstream back through it. Waits for deferred events.
     ///
     /// # Panics
     /// If the filter broke a rule.
@@ -434,12 +434,12 @@ impl Done {
 }
 
 /// SplitMix64: small, and the same everywhere.
-struct Random(Cell<u64>);
+struct Random(AtomicU64);
 
 impl Random {
     fn next(&self) -> u64 {
-        self.0.set(self.0.get().wrapping_add(0x9e37_79b9_7f4a_7c15));
-        let mut z = self.0.get();
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
