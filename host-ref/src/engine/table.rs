@@ -244,12 +244,9 @@ impl Table {
         if let Some((slot, _, generation)) = self.find(handle) {
             let wakes = word(generation, State::WakeHandle);
             // In any other state there is nothing to do.
-            let _ = slot.word.compare_exchange(
-                wakes,
-                word(generation, State::Handle),
-                AcqRel,
-                Relaxed,
-            );
+            let _ =
+                slot.word
+                    .compare_exchange(wakes, word(generation, State::Handle), AcqRel, Relaxed);
         }
     }
 
@@ -346,9 +343,17 @@ impl Table {
         .unwrap_or(Err(Status::STALE))
     }
 
+    /// The slot of a handle, if it has not been retired. Only for the worker that issued it: it stays so until then.
+    fn live_handle(&self, handle: u64) -> Option<&Slot> {
+        let (slot, _, generation) = self.find(handle)?;
+        let seen = slot.word.load(Relaxed);
+        let alive = matches!(state_of(seen), State::Handle | State::WakeHandle);
+        (alive && seen >> 8 == generation).then_some(slot)
+    }
+
     /// Takes the OR of the queued wakes, on the worker's thread.
     pub(crate) fn take_wakes(&self, handle: u64) -> u64 {
-        let Some((slot, ..)) = self.find(handle) else {
+        let Some(slot) = self.live_handle(handle) else {
             return 0;
         };
         // In this order: a wake that comes between the two is queued again rather than lost.
@@ -380,13 +385,47 @@ impl Table {
         .unwrap_or(Err(Status::STALE))
     }
 
+    /// `bytes` of BODY_WRITE came in a result, on the worker's thread.
+    pub(crate) fn count_write(&self, handle: u64, bytes: u64) {
+        if let Some(slot) = self.live_handle(handle) {
+            slot.queued.fetch_add(bytes, AcqRel);
+        }
+    }
+
     /// `bytes` of BODY_WRITE have left or were dropped, on the worker's thread. Answers whether the guest now waits
     /// for WRITABLE.
     pub(crate) fn written(&self, handle: u64, bytes: u64, watermark: u64) -> bool {
-        let Some((slot, ..)) = self.find(handle) else {
+        let Some(slot) = self.live_handle(handle) else {
             return false;
         };
         let left = slot.queued.fetch_sub(bytes, AcqRel).saturating_sub(bytes);
         left <= watermark / 2 && slot.full.swap(false, AcqRel)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// What belongs to a retired handle never touches the next owner of its slot.
+    #[test]
+    fn a_retired_handle_does_not_reach_the_next_owner() {
+        let table = Table::new();
+        let mut free = FreeList::default();
+        let issue = |free: &mut FreeList| table.issue(free, 0, 1, 7, State::WakeHandle).unwrap();
+        let old = issue(&mut free);
+        assert!(matches!(table.wake(1, old, 1), Ok(Some(_))));
+        table.retire(&mut free, old);
+        let new = issue(&mut free);
+        assert_eq!(old & 0xff_ffff, new & 0xff_ffff, "the same slot");
+        assert!(matches!(table.wake(1, new, 4), Ok(Some(_))));
+        assert!(matches!(table.apply(1, new, 10, 5), Ok((_, Status::FULL))));
+        assert_eq!(table.take_wakes(old), 0);
+        table.count_write(old, 100);
+        assert!(!table.written(old, 10, 5));
+        table.refuse_wakes(old);
+        assert_eq!(table.wake(1, new, 8), Ok(None));
+        assert_eq!(table.take_wakes(new), 12);
+        assert!(table.written(new, 10, 5));
     }
 }

@@ -224,38 +224,34 @@ impl<H: Fields> Stream<H> {
         let reason = match (dir, why) {
             (Dir::Request, Cut::Receiver) => {
                 // The upstream reads no more and may still answer.
-                flow.finished = true;
                 flow.how = DirectionEnd::RECEIVER;
                 let chain = self.chain.clone();
-                for place in 0..self.places.len() {
-                    self.cancel_side(cx, &chain, dir, place);
-                }
+                self.cut_sides(cx, &chain, dir);
                 self.end_if_both_ended(cx);
                 return self.run(cx);
             }
             (Dir::Request, Cut::Sender) => {
-                flow.how = DirectionEnd::SENDER;
+                flow.cut_short(DirectionEnd::SENDER);
                 self.flows[Dir::Response as usize].cut_short(DirectionEnd::RECEIVER);
                 EndReason::CLIENT_ABORT
             }
             (Dir::Response, Cut::Receiver) => {
-                flow.how = DirectionEnd::RECEIVER;
+                flow.cut_short(DirectionEnd::RECEIVER);
                 self.flows[Dir::Request as usize].cut_short(DirectionEnd::SENDER);
                 EndReason::CLIENT_ABORT
             }
             (Dir::Response, Cut::Sender) => {
-                flow.how = DirectionEnd::SENDER;
+                flow.cut_short(DirectionEnd::SENDER);
                 self.flows[Dir::Request as usize].cut_short(DirectionEnd::RECEIVER);
                 self.signals.push_back(Signal::ResetClient);
                 EndReason::UPSTREAM_RESET
             }
             (_, Cut::Timeout) => {
-                flow.how = DirectionEnd::PROXY;
+                flow.cut_short(DirectionEnd::PROXY);
                 self.signals.push_back(Signal::ResetClient);
                 EndReason::TIMEOUT
             }
         };
-        self.flows[dir as usize].finished = true;
         self.cancel_upstream();
         self.close(cx, reason);
     }

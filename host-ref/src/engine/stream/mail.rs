@@ -60,6 +60,7 @@ impl<H: Fields> Stream<H> {
                     return;
                 };
                 let chain = self.chain.clone();
+                self.places[place].written += outcome.written_bytes();
                 let context = Context {
                     place,
                     at: None,

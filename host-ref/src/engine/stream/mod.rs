@@ -186,6 +186,8 @@ struct Place {
     failed: bool,
     reached: bool,
     replied: bool,
+    /// Bytes of BODY_WRITE that the table counts as queued: skipped, on their way, or waiting for the client.
+    written: u64,
 }
 
 impl Place {
@@ -371,7 +373,7 @@ pub struct Stream<H: Fields> {
     flows: [Flow<H>; 2],
     signals: VecDeque<Signal>,
     metadata: Vec<Metadata>,
-    reply: Option<OpenReply>,
+    reply: Option<OpenReply<H>>,
     is_head: bool,
     /// The request's content type, if it is gRPC's.
     grpc: Option<Bytes>,
@@ -412,6 +414,7 @@ impl<H: Fields> Stream<H> {
             failed: false,
             reached: false,
             replied: false,
+            written: 0,
         });
         let places: Vec<_> = places.collect();
         let log = filters.iter().any(|f| f.subscribes(Phase::LOG));
@@ -581,8 +584,8 @@ impl<H: Fields> Stream<H> {
             return None;
         }
         if let Some(bytes) = flow.ready.pop() {
-            if dir == Dir::Response && self.reply.is_some() {
-                self.reply_left(cx, bytes.len() as u64);
+            if dir == Dir::Response {
+                self.response_left(cx);
             }
             return Some(Part::Data(bytes));
         }

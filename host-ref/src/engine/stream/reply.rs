@@ -13,15 +13,14 @@ use super::{BodyLength, Cx, Dir, End, Signal, State, Stream};
 
 /// A reply whose body comes by BODY_WRITE.
 #[derive(Debug)]
-pub(super) struct OpenReply {
+pub(super) struct OpenReply<H> {
     pub(super) place: usize,
     /// The END has not come.
     pub(super) open: bool,
-    /// Bytes in front of the first write.
-    before: u64,
-    /// Bytes written that the driver has not taken.
-    waiting: u64,
-    last_write: u64,
+    /// To be sent after the END.
+    trailers: Option<H>,
+    /// When the last write came, or when the client had taken all of them.
+    idle_since: u64,
 }
 
 /// A reply as it goes on its way.
@@ -135,29 +134,19 @@ impl<H: Fields> Stream<H> {
     fn start_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain, from: Option<usize>, made: Made<'_>) {
         let n = self.places.len();
         let request = &mut self.flows[Dir::Request as usize];
-        if !request.finished {
+        if !request.finished && request.how != DirectionEnd::NEVER_BEGAN {
             request.how = if request.open {
                 DirectionEnd::PROXY
             } else {
                 DirectionEnd::COMPLETE
             };
-            request.open = false;
-            request.finished = true;
-            request.ready.clear();
         }
+        self.cut_sides(cx, chain, Dir::Request);
         let last = from.map(|place| self.pos_of(Dir::Response, place));
-        for place in 0..n {
-            self.cancel_side(cx, chain, Dir::Request, place);
-            let at = self.at(Dir::Request, self.pos_of(Dir::Request, place));
-            self.side(at).view.clear();
-            self.side(at).hold_since = None;
-        }
         for place in 0..n {
             let pos = self.pos_of(Dir::Response, place);
             let upstream_side = last.is_some_and(|last| pos <= last);
-            if upstream_side {
-                self.cancel_side(cx, chain, Dir::Response, place);
-            }
+            self.cancel_side(cx, chain, Dir::Response, place);
             let filter = &chain.filters()[place];
             let seat = &self.places[place];
             let side = &mut self.flows[Dir::Response as usize].sides[pos];
@@ -178,20 +167,22 @@ impl<H: Fields> Stream<H> {
             side.hold_since = None;
             side.length_left = None;
         }
-        let status = made.status.to_string();
+        let size: u64 = made.body.iter().map(|b| b.len() as u64).sum();
+        let no_body = self.is_head || matches!(made.status, 204 | 304);
+        let (status, length) = (made.status.to_string(), size.to_string());
+        let would_have = self.is_head && !made.open && !matches!(made.status, 204 | 304);
         let fields = std::iter::once((&b":status"[..], status.as_bytes()));
+        let fields =
+            fields.chain(would_have.then_some((&b"content-length"[..], length.as_bytes())));
         let flow = &mut self.flows[Dir::Response as usize];
         flow.head = Some(H::from_fields(fields.chain(made.fields.iter().copied())));
         flow.head_at = 0;
         flow.ready.clear();
         flow.local = true;
-        flow.upgraded = false;
         flow.open = false;
         flow.how = DirectionEnd::PROXY;
         let trailers =
             (!made.trailers.is_empty()).then(|| H::from_fields(made.trailers.iter().copied()));
-        let size: u64 = made.body.iter().map(|b| b.len() as u64).sum();
-        let no_body = self.is_head || matches!(made.status, 204 | 304);
         flow.length = match (no_body, made.open || trailers.is_some()) {
             (true, _) => BodyLength::None,
             (false, true) => BodyLength::Unknown,
@@ -201,16 +192,12 @@ impl<H: Fields> Stream<H> {
             made.body.into_iter().for_each(|bytes| flow.push_in(bytes));
         }
         if made.open && !no_body {
-            flow.left_trailers = trailers;
             flow.end = None;
-            let now = cx.worker.now();
-            let place = from.unwrap_or(0);
             self.reply = Some(OpenReply {
-                place,
+                place: from.unwrap_or(0),
                 open: true,
-                before: size,
-                waiting: 0,
-                last_write: now,
+                trailers,
+                idle_since: cx.worker.now(),
             });
         } else {
             flow.end = Some(End {
@@ -219,27 +206,39 @@ impl<H: Fields> Stream<H> {
             });
             self.reply = None;
         }
+        self.flows.iter_mut().for_each(|flow| flow.upgraded = false);
         self.cancel_upstream();
+    }
+
+    /// D16: nothing more of this direction is delivered or passes.
+    pub(super) fn cut_sides(&mut self, cx: &mut Cx<'_>, chain: &Chain, dir: Dir) {
+        let flow = &mut self.flows[dir as usize];
+        flow.open = false;
+        flow.finished = true;
+        flow.ready.clear();
+        for place in 0..self.places.len() {
+            self.cancel_side(cx, chain, dir, place);
+            let side = self.side(self.at(dir, self.pos_of(dir, place)));
+            side.state = State::Done;
+            side.view.clear();
+            side.hold_since = None;
+        }
     }
 
     /// BODY_WRITE: to the open reply of this place, or behind a forwarded message.
     pub(super) fn body_write(&mut self, cx: &mut Cx<'_>, place: usize, bytes: Bytes, end: bool) {
-        if let Some(reply) = self.reply.as_mut().filter(|r| r.place == place && r.open) {
-            reply.waiting += bytes.len() as u64;
-            reply.last_write = cx.worker.now();
-            reply.open = !end;
-            let flow = &mut self.flows[Dir::Response as usize];
-            flow.push_in(bytes);
-            if end {
-                flow.end = Some(End {
-                    at: 0,
-                    trailers: flow.left_trailers.take(),
-                });
-            }
-            return;
+        let Some(reply) = self.reply.as_mut().filter(|r| r.place == place && r.open) else {
+            let at = self.at(Dir::Response, self.pos_of(Dir::Response, place));
+            return self.inject(at, bytes);
+        };
+        reply.idle_since = cx.worker.now();
+        reply.open = !end;
+        let flow = &mut self.flows[Dir::Response as usize];
+        flow.push_in(bytes);
+        if end {
+            let trailers = reply.trailers.take();
+            flow.end = Some(End { at: 0, trailers });
         }
-        let at = self.at(Dir::Response, self.pos_of(Dir::Response, place));
-        self.inject(at, bytes);
     }
 
     /// Whether BODY_WRITE may add to the forwarded response behind this place.
@@ -247,60 +246,98 @@ impl<H: Fields> Stream<H> {
         let pos = self.pos_of(Dir::Response, place);
         let flow = &self.flows[Dir::Response as usize];
         let ended = flow.end.as_ref().is_some_and(|end| end.at > pos);
-        let resizes = flow.sides[pos].resizes
-            || self.chain.filters()[place].is(ConfigFlags::RESIZES_RESPONSE);
         !flow.finished
+            && !flow.local
             && flow.head_at > pos
             && !ended
-            && resizes
+            && flow.sides[pos].length_left.is_none()
             && flow.length == BodyLength::Unknown
     }
 
-    /// The driver took `n` bytes of the response while a reply was streamed.
-    pub(super) fn reply_left(&mut self, cx: &mut Cx<'_>, n: u64) {
-        let Some(reply) = &mut self.reply else { return };
-        let place = reply.place;
-        let before = reply.before.min(n);
-        reply.before -= before;
-        let written = reply.waiting.min(n - before);
-        reply.waiting -= written;
-        if written == 0 {
-            return;
-        }
-        let handle = self.places[place].handle;
-        let watermark = cx.worker.hub.limits.reply_watermark;
-        let waits = cx.worker.hub.table.written(handle, written, watermark);
-        if waits && self.places[place].wants(Phase::WAKE) && !self.places[place].failed {
-            let chain = self.chain.clone();
-            self.call_plain(cx, &chain, place, Phase::WAKE, 0, EventFlags::WRITABLE);
+    /// BODY_WRITE in WAKE counts like that of `apply`, which the table has counted already.
+    pub(super) fn count_write(&mut self, cx: &mut Cx<'_>, place: usize, n: u64) {
+        self.places[place].written += n;
+        cx.worker
+            .hub
+            .table
+            .count_write(self.places[place].handle, n);
+    }
+
+    /// Bytes of the response behind the writes of `place`, theirs included.
+    fn in_flight(&self, place: usize) -> u64 {
+        let flow = &self.flows[Dir::Response as usize];
+        let from = if self.reply.as_ref().is_some_and(|r| r.place == place) {
+            0
+        } else {
+            self.pos_of(Dir::Response, place) + 1
+        };
+        let views = flow.sides[from..].iter().map(|side| side.view.len());
+        flow.ready.len() + views.sum::<u64>()
+    }
+
+    /// The driver took bytes of the response.
+    pub(super) fn response_left(&mut self, cx: &mut Cx<'_>) {
+        if self.places.iter().any(|p| p.written > 0) {
             self.run(cx);
         }
+        let now = cx.worker.now();
+        if let Some(place) = self.reply.as_ref().map(|r| r.place)
+            && self.in_flight(place) == 0
+            && let Some(reply) = &mut self.reply
+        {
+            reply.idle_since = now;
+        }
+    }
+
+    /// Takes off the books what has left or was dropped on the way; whether a guest was called for it.
+    pub(super) fn release_written(&mut self, cx: &mut Cx<'_>, chain: &Chain) -> bool {
+        let mut called = false;
+        for place in 0..self.places.len() {
+            let written = self.places[place].written;
+            if written == 0 || self.closed {
+                continue;
+            }
+            let waiting = written.min(self.in_flight(place));
+            let handle = self.places[place].handle;
+            self.places[place].written = waiting;
+            let watermark = cx.worker.hub.limits.reply_watermark;
+            let released = written - waiting;
+            if released > 0
+                && cx.worker.hub.table.written(handle, released, watermark)
+                && self.places[place].wants(Phase::WAKE)
+                && !self.places[place].failed
+            {
+                called = true;
+                self.call_plain(cx, chain, place, Phase::WAKE, 0, EventFlags::WRITABLE);
+            }
+        }
+        called
     }
 
     /// When an open reply that gets no writes is given up.
     pub(super) fn reply_deadline(&self) -> Option<u64> {
-        let reply = self
-            .reply
-            .as_ref()
-            .filter(|r| r.open && r.waiting == 0 && r.before == 0)?;
+        let reply = self.reply.as_ref().filter(|r| r.open)?;
+        if self.in_flight(reply.place) > 0 {
+            return None; // the client could not take more
+        }
         let limit = self.chain.filters()[reply.place].policy.hold_limit;
         Some(
             reply
-                .last_write
+                .idle_since
                 .saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX)),
         )
     }
 
     pub(super) fn abandon_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain) {
-        let Some(reply) = &self.reply else { return };
-        let filter = &chain.filters()[reply.place];
-        filter.stats.deadlines.inc();
+        let Some(place) = self.reply.as_ref().map(|r| r.place) else {
+            return;
+        };
+        chain.filters()[place].stats.deadlines.inc();
         let failure = Failure::new(
             Reason::Deadline,
             Phase(0),
             "a streamed reply got no bytes and no end",
         );
-        self.report(filter, &failure);
-        self.reset(cx);
+        self.fail(cx, chain, place, None, &failure);
     }
 }

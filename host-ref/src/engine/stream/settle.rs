@@ -253,7 +253,11 @@ impl<H: Fields> Stream<H> {
                     }
                 }
                 OpKind::BodyWrite { bytes, end } => {
-                    self.body_write(cx, context.place, bytes.into_bytes(), end)
+                    let bytes = bytes.into_bytes();
+                    if !context.late {
+                        self.count_write(cx, context.place, bytes.len() as u64);
+                    }
+                    self.body_write(cx, context.place, bytes, end);
                 }
                 OpKind::Metadata {
                     namespace,

@@ -20,7 +20,7 @@ impl<H: Fields> Stream<H> {
                     }
                 }
             }
-            if !moved || self.closed {
+            if self.closed || (!moved && !self.release_written(cx, &chain)) {
                 break;
             }
         }
