@@ -46,7 +46,8 @@ impl Seen {
 /// A call into a guest.
 #[derive(Clone, Debug)]
 pub enum Call {
-    Event(Box<Seen>, Action),
+    /// What it saw, and the action and the `user` that it returned.
+    Event(Box<Seen>, Action, u64),
     Cancel {
         guest: &'static str,
         user: u64,
@@ -108,8 +109,7 @@ impl Guest for Mock {
         };
         let mut answer = (self.script.lock().unwrap())(&seen);
         answer.outcome.user = answer.user.unwrap_or(ev.user);
-        let action = answer.outcome.action;
-        let call = Call::Event(Box::new(seen), action);
+        let call = Call::Event(Box::new(seen), answer.outcome.action, answer.outcome.user);
         self.calls.lock().unwrap().push(call);
         take(Ok(answer.outcome));
     }

@@ -81,6 +81,7 @@ impl<H: Fields> Stream<H> {
     pub(super) fn report(&mut self, filter: &Filter, failure: &Failure) {
         let stats = filter.stats.phase(failure.phase);
         stats.errors.inc();
+        filter.stats.failures(failure.reason).inc();
         if failure.reason == Reason::Panic {
             stats.panics.inc();
         }
