@@ -237,6 +237,28 @@ fn an_upgrade_is_flagged_to_the_end() {
         world.get();
         world.on(|s, _| s.upgraded());
         world.response("101", BodyLength::None);
+        // The tunnel is the driver's; the stream ends with it.
+        assert!(!world.finished());
+        for dir in [Dir::Request, Dir::Response] {
+            assert!(world.stream.bodies_skipped(dir) && !world.stream.wants(dir));
+        }
+        if headers {
+            world.on(|s, cx| s.body_forwarded(cx, Dir::Request));
+            world.on(|s, cx| s.body_forwarded(cx, Dir::Response));
+            let complete = DirectionEnd::COMPLETE;
+            assert_eq!(
+                world.log_arg("a"),
+                (EndReason::COMPLETE, complete, complete)
+            );
+        } else {
+            world.on(|s, cx| s.cut(cx, Dir::Request, Cut::Sender));
+            let (sender, receiver) = (DirectionEnd::SENDER, DirectionEnd::RECEIVER);
+            assert_eq!(
+                world.log_arg("a"),
+                (EndReason::CLIENT_ABORT, sender, receiver)
+            );
+        }
+        world.check_ended();
         let events = world.events();
         assert_eq!(events[1].phase, if headers { RES_H } else { RES_B });
         assert!(!events[0].has(EventFlags::UPGRADED));
@@ -245,6 +267,7 @@ fn an_upgrade_is_flagged_to_the_end() {
         }
         assert!(events[1].has(EventFlags::END_STREAM) && events[1].has(EventFlags::CAN_REPLY));
         assert_eq!(world.client.status(), "101");
+        assert!(world.client.ended, "as a message");
     }
 }
 

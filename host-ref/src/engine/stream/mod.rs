@@ -478,11 +478,19 @@ impl<H: Fields> Stream<H> {
         self.end(cx, Dir::Response, trailers);
     }
 
-    /// The upstream accepted an upgrade: to be called before [`Stream::response_head`] with the 101. What is sent
-    /// through the tunnel afterwards is not the engine's.
+    /// The upstream accepted an upgrade: to be called before [`Stream::response_head`] with the 101. Once that head
+    /// has been given out, what goes through the tunnel is the driver's; the stream ends when the driver has reported
+    /// the end of both directions by [`Stream::body_forwarded`] or [`Stream::cut`].
     pub fn upgraded(&mut self) {
-        self.flows[0].upgraded = true;
-        self.flows[1].upgraded = true;
+        if self.closed {
+            return;
+        }
+        self.flows.iter_mut().for_each(|flow| flow.upgraded = true);
+        let request = &mut self.flows[Dir::Request as usize];
+        request.end = None;
+        request.open = false;
+        request.finished = false;
+        request.how = DirectionEnd::PROXY;
     }
 
     fn head(&mut self, cx: &mut Cx<'_>, dir: Dir, head: H, length: BodyLength) {
@@ -570,7 +578,9 @@ impl<H: Fields> Stream<H> {
             }
             let local = flow.local;
             let end = ends || (length == BodyLength::None && flow.end_is_at(ready));
-            if end {
+            if flow.upgraded {
+                flow.end = None; // the message's; the tunnel goes on
+            } else if end {
                 self.finish(cx, dir);
             }
             return Some(Part::Head {
@@ -636,6 +646,7 @@ impl<H: Fields> Stream<H> {
         let skipped = |(pos, side): (usize, &Side)| {
             let at = self.at(dir, pos);
             match side.state {
+                State::Done => flow.upgraded,
                 State::Bypass => side.length_left.is_none(),
                 State::Flow => {
                     self.mode(at) == BodyMode::SKIP
