@@ -2,11 +2,13 @@
 //! and `cargo xtask soak` build it and run it.
 #![deny(unsafe_code)]
 
+pub mod bench_host;
 pub mod client;
 pub mod demo;
 pub mod flat;
 pub mod host;
 pub mod paint;
 pub mod process;
+pub mod soak;
 pub mod stats;
 pub mod upstream;

@@ -3,8 +3,9 @@
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use pxg_lab::demo;
+use pxg_lab::{bench_host, demo, soak};
 
 /// Demonstration, host benchmark and soak test; start them by `cargo xtask`
 #[derive(Parser)]
@@ -17,14 +18,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
+    BenchHost(bench_host::Args),
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = tokio::runtime::Runtime::new();
-    let done = match (runtime, cli.command) {
-        (Ok(runtime), Command::Demo(args)) => runtime.block_on(demo::run(&args)),
-        (Err(error), _) => Err(error.into()),
+    let done = match cli.command {
+        Command::Demo(args) => block_on(demo::run(&args)),
+        Command::BenchHost(args) => bench_host::run(&args),
+        Command::Soak(args) => block_on(soak::run(&args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -33,4 +36,8 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(work)
 }

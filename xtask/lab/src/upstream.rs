@@ -26,6 +26,9 @@ pub const PAGE: &str = "<!doctype html>\n<title>Orders</title>\n\
     <p>See <a href=\"http://internal.example/orders/7\">order 7</a>\n\
     and <a href=\"http://internal.example/help\">help</a>.</p>\n";
 
+/// What is in each line that `/stream` answers.
+pub const LINE: &str = "NAME-OF-THE-CONFIGURATION";
+
 /// What an upstream got, as it answers it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
@@ -229,7 +232,7 @@ fn pieces(lines: u64, last: String) -> Body {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     tokio::spawn(async move {
         for line in 0..lines {
-            let piece = Bytes::from(format!("line {line}: {}\n", "=".repeat(100)));
+            let piece = Bytes::from(format!("line {line}: {LINE} {}\n", "=".repeat(100)));
             // The reader is gone.
             if sender.send(Frame::data(piece)).await.is_err() {
                 return;
