@@ -420,6 +420,11 @@ impl<'a> Decoder<'a, '_> {
                     outcome.ops.reserve(ops.len());
                     for (i, op) in ops.iter().enumerate() {
                         // SAFETY: promised by the caller.
+                        if let Some(op) = unsafe { self.plain_op(op) } {
+                            outcome.ops.push(op);
+                            continue;
+                        }
+                        // SAFETY: promised by the caller.
                         match unsafe { self.op(i, op) } {
                             Ok(op) => outcome.ops.push(op),
                             Err(fault) => self.note(fault),
@@ -488,7 +493,7 @@ impl<'a> Decoder<'a, '_> {
 
     /// # Safety
     /// As [`Reading::show`].
-    #[inline]
+    #[inline(never)]
     unsafe fn op(&mut self, i: usize, op: &'a abi::Op) -> Result<Op<'a>, Fault> {
         // First, so that the next operation finds its own.
         let owned = self.next_owned(&op.val);
@@ -804,6 +809,56 @@ impl<'a> Decoder<'a, '_> {
         }
         // SAFETY: promised by the caller.
         unsafe { self.bytes(s, absent, what) }
+    }
+
+    /// What almost every text is: without flags, and not in lent memory or whole in it.
+    #[inline]
+    fn is_plain(&self, s: &abi::Str) -> bool {
+        s.flags.0 == 0
+            && (s.len == 0 || !s.ptr.is_null())
+            && self.regions.check(s.ptr, s.len as usize).is_ok()
+    }
+
+    /// The three operations on fields by name, as almost every guest makes them: borrowed, without a mistake. `None` for
+    /// what has to be looked at member by member.
+    ///
+    /// # Safety
+    /// As [`Reading::show`].
+    #[inline]
+    unsafe fn plain_op(&self, op: &'a abi::Op) -> Option<Op<'a>> {
+        let val = &op.val;
+        if op.flags.0 & !OpFlags::MUST.0 != 0
+            || op.target.0 > Target::TRAILERS.0
+            || op.u0 != 0
+            || val.release.is_some()
+            || val.ctx != 0
+            || !self.is_plain(&op.key)
+            || !self.is_plain(&val.bytes)
+        {
+            return None;
+        }
+        // SAFETY: promised by the caller.
+        let (name, value) = unsafe { (bytes_of(&op.key), bytes_of(&val.bytes)) };
+        let target = op.target;
+        let kind = match op.kind {
+            abi::OpKind::HEADER_SET => OpKind::Set {
+                target,
+                name,
+                value,
+            },
+            abi::OpKind::HEADER_ADD => OpKind::Add {
+                target,
+                name,
+                value,
+            },
+            abi::OpKind::HEADER_DELETE if value.is_empty() => OpKind::Delete { target, name },
+            _ => return None,
+        };
+        Some(Op {
+            must: op.flags.0 & OpFlags::MUST.0 != 0,
+            sensitive: false,
+            kind,
+        })
     }
 
     /// # Safety

@@ -494,7 +494,7 @@ unsafe extern "C" fn define_metric(
             let text = |s: &Str, what| {
                 copy_text(s, what, regions).map(|t| String::from_utf8_lossy(&t).into_owned())
             };
-            let limit = u64::from(MetricLimits::default().series);
+            let limit = u64::from(entry.shared.metrics.limits().labels);
             let labels = elements(labels, n_labels, "labels", limit, regions)?;
             let labels = labels
                 .iter()

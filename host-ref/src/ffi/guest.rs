@@ -1,5 +1,6 @@
 //! Calls into a guest: a configuration as the engine's [`Guest`], and the hooks of a library.
 
+use std::collections::VecDeque;
 use std::ptr::null;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -219,7 +220,7 @@ unsafe fn copy_lists(
 /// Configurations that nobody uses any more, until the config thread tells the guest.
 #[derive(Default)]
 pub(crate) struct RetireQueue {
-    queue: Mutex<Vec<Retired>>,
+    queue: Mutex<VecDeque<Retired>>,
     notify: std::sync::OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
@@ -242,7 +243,7 @@ impl RetireQueue {
         self.queue
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(retired);
+            .push_back(retired);
         if let Some(notify) = self.notify.get() {
             notify();
         }
@@ -252,7 +253,7 @@ impl RetireQueue {
         self.queue
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .pop()
+            .pop_front()
     }
 }
 

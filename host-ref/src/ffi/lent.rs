@@ -38,28 +38,28 @@ impl Drop for Block {
     }
 }
 
+/// Bytes of the operations, which come first.
+const OPS_SIZE: usize = OPS * size_of::<abi::Op>();
+
 /// One thread's scratch. Guests write it through pointers, so it is never a Rust reference.
 struct Scratch {
-    /// Only ever zeros or operations of earlier calls: a collected runtime's write barrier reads them.
-    ops: Block,
-    bytes: Block,
+    /// Operations, then bytes. The operations are only ever zeros or those of earlier calls: a collected runtime's write
+    /// barrier reads them.
+    lent: Block,
     more: RefCell<Vec<Block>>,
     more_bytes: Cell<u64>,
 }
 
 impl Scratch {
     fn new() -> Box<Self> {
-        let block = |size, align| {
-            Block::zeroed(size, align).unwrap_or_else(|| {
-                handle_alloc_error(
-                    Layout::from_size_align(size, align).unwrap_or(Layout::new::<u8>()),
-                )
-            })
+        // A cache line for each operation.
+        const LAYOUT: Layout = match Layout::from_size_align(OPS_SIZE + BYTES, 64) {
+            Ok(layout) => layout,
+            Err(_) => panic!("a small power of two"),
         };
+        let lent = Block::zeroed(LAYOUT.size(), LAYOUT.align());
         Box::new(Self {
-            // A cache line each, as the operations are.
-            ops: block(OPS * size_of::<abi::Op>(), 64),
-            bytes: block(BYTES, 64),
+            lent: lent.unwrap_or_else(|| handle_alloc_error(LAYOUT)),
             more: RefCell::default(),
             more_bytes: Cell::new(0),
         })
@@ -103,7 +103,7 @@ impl Loan {
     }
 
     pub(super) fn ops(&self) -> *mut abi::Op {
-        self.scratch().ops.ptr.as_ptr().cast()
+        self.scratch().lent.ptr.as_ptr().cast()
     }
 
     pub(super) fn ops_cap(&self) -> u64 {
@@ -111,7 +111,7 @@ impl Loan {
     }
 
     pub(super) fn bytes(&self) -> *mut u8 {
-        self.scratch().bytes.ptr.as_ptr()
+        self.scratch().lent.ptr.as_ptr().wrapping_add(OPS_SIZE)
     }
 
     pub(super) fn bytes_cap(&self) -> u64 {
@@ -140,10 +140,9 @@ impl Loan {
         f()
     }
 
+    #[inline]
     pub(super) fn regions(&self) -> Regions<'_> {
-        Regions {
-            scratch: Some(self.scratch()),
-        }
+        Regions::of(Some(self.scratch()))
     }
 }
 
@@ -197,37 +196,61 @@ pub(super) fn with_current<R>(f: impl FnOnce(&Regions<'_>) -> R) -> R {
     let call = LOCAL.try_with(|l| l.call.get()).ok().flatten();
     // SAFETY: as in `more`.
     let scratch = call.map(|call| unsafe { call.as_ref().scratch.as_ref() });
-    f(&Regions { scratch })
+    f(&Regions::of(scratch))
 }
 
 /// What is lent, to check pointers against (PXG-MEM-012).
 pub(super) struct Regions<'a> {
+    base: usize,
+    /// 0 if nothing is lent.
+    span: usize,
     scratch: Option<&'a Scratch>,
+    has_more: bool,
 }
 
-impl Regions<'_> {
+impl<'a> Regions<'a> {
+    #[inline]
+    fn of(scratch: Option<&'a Scratch>) -> Self {
+        Self {
+            base: scratch.map_or(0, |s| s.lent.ptr.as_ptr().addr()),
+            span: scratch.map_or(0, |s| s.lent.layout.size()),
+            has_more: scratch.is_some_and(|s| s.more_bytes.get() != 0),
+            scratch,
+        }
+    }
+
     /// `Err(bytes beyond)` for memory that begins in a lent region and ends outside of it.
     #[inline]
     pub(super) fn check(&self, ptr: *const u8, len: usize) -> Result<(), usize> {
-        let Some(scratch) = self.scratch else {
+        let offset = ptr.addr().wrapping_sub(self.base);
+        if offset >= self.span && !self.has_more {
             return Ok(());
-        };
-        let outside = |block: &Block| {
-            let offset = ptr.addr().wrapping_sub(block.ptr.as_ptr().addr());
-            let size = block.layout.size();
+        }
+        self.check_inside(ptr, len, offset)
+    }
+
+    #[inline(never)]
+    fn check_inside(&self, ptr: *const u8, len: usize, offset: usize) -> Result<(), usize> {
+        let outside = |offset: usize, size: usize| {
             (offset < size && len > size - offset).then(|| len - (size - offset))
         };
-        if let Some(beyond) = outside(&scratch.ops).or_else(|| outside(&scratch.bytes)) {
+        let beyond = if offset < OPS_SIZE {
+            outside(offset, OPS_SIZE)
+        } else {
+            outside(offset - OPS_SIZE, self.span.saturating_sub(OPS_SIZE))
+        };
+        if let Some(beyond) = beyond {
             return Err(beyond);
         }
-        if scratch.more_bytes.get() == 0 {
+        let Some(scratch) = self.scratch.filter(|_| self.has_more) else {
             return Ok(());
-        }
-        scratch
-            .more
-            .borrow()
-            .iter()
-            .find_map(outside)
+        };
+        let more = scratch.more.borrow();
+        more.iter()
+            .find_map(|block| {
+                let offset = ptr.addr().wrapping_sub(block.ptr.as_ptr().addr());
+                outside(offset, block.layout.size())
+            })
             .map_or(Ok(()), Err)
     }
 }
@@ -247,8 +270,10 @@ mod tests {
         assert_eq!(regions.check(bytes.wrapping_add(BYTES), 10), Ok(()));
         let ops = loan.ops().cast_const().cast::<u8>();
         assert_eq!(regions.check(ops, OPS * 64 + 64), Err(64));
+        assert_eq!(regions.check(ops, OPS * 64), Ok(()));
         loan.during(7, 1 << 20, || {
             let more = super::more(7, 100);
+            let regions = loan.regions();
             assert_eq!(regions.check(more.wrapping_add(99), 2), Err(1));
             assert_eq!(regions.check(more, 100), Ok(()));
         });

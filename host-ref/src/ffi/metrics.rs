@@ -125,6 +125,10 @@ impl Metrics {
         }
     }
 
+    pub(super) fn limits(&self) -> &MetricLimits {
+        &self.limits
+    }
+
     /// Makes a series, or finds it.
     pub(super) fn define(
         &self,

@@ -42,8 +42,8 @@ pub struct HostInfo {
     pub features: FeatureSet,
     /// Where `complete`, `apply` and `wake` end.
     pub hub: Arc<Hub>,
-    /// Where log records go: level, name of the guest, text of one line, escaped and capped. Called by any thread; must not
-    /// call into a guest.
+    /// Where log records go: level, name of the guest, text of one line, escaped and capped. Called by any thread, also
+    /// inside of [`load`]; must not block for long, and must not call into the host or a guest.
     pub log: Arc<dyn Fn(LogLevel, &str, &str) + Send + Sync>,
     /// Limits.
     pub limits: BoundaryLimits,

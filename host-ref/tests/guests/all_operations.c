@@ -7,7 +7,9 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   pxg_buf value = {ev->fields[0].value, NULL, 0};
   memcpy(out->scratch, "scratch", 7);
   *op++ = (pxg_op){.kind = PXG_OP_HEADER_SET, .flags = PXG_OPF_MUST, .key = ev->fields[0].name, .val = value};
-  *op++ = (pxg_op){.kind = PXG_OP_HEADER_ADD, .target = PXG_TARGET_TRAILERS, .key = LIT("t"),
+  *op++ = (pxg_op){.kind = PXG_OP_HEADER_ADD,
+                   .target = PXG_TARGET_TRAILERS,
+                   .key = LIT("t"),
                    .val = {{out->scratch, 7, PXG_STR_SENSITIVE}, NULL, 0}};
   *op++ = (pxg_op){.kind = PXG_OP_HEADER_DELETE, .key = LIT("gone")};
   *op++ = (pxg_op){.kind = PXG_OP_SET_AT, .u0 = 3, .val = borrowed("")};
@@ -15,8 +17,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   *op++ = (pxg_op){.kind = PXG_OP_PASS, .u0 = 5};
   *op++ = (pxg_op){.kind = PXG_OP_DROP, .u0 = 6};
   *op++ = (pxg_op){.kind = PXG_OP_INJECT, .val = borrowed("in")};
-  *op++ = (pxg_op){.kind = PXG_OP_BODY_WRITE, .flags = PXG_OPF_END,
-                   .val = {{(const uint8_t *)"w", 1, PXG_BUF_STATIC}, NULL, 0}};
+  *op++ = (pxg_op){
+      .kind = PXG_OP_BODY_WRITE, .flags = PXG_OPF_END, .val = {{(const uint8_t *)"w", 1, PXG_BUF_STATIC}, NULL, 0}};
   *op++ = (pxg_op){.kind = PXG_OP_METADATA_SET, .u0 = 2, .key = LIT("nskey"), .val = borrowed("v")};
   *op++ = (pxg_op){.kind = PXG_OP_METRIC, .target = 9, .u0 = (uint64_t)-3};
   *op++ = (pxg_op){.kind = PXG_OP_ROUTE, .key = LIT("cluster"), .val = borrowed("blue")};

@@ -4,7 +4,10 @@
 static pxg_op ops[64];
 static pxg_field fields[2];
 static pxg_reply reply;
-static struct { pxg_reply reply; uint64_t tail[2]; } long_reply;
+static struct {
+  pxg_reply reply;
+  uint64_t tail[2];
+} long_reply;
 
 static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   (void)ctx;

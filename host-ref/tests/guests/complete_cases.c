@@ -1,7 +1,10 @@
 /* complete with results that are none: the token lives on each time. WAKE answers the status of the last case. */
 #include "guest.h"
 
-static struct { pxg_result r; uint64_t tail[4]; } longer;
+static struct {
+  pxg_result r;
+  uint64_t tail[4];
+} longer;
 
 static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   (void)ctx;

@@ -66,8 +66,7 @@ static UNUSED int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_conf
   (void)ctx;
   out->config = atomic_fetch_add(&next, 1) + 1;
   out->subscribe = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS) | PXG_PHASE_BIT(PXG_PHASE_WAKE);
-  if (in->features[0] & 1ull << PXG_F_PEND_REQUEST_HEADERS)
-    out->pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
+  if (in->features[0] & 1ull << PXG_F_PEND_REQUEST_HEADERS) out->pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
   return PXG_OK;
 }
 
@@ -81,7 +80,8 @@ static UNUSED void event_continue(uint64_t ctx, const pxg_event *ev, pxg_result 
   out->action = PXG_ACT_CONTINUE;
 }
 
-static UNUSED void on_cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint64_t token, uint32_t w) {
+static UNUSED void on_cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint64_t token,
+                             uint32_t w) {
   (void)ctx, (void)config, (void)user, (void)stream, (void)token, (void)w;
   atomic_fetch_add(&cancelled, 1);
 }
@@ -97,27 +97,27 @@ static UNUSED void on_worker(uint64_t ctx, uint32_t worker, uint32_t is_up) {
 }
 
 /* The entry, with the guest's own statements at its end: they may change `out` or return something else than OK. */
-#define GUEST(on_config, on_ev, ...)                                                       \
-  int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {                           \
-    static const pxg_str filters[] = {{(const uint8_t *)"f", 1, 0}};                       \
-    host = h;                                                                              \
-    out->size = sizeof *out;                                                               \
-    out->major = PXG_VERSION_MAJOR;                                                        \
-    out->minor = PXG_VERSION_MINOR;                                                        \
-    out->flags = PXG_GUEST_ABORTS;                                                         \
-    out->name = LIT("test-guest");                                                         \
-    out->version = LIT("1.2.3");                                                           \
-    out->ctx = 77;                                                                         \
-    out->filters = filters;                                                                \
-    out->n_filters = 1;                                                                    \
-    out->on_config_new = on_config;                                                        \
-    out->on_config_drop = config_drop;                                                     \
-    out->on_event = on_ev;                                                                 \
-    out->on_cancel = on_cancel;                                                            \
-    out->on_stream_end = on_stream_end;                                                    \
-    out->on_worker = on_worker;                                                            \
-    __VA_ARGS__;                                                                           \
-    return PXG_OK;                                                                         \
+#define GUEST(on_config, on_ev, ...)                                 \
+  int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {     \
+    static const pxg_str filters[] = {{(const uint8_t *)"f", 1, 0}}; \
+    host = h;                                                        \
+    out->size = sizeof *out;                                         \
+    out->major = PXG_VERSION_MAJOR;                                  \
+    out->minor = PXG_VERSION_MINOR;                                  \
+    out->flags = PXG_GUEST_ABORTS;                                   \
+    out->name = LIT("test-guest");                                   \
+    out->version = LIT("1.2.3");                                     \
+    out->ctx = 77;                                                   \
+    out->filters = filters;                                          \
+    out->n_filters = 1;                                              \
+    out->on_config_new = on_config;                                  \
+    out->on_config_drop = config_drop;                               \
+    out->on_event = on_ev;                                           \
+    out->on_cancel = on_cancel;                                      \
+    out->on_stream_end = on_stream_end;                              \
+    out->on_worker = on_worker;                                      \
+    __VA_ARGS__;                                                     \
+    return PXG_OK;                                                   \
   }
 
 #endif

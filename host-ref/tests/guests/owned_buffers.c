@@ -60,10 +60,10 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->ops = ops;
     out->n_ops = 1;
     return;
-  case 8: told = host->complete(host->ctx, 12345, &r); return;     /* no such token */
-  case 9: told = host->complete(host->ctx + 1000, 1, &r); return;  /* no such guest */
-  case 10: told = host->apply(host->ctx, 12345, &r); return;       /* no such stream */
-  case 11: /* a token that lives, an action that ends nothing */
+  case 8: told = host->complete(host->ctx, 12345, &r); return;    /* no such token */
+  case 9: told = host->complete(host->ctx + 1000, 1, &r); return; /* no such guest */
+  case 10: told = host->apply(host->ctx, 12345, &r); return;      /* no such stream */
+  case 11:                                                        /* a token that lives, an action that ends nothing */
     r.action = PXG_ACT_PENDING;
     told = host->complete(host->ctx, ev->token, &r);
     return;

@@ -11,8 +11,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   case 2: out->user = down; break;
   case 3: out->user = ev->n_fields ? ev->fields[0].value.len : 999; break;
   case 4:
-    out->user = !ev->trailers && !ev->peer_fields && !ev->chunks && !ev->attrs && ev->n_fields == 1 &&
-                !ev->fields[0].value.ptr;
+    out->user =
+        !ev->trailers && !ev->peer_fields && !ev->chunks && !ev->attrs && ev->n_fields == 1 && !ev->fields[0].value.ptr;
     break;
   }
 }

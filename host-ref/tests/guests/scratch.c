@@ -40,7 +40,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     uint8_t *a = host->scratch_more(host->ctx, 1), *b = host->scratch_more(host->ctx, 60000);
     ok = a && b && zeroed(b, 60000) && (uintptr_t)a % 16 == 0 && (uintptr_t)b % 16 == 0;
     memset(b, 0xee, 60000);
-    ok = ok && !host->scratch_more(host->ctx, 65536 - 60000 - 16 + 1) && host->scratch_more(host->ctx, 65536 - 60000 - 16);
+    ok = ok && !host->scratch_more(host->ctx, 65536 - 60000 - 16 + 1) &&
+         host->scratch_more(host->ctx, 65536 - 60000 - 16);
     ok = ok && !host->scratch_more(host->ctx, 1);
     break;
   }
@@ -49,11 +50,12 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     int null = 0;
     pthread_create(&t, NULL, on_another_thread, &null);
     pthread_join(t, NULL);
-    ok = null && !host->scratch_more(host->ctx + 1, 16) && !host->scratch_more(0, 16) && host->scratch_more(host->ctx, 16);
+    ok = null && !host->scratch_more(host->ctx + 1, 16) && !host->scratch_more(0, 16) &&
+         host->scratch_more(host->ctx, 16);
     break;
   }
   case 4: ok = (int)cancelled; break; /* outside of on_event there was none */
-  case 5: { /* operations in more than the lent room */
+  case 5: {                           /* operations in more than the lent room */
     pxg_op *ops = (pxg_op *)host->scratch_more(host->ctx, 20 * sizeof *ops);
     for (int i = 0; i < 20; i++) ops[i] = (pxg_op){.kind = PXG_OP_PASS, .u0 = (uint64_t)i};
     out->ops = ops, out->n_ops = 20, ok = 1;
