@@ -735,7 +735,7 @@ impl<H: Fields> Stream<H> {
         &mut self.flows[at.dir as usize].sides[at.pos]
     }
 
-    fn filter<'c>(chain: &'c Chain, at: At) -> &'c Arc<Filter> {
+    fn filter(chain: &Chain, at: At) -> &Arc<Filter> {
         &chain.filters()[at.place]
     }
 }

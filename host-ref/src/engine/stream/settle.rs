@@ -271,10 +271,10 @@ impl<H: Fields> Stream<H> {
                     };
                     self.set_metadata(namespace, key, value);
                 }
-                OpKind::Metric { id, value } => {
-                    if filter.guest.record_metric(id, value) != Status::OK {
-                        filter.stats.skipped_ops.inc();
-                    }
+                OpKind::Metric { id, value }
+                    if filter.guest.record_metric(id, value) != Status::OK =>
+                {
+                    filter.stats.skipped_ops.inc();
                 }
                 OpKind::Route(cluster) => {
                     self.signals
