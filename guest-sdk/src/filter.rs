@@ -60,19 +60,23 @@ pub mod verdict {
 
 /// Why a filter failed on a stream; `?` makes one from every error.
 #[derive(Debug)]
-pub struct FilterError(Box<str>);
+pub struct FilterError(Box<Text>);
+
+/// Boxed, so that an error is one pointer and an [`Outcome`] two words.
+#[derive(Debug)]
+struct Text(Box<str>);
 
 impl FilterError {
     /// An error with a text for the log.
     #[must_use]
     pub fn new(text: impl Display) -> Self {
-        Self(text.to_string().into_boxed_str())
+        Self(Box::new(Text(text.to_string().into_boxed_str())))
     }
 
     /// The text.
     #[must_use]
     pub fn text(&self) -> &str {
-        &self.0
+        &self.0.0
     }
 }
 
@@ -85,7 +89,7 @@ impl<E: std::error::Error> From<E> for FilterError {
             text.push_str(&cause.to_string());
             source = cause.source();
         }
-        Self(text.into_boxed_str())
+        Self(Box::new(Text(text.into_boxed_str())))
     }
 }
 

@@ -21,6 +21,16 @@ use crate::{FilterError, Outcome, StreamHandle, Verdict, verdict};
 /// `'c` is the lifetime of the call: of the views, and of what a result may borrow. The methods named `_borrowed` take
 /// views of the same event, literals, memory of the filter (`&'c self`) and of the stream (`&'c mut ctx`) without a
 /// copy; nothing else lives long enough.
+///
+/// An event belongs to the thread that it came on:
+/// ```compile_fail,E0277
+/// # use proxy_golang_guest::prelude::*;
+/// fn elsewhere(ev: &HeadersEvent<'_>) {
+///     std::thread::scope(|s| {
+///         s.spawn(|| ev.set_header("x-a", "b"));
+///     });
+/// }
+/// ```
 pub struct Event<'c> {
     host: Host,
     head: *const ConfigHead,
@@ -31,7 +41,6 @@ pub struct Event<'c> {
     end_ops: Cell<*mut abi::Op>,
     mem: Cell<*mut u8>,
     mem_end: Cell<*mut u8>,
-    reply: Cell<*const abi::Reply>,
     /// Whether anything but operations has happened: the result is not the plain one.
     state: Cell<State>,
     // Invariant in 'c: a shorter one would let a local be borrowed by the result.
@@ -80,7 +89,6 @@ impl<'c> Event<'c> {
             mem: Cell::new(mem),
             // SAFETY: as above.
             mem_end: Cell::new(unsafe { mem.add(mem_cap as usize) }),
-            reply: Cell::new(std::ptr::null()),
             state: Cell::new(State::PLAIN),
             _borrowed: PhantomData,
         }
@@ -192,6 +200,12 @@ impl<'c> Event<'c> {
 
     fn becomes(&self, state: State) {
         self.state.set(State(self.state.get().0 | state.0));
+    }
+
+    /// The reply that was sent in this event, or null: the result's own member, which the host preset to null.
+    fn sent_reply(&self) -> *const abi::Reply {
+        // SAFETY: call lifetime.
+        unsafe { (*self.out).reply }
     }
 
     fn n_ops(&self) -> usize {
@@ -355,28 +369,30 @@ impl<'c> Event<'c> {
             drop(unsafe { Buffer::from_abi(val) });
         }
         self.next_op.set(self.ops.get());
-        if !self.reply.get().is_null() {
+        if !self.sent_reply().is_null() {
             // SAFETY: a reply that the builder wrote into scratch.
-            let reply = unsafe { &*self.reply.get() };
+            let reply = unsafe { &*self.sent_reply() };
             // SAFETY: its body parts are in scratch too.
             for part in unsafe { slice(reply.body, reply.n_body) } {
                 // SAFETY: the host has not seen it.
                 drop(unsafe { Buffer::from_abi(*part) });
             }
-            self.reply.set(std::ptr::null());
+            // SAFETY: call lifetime.
+            unsafe { (*self.out).reply = std::ptr::null() }
         }
     }
 
     // ---- the end
 
-    /// Writes the result.
+    /// Writes the result of a call that answered CONTINUE and did nothing but operations. False for any other call:
+    /// [`Event::finish`] is for those.
     #[inline(always)]
-    pub(super) fn finish(&self, outcome: Outcome) {
-        if !matches!(outcome, Ok(Verdict::Continue)) || self.state.get() != State::PLAIN {
-            self.finish_other(outcome);
-            return;
+    pub(super) fn finish_plain(&self) -> bool {
+        let plain = self.state.get() == State::PLAIN;
+        if plain {
+            self.write(Action::CONTINUE);
         }
-        self.write(Action::CONTINUE);
+        plain
     }
 
     #[inline(always)]
@@ -388,9 +404,9 @@ impl<'c> Event<'c> {
         out.action = action;
     }
 
-    #[inline(never)]
-    fn finish_other(&self, outcome: Outcome) {
-        let replied = !self.reply.get().is_null();
+    /// Writes the result. Answers the token of an event that was deferred but is not pending: it has retired then.
+    pub(super) fn finish(&self, outcome: Outcome) -> Option<u64> {
+        let replied = !self.sent_reply().is_null();
         let wrong = match &outcome {
             Err(error) => Some(error.text()),
             Ok(_) if self.is(State::FAILED) => {
@@ -411,8 +427,7 @@ impl<'c> Event<'c> {
             Ok(_) => None,
         };
         if let Some(text) = wrong {
-            self.fail(text);
-            return;
+            return self.fail(text);
         }
         let action = match outcome {
             Ok(Verdict::More(bytes)) => {
@@ -420,26 +435,23 @@ impl<'c> Event<'c> {
                 unsafe { (*self.out).more_bytes = bytes }
                 Action::MORE
             }
-            Ok(Verdict::Reply(_)) => {
-                // SAFETY: call lifetime.
-                unsafe { (*self.out).reply = self.reply.get() }
-                Action::REPLY
-            }
+            Ok(Verdict::Reply(_)) => Action::REPLY,
             Ok(Verdict::Reset) => Action::RESET,
             Ok(Verdict::Pending(_)) => {
                 // Everything else of the result stays as preset.
                 // SAFETY: call lifetime.
                 unsafe { (*self.out).action = Action::PENDING }
-                return;
+                return None;
             }
             _ => Action::CONTINUE,
         };
         self.write(action);
+        self.retired_token()
     }
 
     /// Answers ERROR with a text for the log.
     #[cold]
-    pub(super) fn fail(&self, text: &str) {
+    pub(super) fn fail(&self, text: &str) -> Option<u64> {
         self.abandon();
         // With no operations left the lent scratch is free again; it takes the head of the text, for an error must not
         // fail for want of memory.
@@ -458,20 +470,15 @@ impl<'c> Event<'c> {
         let out = unsafe { &mut *self.out };
         out.ops = std::ptr::null();
         out.n_ops = 0;
-        out.reply = std::ptr::null();
         out.error = error.str();
         out.action = Action::ERROR;
+        self.retired_token()
     }
 
-    /// The token of a deferred event, if the verdict was not PENDING: it has retired then.
-    #[inline(always)]
-    pub(super) fn retired_token(&self) -> Option<u64> {
-        if !self.is(State::DEFERRED) {
-            return None;
-        }
+    fn retired_token(&self) -> Option<u64> {
         // SAFETY: call lifetime.
         let action = unsafe { (*self.out).action };
-        (action != Action::PENDING).then(|| self.raw().token)
+        (self.is(State::DEFERRED) && action != Action::PENDING).then(|| self.raw().token)
     }
 
     fn defer(&self) -> Result<(Verdict, Pending), FilterError> {
@@ -1291,13 +1298,14 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
     /// # Errors
     /// None; the type is that of the methods, so that `return ev.reply(403).send()` reads well.
     pub fn send(mut self) -> Outcome {
-        if !self.event.reply.get().is_null() {
+        if !self.event.sent_reply().is_null() {
             return Err(FilterError::new("two replies in one event"));
         }
-        self.event.reply.set(self.reply);
+        // SAFETY: call lifetime.
+        unsafe { (*self.event.out).reply = self.reply }
         self.event.becomes(State::REPLIED);
         self.reply = std::ptr::null_mut();
-        if self.event.reply.get().is_null() {
+        if self.event.sent_reply().is_null() {
             // `failed` is set: the text of that is the one to log.
             return Ok(Verdict::Continue);
         }

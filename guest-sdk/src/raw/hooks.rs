@@ -21,7 +21,7 @@ use crate::filter::{
     OnUpstreamData, OnWake,
 };
 use crate::pending::CancelState;
-use crate::{ConfigError, Outcome, Setup};
+use crate::{ConfigError, Outcome, Setup, Verdict};
 
 /// One more than the largest phase number.
 const PHASES: usize = abi::Phase::L4_CLOSE.0 as usize + 1;
@@ -554,17 +554,34 @@ unsafe extern "C" fn run<F: Filter, H: Handler<F>>(
         // SAFETY: the stream's slot, with one event at a time; `defer` reaches its head only, not the context.
         H::handle(filter, unsafe { &mut (*slot).ctx }, &event)
     }));
+    if matches!(outcome, Ok(Ok(Verdict::Continue))) && event.finish_plain() {
+        // Nothing to drop: said so that no destructor is called to find that out.
+        std::mem::forget(outcome);
+        return;
+    }
+    let retired = conclude(&event, outcome);
+    if let Some(token) = retired {
+        // SAFETY: `out` is the guest's for the call; its `user` is the stream's slot: deferring made it.
+        unsafe { forget((*out).user, token) }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn conclude(event: &Event<'_>, outcome: std::thread::Result<Outcome>) -> Option<u64> {
     match outcome {
         Ok(outcome) => event.finish(outcome),
         Err(payload) => event.fail(&panic_text(payload)),
     }
-    if let Some(token) = event.retired_token() {
-        // SAFETY: the stream's slot: deferring made it.
-        let slot: &mut SlotHead =
-            unsafe { &mut *std::ptr::with_exposed_provenance_mut((*out).user as usize) };
-        if let Some(state) = slot.take(token) {
-            guard(|| state.cancel());
-        }
+}
+
+/// An event was deferred and then not pending: whoever has its [`crate::Pending`] is told.
+#[cold]
+unsafe fn forget(user: u64, token: u64) {
+    // SAFETY: the caller's: a slot with no other reference to its head.
+    let slot: &mut SlotHead = unsafe { &mut *std::ptr::with_exposed_provenance_mut(user as usize) };
+    if let Some(state) = slot.take(token) {
+        guard(|| state.cancel());
     }
 }
 
@@ -578,9 +595,14 @@ unsafe extern "C" fn on_event(ctx: u64, ev: *const abi::Event, out: *mut abi::Ev
         )
     };
     // SAFETY: as above.
-    let run = unsafe { (*head).runs.get(phase.0 as usize) }.unwrap_or(&(unwanted as Run));
+    let runs = unsafe { (*head).runs };
+    let at = phase.0 as usize;
+    if at >= runs.len() {
+        // SAFETY: the call's arguments.
+        return unsafe { unwanted(host, head, ev, out) };
+    }
     // SAFETY: the configuration's own function, with the call's arguments.
-    unsafe { run(host, head, ev, out) }
+    unsafe { runs[at](host, head, ev, out) }
 }
 
 #[cold]
