@@ -84,6 +84,8 @@ func TestHost(t *testing.T) {
 			[]string{"check: ok", "batch: off", "sysmon: off", "procs: off", "ring: off", "yield: off"}},
 		{"ring off", "check", []string{"PROXY_GOLANG_GO_RECIPE=-ring"}, []string{"check: ok", "ring: off", "yield: skipped (the ring is off)"}},
 		{"yield off", "check", []string{"PROXY_GOLANG_GO_RECIPE=-yield,nonsense,-"}, []string{"check: ok", "ring: done", "yield: off"}},
+		{"batch off by the library", "check", []string{"TEST_DISABLE_RECIPE=batch"}, []string{"check: ok", "batch: off (DisableRecipe)", "sysmon: done"}},
+		{"ring off by the library", "check", []string{"TEST_DISABLE_RECIPE=ring"}, []string{"check: ok", "ring: off (DisableRecipe)"}},
 		{"collector busy", "check", []string{"GOGC=1"}, []string{"check: ok"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -1,6 +1,6 @@
 /* A small strict host that drives a Go guest through the C boundary.
  *
- *   minihost LIBRARY check|nulls|nobatch|recipe|bench [ROUNDS]
+ *   minihost LIBRARY check|nulls|nobatch|recipe|memory [FILTER]|bench [ROUNDS]
  *
  * It exits with 0 if everything was as the specification says, and else says in
  * one line what was not. */
@@ -122,11 +122,13 @@ static void host_log(uint64_t ctx, uint32_t level, const uint8_t *p, uint64_t n)
 }
 
 static uint8_t *more_memory[256];
+static uint64_t more_size[256];
 static uint8_t *host_scratch_more(uint64_t ctx, uint64_t n) {
   (void)ctx;
   if (H.more_calls == 256 || n > (64u << 20)) return NULL;
   uint8_t *p = aligned_alloc(16, (n + 15) & ~15ull);
   memset(p, 0, n);
+  more_size[H.more_calls] = n;
   more_memory[H.more_calls++] = p;
   H.more_bytes += n;
   return p;
@@ -209,6 +211,30 @@ static call new_call(void) {
   return c;
 }
 
+/* Nothing of a result may lie in Go's heap: it is in what was lent, or owned. */
+static void check_lent(const call *c, const pxg_str *s, const char *what) {
+  if (!s->len || s->flags & PXG_BUF_OWNED) return;
+  if (s->ptr >= c->scratch && s->ptr + s->len <= c->scratch + MIN_SCRATCH) return;
+  for (uint64_t i = 0; i < H.more_calls; i++)
+    if (s->ptr >= more_memory[i] && s->ptr + s->len <= more_memory[i] + more_size[i]) return;
+  CHECK(0, "%s at %p is not in memory that was lent", what, (const void *)s->ptr);
+}
+
+static void check_result(const call *c) {
+  for (uint64_t i = 0; i < c->out->n_ops; i++) {
+    const pxg_op *o = &c->out->ops[i];
+    check_lent(c, &o->key, "a key");
+    check_lent(c, &o->val.bytes, "a value");
+    CHECK(o->key.len || !o->key.ptr, "an empty key with a pointer");
+    CHECK(o->val.bytes.len || !o->val.bytes.ptr, "an empty value with a pointer");
+  }
+  check_lent(c, &c->out->error, "the error text");
+  CHECK(!c->out->reply == (c->out->action != PXG_ACT_REPLY), "a reply without REPLY, or the reverse");
+  if (c->out->action == PXG_ACT_PENDING)
+    CHECK(!c->out->n_ops && !c->out->flags && !c->out->unsubscribe && !c->out->body_mode[0] && !c->out->body_mode[1] && !c->out->more_bytes && !c->out->error.len,
+          "PENDING with something else");
+}
+
 /* One event, with the least scratch that is allowed and canaries behind everything. */
 static uint32_t run(call *c, uint32_t phase, uint64_t config, uint64_t user, uint64_t stream, int pend) {
   uint32_t ev_size = c->ev->size, out_size = c->out->size;
@@ -235,6 +261,7 @@ static uint32_t run(call *c, uint32_t phase, uint64_t config, uint64_t user, uin
   CHECK(tail_ok(c->out, sizeof *c->out) && tail_ok(c->ev, sizeof *c->ev), "a tail was written");
   CHECK(tail_ok(c->scratch, MIN_SCRATCH), "scratch was overrun");
   for (size_t i = 0; i < sizeof *c->ops; i++) CHECK(((uint8_t *)(c->ops + MIN_OPS))[i] == 0xEE, "scratch_ops was overrun");
+  check_result(c);
   if (pend && c->out->action != PXG_ACT_PENDING) {
     pthread_mutex_lock(&H.lock);
     H.state[c->ev->token] = DEAD;
@@ -352,6 +379,27 @@ static void check_trace(void) {
   request[4].value.flags = 0;
   G.on_stream_end(G.ctx, c, k.out->user, 9, 0);
   G.on_config_drop(G.ctx, c);
+}
+
+/* Another host in the same process has a state of its own. */
+static void check_second_host(uint64_t first_config) {
+  static pxg_host second;
+  second = table;
+  pxg_guest first = G, g = {.size = sizeof g};
+  CHECK(init(&second, &g) == PXG_OK && g.ctx != G.ctx, "a second host");
+  G = g;
+  uint64_t c;
+  call k = new_call();
+  CHECK(run(&k, 1, first_config, 0, 50, 0) == PXG_ACT_ERROR, "the first host's configuration is in force at the second");
+  CHECK(config_new("trace-id", "{}", &c, 0) == PXG_OK, "%s", config_error);
+  CHECK(run(&k, 1, c, 0, 50, 0) == PXG_ACT_CONTINUE && k.out->n_ops == 1, "the second host: %s", error_of(&k));
+  G.on_stream_end(G.ctx, c, k.out->user, 50, 0);
+  G.on_config_drop(G.ctx, c);
+  G = first;
+  k.ev->size = sizeof(pxg_event) + 64;
+  G.ctx = 99;
+  CHECK(run(&k, 1, first_config, 0, 50, 0) == PXG_ACT_UNSET, "a ctx that nobody gave out");
+  G = first;
 }
 
 static void check_faults(uint64_t c) {
@@ -622,6 +670,31 @@ static void bench(int rounds) {
   CHECK(b - a < 1000, "the header path allocates: %lu objects in 100000 calls", (unsigned long)(b - a));
 }
 
+static uint64_t resident(void) {
+  unsigned long total, pages = 0;
+  FILE *f = fopen("/proc/self/statm", "r");
+  CHECK(f && fscanf(f, "%lu %lu", &total, &pages) == 2, "/proc/self/statm");
+  fclose(f);
+  return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* What a stream costs while it waits: a goroutine, the copy of its event, its context. */
+static void memory(uint64_t idle, const char *filter) {
+  enum { STREAMS = 20000 };
+  printf("idle guest: %lu KiB\n", (unsigned long)(resident() - idle) / 1024);
+  set_fault("async-never");
+  call k = new_call();
+  uint64_t c, before = resident();
+  CHECK(config_new(filter, "", &c, 0) == PXG_OK, "%s", config_error);
+  for (int i = 0; i < STREAMS; i++) {
+    CHECK(run(&k, 1, c, 0, 60 + i, 1) == PXG_ACT_PENDING, "%s", error_of(&k));
+    if (i % 32 == 31) kick(1);
+  }
+  kick(1);
+  sleep(1); /* nothing tells when the last goroutine waits */
+  printf("waiting stream of %s: %.1f KiB\n", filter, (double)(resident() - before) / STREAMS / 1024);
+}
+
 static void print_recipe(void) {
   char *line = strstr(H.log_text, "proxy_golang Go runtime recipe");
   CHECK(line, "no report");
@@ -638,12 +711,17 @@ int main(int argc, char **argv) {
     table.complete = NULL, table.apply = NULL, table.wake = NULL, table.log = NULL, table.get_ext = NULL;
     table.n_workers = 0;
   }
+  uint64_t idle = resident();
   load(argv[1]);
   check_init();
   start();
   CHECK(G.n_filters >= 3 && G.name.len, "filters");
   if (!strcmp(mode, "bench")) {
     bench(argc > 3 ? atoi(argv[3]) : 200000);
+    return 0;
+  }
+  if (!strcmp(mode, "memory")) {
+    memory(idle, argc > 3 ? argv[3] : "test-async-never");
     return 0;
   }
   if (!strcmp(mode, "nulls")) {
@@ -663,6 +741,7 @@ int main(int argc, char **argv) {
   }
   check_short(c);
   check_trace();
+  check_second_host(c);
   check_faults(c);
   check_async(c, batch_end);
   check_ring(batch_end);

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"runtime"
 
 	_ "github.com/proxy-golang/proxy_golang/guest-sdk/go/examples/faulty"
@@ -31,6 +32,10 @@ func (asyncOnly) OnRequestHeadersAsync(_ context.Context, a *pf.AsyncStream) {
 	_ = a.Continue()
 }
 
+type asyncNever struct{}
+
+func (asyncNever) OnRequestHeadersAsync(ctx context.Context, _ *pf.AsyncStream) { <-ctx.Done() }
+
 type streamReply struct{}
 
 func (streamReply) Declare(d *pf.Declaration) { d.StreamedReplies = true }
@@ -46,6 +51,9 @@ func (streamReply) OnRequestHeadersAsync(_ context.Context, a *pf.AsyncStream) {
 }
 
 func init() {
+	if step := os.Getenv("TEST_DISABLE_RECIPE"); step != "" {
+		pf.DisableRecipe(step)
+	}
 	register("test-nothing", func(pf.Stream, pf.Headers) pf.Action { return pf.Continue })
 	register("test-read20", func(_ pf.Stream, h pf.Headers) pf.Action {
 		n := 0
@@ -82,6 +90,7 @@ func init() {
 		return s.Reply(pf.Reply{Status: 200, Body: bytes.Repeat([]byte("b"), 1<<20)})
 	})
 	pf.Register("test-async-only", func(*struct{}, *pf.Env) (pf.Filter, error) { return asyncOnly{}, nil })
+	pf.Register("test-async-never", func(*struct{}, *pf.Env) (pf.Filter, error) { return asyncNever{}, nil })
 	pf.Register("test-stream-reply", func(*struct{}, *pf.Env) (pf.Filter, error) { return streamReply{}, nil })
 }
 
