@@ -177,15 +177,11 @@ impl Message {
                         f.as_ref()
                             .is_some_and(|(n, _)| n.as_str().as_bytes() == name)
                     };
-                    let first = list.iter().position(is);
                     for entry in list.iter_mut().filter(|f| is(f)) {
                         *entry = None;
                     }
-                    let new = field(name, value, sensitive);
-                    match first {
-                        Some(at) => list[at] = new,
-                        None => list.push(new),
-                    }
+                    // Behind the view: an index that comes later in the batch means what was there before.
+                    list.push(field(name, value, sensitive));
                 }
                 Edit::Add {
                     name,

@@ -37,6 +37,8 @@ pub(super) struct Filtered {
     cancel_upstream: Cell<bool>,
     reset_client: Cell<bool>,
     finished: Cell<bool>,
+    /// Something happened outside the driver that may have given it parts to send.
+    look: Cell<bool>,
     /// The cluster that a filter chose, or that routing again gave.
     route: RefCell<Option<Option<Bytes>>>,
     driver: RefCell<Option<Waker>>,
@@ -168,7 +170,9 @@ impl Filtered {
         result
     }
 
+    /// To be called after the engine did something outside the driver.
     fn wake_all(&self) {
+        self.look.set(true);
         if let Some(waker) = self.driver.take() {
             waker.wake();
         }
@@ -249,6 +253,7 @@ pub(super) async fn run(
         cancel_upstream: Cell::new(false),
         reset_client: Cell::new(false),
         finished: Cell::new(false),
+        look: Cell::new(false),
         route: RefCell::default(),
         driver: RefCell::default(),
         forwards: RefCell::default(),
@@ -336,7 +341,8 @@ struct Driver {
     upstream_upgrade: Option<(OnUpgrade, HeaderValue)>,
     until: Option<Instant>,
     idle: Timer,
-    sleep: Option<Pin<Box<Sleep>>>,
+    /// Armed for a deadline of the engine.
+    sleep: Option<(u64, Pin<Box<Sleep>>)>,
     begin: Option<Begin>,
 }
 
@@ -537,30 +543,37 @@ impl Driver {
         } else {
             self.idle.progress();
         }
-        match deadline {
-            Some(deadline) => {
-                let at =
-                    Instant::now() + Duration::from_nanos(deadline.saturating_sub(clock::now()));
-                let sleep = self
-                    .sleep
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-                if sleep.deadline() != at {
-                    sleep.as_mut().reset(at);
-                }
-                if sleep.as_mut().poll(cx).is_ready() {
-                    self.sleep = None;
-                    return Poll::Ready(Event::Deadline);
-                }
+        if let Some(deadline) = deadline {
+            if clock::now() >= deadline {
+                return Poll::Ready(Event::Deadline);
             }
-            None => self.sleep = None,
+            self.sleep_until(deadline, cx);
         }
-        let has_output = filtered.route.borrow().is_some()
+        let has_output = filtered.look.replace(false)
             || filtered.cancel_upstream.get() && (self.call.is_some() || self.upstream.is_some())
             || filtered.reset_client.get();
         if has_output {
             Poll::Ready(Event::Look)
         } else {
             Poll::Pending
+        }
+    }
+
+    /// Sees to it that the task is woken when the worker's clock says `deadline`.
+    fn sleep_until(&mut self, deadline: u64, cx: &mut Context<'_>) {
+        let at = || Instant::now() + Duration::from_nanos(deadline.saturating_sub(clock::now()));
+        let (armed, sleep) = self
+            .sleep
+            .get_or_insert_with(|| (deadline, Box::pin(tokio::time::sleep_until(at()))));
+        if *armed != deadline {
+            *armed = deadline;
+            sleep.as_mut().reset(at());
+        }
+        // The two clocks differ by less than the timer's tick.
+        while sleep.as_mut().poll(cx).is_ready() {
+            sleep
+                .as_mut()
+                .reset(Instant::now() + Duration::from_millis(1));
         }
     }
 

@@ -312,7 +312,7 @@ fn filter_metrics(
             let bounds = TIME_BUCKETS_NS
                 .iter()
                 .map(|ns| seconds(*ns))
-                .chain([f64::MAX]);
+                .chain([f64::INFINITY]);
             let buckets: Vec<_> = bounds
                 .zip(phase.time.iter().map(crate::engine::Counter::get))
                 .collect();
@@ -390,7 +390,7 @@ fn guest_metrics(e: &mut DescriptorEncoder<'_>, metrics: &[MetricSnapshot]) -> f
                             .map(|(bound, up_to)| (*bound as f64, *up_to))
                             .collect(),
                     );
-                    bounds.push((f64::MAX, *count));
+                    bounds.push((f64::INFINITY, *count));
                     // The encoder adds up by itself.
                     for i in (1..bounds.len()).rev() {
                         bounds[i].1 -= bounds[i - 1].1.min(bounds[i].1);
