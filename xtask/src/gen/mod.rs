@@ -66,7 +66,21 @@ struct Printed {
     needs: &'static str,
 }
 
-const PRINTED: &[Printed] = &[];
+const PRINTED: &[Printed] = &[Printed {
+    path: "host-ref/config.schema.json",
+    command: &[
+        "cargo",
+        "run",
+        "--quiet",
+        "--package",
+        "proxy-golang-host",
+        "--bin",
+        "pxg-host",
+        "--",
+        "schema",
+    ],
+    needs: "host-ref/src/bin/pxg-host.rs",
+}];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut complaints = Vec::new();
