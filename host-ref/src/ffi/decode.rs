@@ -434,7 +434,7 @@ impl<'a> Decoder<'a, '_> {
                 Err(fault) => self.note(fault),
             }
         }
-        if (r.action == Action::REPLY) != !r.reply.is_null() {
+        if (r.action == Action::REPLY) == r.reply.is_null() {
             self.note(cold(Status::ARG, || {
                 format!(
                     "result.reply: found {} with the action {}, expected a reply with the action REPLY ({}) and NULL \

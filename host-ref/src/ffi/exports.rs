@@ -27,7 +27,7 @@ pub const MAX_LIBRARIES: usize = 4096;
 const CTX: u64 = 0x5058_4700_0000_0000;
 
 /// Where log records go: level, guest, text.
-pub(crate) type LogSink = dyn Fn(LogLevel, &str, &str) + Send + Sync;
+pub type LogSink = dyn Fn(LogLevel, &str, &str) + Send + Sync;
 
 /// What all libraries of one host share.
 pub(crate) struct Shared {
@@ -111,7 +111,8 @@ unsafe impl Sync for Entry {}
 
 static ENTRIES: [OnceLock<&'static Entry>; MAX_LIBRARIES] =
     [const { OnceLock::new() }; MAX_LIBRARIES];
-static NEXT: AtomicU32 = AtomicU32::new(0);
+/// From 1: 0 is nobody.
+static NEXT: AtomicU32 = AtomicU32::new(1);
 
 impl Entry {
     /// An entry for the rest of the process; `None` if there are [`MAX_LIBRARIES`].

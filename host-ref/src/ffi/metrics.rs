@@ -90,9 +90,12 @@ pub(super) struct Metrics {
     index: Mutex<Index>,
 }
 
+/// Names and values, sorted by name.
+type Labels = Vec<(String, String)>;
+
 #[derive(Default)]
 struct Index {
-    ids: HashMap<(u32, String, Vec<(String, String)>), u32>,
+    ids: HashMap<(u32, String, Labels), u32>,
     shapes: HashMap<(u32, String), (MetricKind, Vec<String>)>,
     per_library: HashMap<u32, u32>,
 }
@@ -100,7 +103,7 @@ struct Index {
 struct Series {
     library: u32,
     name: String,
-    labels: Vec<(String, String)>,
+    labels: Labels,
     cell: Cell,
 }
 

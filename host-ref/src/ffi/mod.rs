@@ -32,7 +32,7 @@ pub(crate) use guest::{ConfigAnswer, GuestTable, NewConfig, RetireQueue};
 pub(crate) use library::{GuestAnswer, OpenError, open};
 pub(crate) use text::clean;
 
-pub use exports::MAX_LIBRARIES;
+pub use exports::{LogSink, MAX_LIBRARIES};
 pub use metrics::{MetricLimits, MetricSnapshot, MetricValue};
 pub use page::PageHandle;
 pub use text::MAX_LOG_TEXT;

@@ -44,14 +44,14 @@ impl Library {
     /// The guest refused it, or what it declared breaks a rule or needs what this host does not have. Nothing is left behind.
     pub fn configure(self: &Arc<Self>, req: ConfigRequest<'_>) -> Result<Arc<Filter>, ConfigError> {
         let refuse = |refusal: Refusal| ConfigError {
-            library: self.facts.path.clone(),
-            filter: req.filter.to_owned(),
-            name: req.name.to_owned(),
+            library: self.facts.path.as_path().into(),
+            filter: req.filter.into(),
+            name: req.name.into(),
             status: refusal.status,
             by_guest: refusal.by_guest,
             found: refusal.found,
             expected: refusal.expected,
-            advice: refusal.advice.to_owned(),
+            advice: refusal.advice,
         };
         let own = self.host.shared.features();
         let features = std::array::from_fn(|i| req.features[i] & own[i]);

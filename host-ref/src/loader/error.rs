@@ -84,11 +84,11 @@ impl LoadError {
 )]
 pub struct ConfigError {
     /// The library's file.
-    pub library: PathBuf,
+    pub library: Box<Path>,
     /// The filter.
-    pub filter: String,
+    pub filter: Box<str>,
     /// The instance.
-    pub name: String,
+    pub name: Box<str>,
     /// The status that stands for it: the guest's own, or the one that the spec gives for what the host found.
     pub status: Status,
     /// Whether the guest itself said no; then `found` has its text.
@@ -98,7 +98,7 @@ pub struct ConfigError {
     /// What was expected.
     pub expected: String,
     /// What to do next. Ends with a full stop.
-    pub advice: String,
+    pub advice: &'static str,
 }
 
 /// Names of the features in a set; numbers for those that this version does not know.

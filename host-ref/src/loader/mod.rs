@@ -18,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use proxy_golang_abi::LogLevel;
 use proxy_golang_abi::feature::FeatureSet;
 
 pub use configure::ConfigRequest;
@@ -28,8 +27,11 @@ pub use load::load;
 
 use crate::engine::Hub;
 use crate::ffi::{
-    Entry, GuestTable, MetricLimits, MetricSnapshot, PageHandle, RetireQueue, Shared,
+    Entry, GuestTable, LogSink, MetricLimits, MetricSnapshot, PageHandle, RetireQueue, Shared,
 };
+
+/// Numbers of attributes by their names.
+pub type AttributeNames = dyn Fn(&str) -> Option<u32> + Send + Sync;
 
 /// What a host is, to its guests and to the boundary.
 #[derive(Clone)]
@@ -44,11 +46,11 @@ pub struct HostInfo {
     pub hub: Arc<Hub>,
     /// Where log records go: level, name of the guest, text of one line, escaped and capped. Called by any thread, also
     /// inside of [`load`]; must not block for long, and must not call into the host or a guest.
-    pub log: Arc<dyn Fn(LogLevel, &str, &str) + Send + Sync>,
+    pub log: Arc<LogSink>,
     /// Limits.
     pub limits: BoundaryLimits,
     /// The number of an attribute, by its name; `None` if this host never has it.
-    pub attributes: Arc<dyn Fn(&str) -> Option<u32> + Send + Sync>,
+    pub attributes: Arc<AttributeNames>,
 }
 
 /// Limits of the boundary.
