@@ -559,18 +559,24 @@ fn run(configs: &[Config], steps: &[Move], request_ends: bool) {
     run.world.post(length);
     for step in steps {
         if let Move::Kill(how) = step {
+            if *how > 3 {
+                continue;
+            }
+            for books in &run.books {
+                let mut books = books.lock().unwrap();
+                books.sides.iter_mut().for_each(|s| s.pending = false); // all of it is cancelled
+                books.waiting.clear();
+            }
             match how {
                 0 => run.world.close(),
                 1 => run
                     .world
                     .on(|s, cx| s.cut(cx, Dir::Response, Cut::Receiver)),
                 2 => run.world.on(|s, cx| s.cut(cx, Dir::Response, Cut::Sender)),
-                3 => {
+                _ => {
                     run.world
                         .on(|s, cx| s.host_reply(cx, 503, "text/plain", Bytes::new(), "x"));
-                    run.world.close();
                 }
-                _ => continue,
             }
             if !run.world.finished() {
                 run.world.close(); // that direction had ended

@@ -10,6 +10,8 @@ mod body;
 mod fields;
 mod guest;
 mod hub;
+#[cfg(all(loom, test))]
+mod loom_tests;
 mod outcome;
 mod stats;
 mod stream;

@@ -159,7 +159,7 @@ impl Table {
         visited.retain(|index| {
             let idle = self
                 .find(u64::from(*index))
-                .is_some_and(|(slot, ..)| slot.visitors.load(SeqCst) == 0);
+                .is_some_and(|(slot, ..)| slot.visitors.load(Acquire) == 0);
             if idle {
                 free.free.push(*index);
             }
@@ -216,7 +216,6 @@ impl Table {
         let Some((slot, _, generation)) = self.find(value) else {
             return State::Free;
         };
-        // SeqCst against `visit`: either the visitor sees the slot dead, or it is seen here.
         let mut seen = slot.word.load(Relaxed);
         loop {
             if seen >> 8 != generation || state_of(seen) == State::Free {
@@ -224,19 +223,23 @@ impl Table {
             }
             match slot
                 .word
-                .compare_exchange(seen, word(generation, State::Free), SeqCst, Relaxed)
+                .compare_exchange(seen, word(generation, State::Free), AcqRel, Relaxed)
             {
                 Ok(_) => break,
                 Err(now) => seen = now,
             }
         }
         let index = (value & ((1 << SLOT_BITS) - 1)) as u32;
-        if slot.visitors.load(SeqCst) == 0 {
-            free.free.push(index);
-        } else {
+        let state = state_of(seen);
+        // Against `visit` both sides read and write in one step: whichever of the two steps comes second sees what the
+        // other thread did before its own. So the visitor finds the slot dead, or it is found here. Nobody visits tokens.
+        let handle = matches!(state, State::Handle | State::WakeHandle);
+        if handle && slot.visitors.fetch_add(0, AcqRel) != 0 {
             free.visited.push(index);
+        } else {
+            free.free.push(index);
         }
-        state_of(seen)
+        state
     }
 
     /// The place has unsubscribed from WAKE: `wake` answers STATE from here on.
@@ -306,8 +309,8 @@ impl Table {
         act: impl FnOnce(&Slot, State, Address) -> R,
     ) -> Option<R> {
         let (slot, worker, generation) = self.find(handle)?;
-        slot.visitors.fetch_add(1, SeqCst);
-        let seen = slot.word.load(SeqCst);
+        slot.visitors.fetch_add(1, AcqRel);
+        let seen = slot.word.load(Acquire);
         let state = state_of(seen);
         let alive = seen >> 8 == generation
             && matches!(state, State::Handle | State::WakeHandle)
