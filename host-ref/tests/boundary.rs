@@ -5,6 +5,7 @@ mod support;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proxy_golang_abi::feature::{Feature, set_of};
 use proxy_golang_abi::{Action, BodyMode, LogLevel, Phase, Status, Target};
 use proxy_golang_host::engine::{
     BodyLength, Chain, Cx, EventView, FieldList, FieldView, Filter, Hub, HubLimits, OpKind, Part,
@@ -163,6 +164,20 @@ fn what_is_empty_is_null() {
     // A small number in a pointer ends a Go process.
     assert_eq!(ask(&filter, WAKE, 4), 1);
     assert_eq!(ask(&filter, WAKE, 3), 0);
+}
+
+#[test]
+fn entries_that_a_host_cannot_serve_are_null() {
+    for (features, null) in [
+        (set_of(&[]), 0b111),
+        (set_of(&[Feature::PEND_RESPONSE_BODY]), 0b110),
+        (set_of(&[Feature::APPLY]), 0b001),
+        (FEATURES, 0),
+    ] {
+        let (host, _) = host_with(Hub::new(3, HubLimits::default()), features);
+        let (_, filter) = filter_of(&host, "null_entries");
+        assert_eq!(ask(&filter, LOG, 0), 3 << 8 | null);
+    }
 }
 
 #[test]

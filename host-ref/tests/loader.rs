@@ -725,6 +725,23 @@ fn declarations_are_resolved() {
 }
 
 #[test]
+fn calls_on_the_config_thread_do_not_overlap() {
+    let (host, _) = host();
+    let library = load(&host, &guest("config_cases")).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    configure(&library, "overlap").unwrap();
+                    host.drop_configs();
+                }
+            });
+        }
+    });
+    assert_eq!(library.live_configs(), 0);
+}
+
+#[test]
 fn a_configuration_is_dropped_once_after_its_last_user() {
     let (host, _) = host();
     let library = load(&host, &guest("config_cases")).unwrap();

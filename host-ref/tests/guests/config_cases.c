@@ -1,6 +1,8 @@
 /* Declares what its configuration's bytes say; most of it is wrong. LOG answers how many configurations were dropped. */
 #include "guest.h"
 
+#include <sched.h>
+
 #define REQ PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS)
 #define BODY PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY)
 
@@ -89,6 +91,14 @@ static int32_t configure(uint64_t ctx, const pxg_config_in *in, pxg_config_out *
     memset(out->scratch, 0xab, out->scratch_cap);
     if (out->scratch_cap < 4096 || (uintptr_t)out->scratch % 16 || (uintptr_t)more % 16 || !zero) return PXG_E_LIMIT;
     if (host->scratch_more(host->ctx, 1ull << 40)) return PXG_E_LIMIT;
+  }
+  CASE("overlap") {
+    /* Two of these at once are one too many. */
+    static atomic_int inside;
+    int others = atomic_fetch_add(&inside, 1);
+    for (int i = 0; i < 1000; i++) sched_yield();
+    atomic_fetch_sub(&inside, 1);
+    if (others) return PXG_E_THREAD;
   }
   CASE("validate") if (!(in->flags & PXG_CFG_IN_VALIDATE_ONLY)) return PXG_E_STATE;
   CASE("bytes") if (in->bytes.len != 5 || in->filter.len != 1 || in->name.len != 4) return PXG_E_ARG;

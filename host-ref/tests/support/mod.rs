@@ -106,12 +106,17 @@ pub(crate) fn host() -> (Arc<Host>, Log) {
 
 /// A host over a hub.
 pub(crate) fn host_of(hub: Arc<Hub>) -> (Arc<Host>, Log) {
+    host_with(hub, FEATURES)
+}
+
+/// A host over a hub, with features.
+pub(crate) fn host_with(hub: Arc<Hub>, features: FeatureSet) -> (Arc<Host>, Log) {
     let log = Log::default();
     let kept = log.clone();
     let host = Host::new(HostInfo {
         name: "test-host".to_owned(),
         version: "0".to_owned(),
-        features: FEATURES,
+        features,
         hub,
         log: Arc::new(move |level, guest, text| {
             let record = (level, guest.to_owned(), text.to_owned());
