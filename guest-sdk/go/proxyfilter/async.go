@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -201,9 +200,7 @@ func (a *AsyncStream) run() {
 	defer func() {
 		if !returned {
 			if p := recover(); p != nil {
-				text := fmt.Sprintf("panic in an asynchronous function of filter %q, %s: %v", a.cfg.env.Filter, a.phase, p)
-				a.inst.host.Log(bridge.LogError, text+"\n"+string(debug.Stack()))
-				_ = a.fail(text)
+				_ = a.fail(a.inst.panicked(p, fmt.Sprintf("asynchronous function of filter %q, %s", a.cfg.env.Filter, a.phase)))
 			} else {
 				_ = a.fail("runtime.Goexit in an asynchronous function")
 			}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"reflect"
-	"runtime/debug"
 	"strings"
 	"sync"
 
@@ -44,7 +43,7 @@ func (in *instance) ConfigNew(ci *bridge.ConfigIn, co *bridge.ConfigOut) (code i
 	var c *config
 	defer func() {
 		if p := recover(); p != nil {
-			code, text = bridge.ErrInternal, fmt.Sprintf("panic: %v\n%s", p, debug.Stack())
+			code, text = bridge.ErrInternal, in.panicked(p, fmt.Sprintf("configuring filter %q", ci.Filter))
 			if c != nil {
 				in.drop(c.id)
 			}

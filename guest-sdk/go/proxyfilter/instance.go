@@ -3,6 +3,7 @@ package proxyfilter
 import (
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -91,8 +92,27 @@ func (in *instance) ConfigDrop(id uint64) {
 // barrier is deferred where a panic has no stream to fail.
 func (in *instance) barrier(doing string) {
 	if p := recover(); p != nil {
-		in.host.Log(bridge.LogError, fmt.Sprintf("panic in %s: %v\n%s", doing, p, debug.Stack()))
+		in.panicked(p, doing)
 	}
+}
+
+// panicked logs a panic with its stack, in one line, and answers its text without.
+func (in *instance) panicked(p any, where string) string {
+	text := fmt.Sprintf("panic: %v (%s)", p, where)
+	stack := string(debug.Stack())
+	// What lies above the call of panic is the barrier itself.
+	if _, below, ok := strings.Cut(stack, "\npanic("); ok {
+		if _, frames, ok := strings.Cut(below, "\n\t"); ok {
+			_, stack, _ = strings.Cut(frames, "\n")
+		}
+	}
+	const limit = 3000 // a host may cut at 4096
+	if len(stack) > limit {
+		stack = stack[:limit]
+	}
+	stack = strings.ReplaceAll(strings.ReplaceAll(strings.TrimSpace(stack), "\n\t", " at "), "\n", "; ")
+	in.host.Log(bridge.LogError, text+"; stack: "+stack)
+	return text
 }
 
 func (in *instance) state(call *bridge.Call) *callState {
@@ -134,9 +154,7 @@ func (c *callState) caught(p any) {
 		c.inst.host.Log(bridge.LogError, "runtime.Goexit in a filter's phase method ends the process; call it in goroutines only")
 		return
 	}
-	text := fmt.Sprintf("panic in filter %q, %s: %v", c.cfg.env.Filter, Phase(c.Ev.Phase), p)
-	c.inst.host.Log(bridge.LogError, text+"\n"+string(debug.Stack()))
-	c.fault = text
+	c.fault = c.inst.panicked(p, fmt.Sprintf("filter %q, %s", c.cfg.env.Filter, Phase(c.Ev.Phase)))
 	c.finish(actError)
 }
 

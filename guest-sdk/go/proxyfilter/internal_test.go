@@ -1,7 +1,6 @@
 package proxyfilter
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -164,7 +163,7 @@ func TestEnvGo(t *testing.T) {
 		}
 		runtime.Gosched()
 	}
-	if !strings.Contains(h.lines[0], "on purpose") || !bytes.Contains([]byte(h.lines[0]), []byte("goroutine")) {
+	if !strings.Contains(h.lines[0], "on purpose") || !strings.Contains(h.lines[0], "TestEnvGo") || strings.Contains(h.lines[0], "\n") {
 		t.Errorf("lines %q", h.lines)
 	}
 }

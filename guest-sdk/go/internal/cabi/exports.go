@@ -12,7 +12,6 @@ import "C"
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
 )
@@ -64,7 +63,7 @@ func pxgoWorker(ctx C.uint64_t, worker, up C.uint32_t) {
 	h := hosts[ctx-1]
 	defer func() {
 		if p := recover(); p != nil {
-			h.Log(bridge.LogError, fmt.Sprintf("panic in on_worker: %v\n%s", p, debug.Stack()))
+			h.Log(bridge.LogError, fmt.Sprintf("panic: %v (on_worker)", p))
 		}
 	}()
 	h.worker(uint32(worker), up != 0)

@@ -409,6 +409,7 @@ static void check_faults(uint64_t c) {
   for (size_t i = 0; i < sizeof sync / sizeof *sync; i++) {
     set_fault(sync[i].fault);
     CHECK(run(&k, 1, c, 0, 10, 1) == PXG_ACT_ERROR && strstr(error_of(&k), sync[i].text), "%s: %s", sync[i].fault, error_of(&k));
+    CHECK(i > 1 || !strncmp(error_of(&k), "panic: ", 7), "PXG-ERR-006: %s", error_of(&k));
     CHECK(!k.out->n_ops && !k.out->reply, "%s: an error with effects", sync[i].fault);
   }
   set_fault("reset");
@@ -432,7 +433,7 @@ static void check_async(uint64_t c, int batch_end) {
   call k = new_call();
   struct { const char *fault, *text; uint32_t action; } async[] = {
       {"async-nothing", "", PXG_ACT_CONTINUE}, {"async-late", "", PXG_ACT_CONTINUE}, {"async-twice", "", PXG_ACT_CONTINUE},
-      {"async-panic", "as asked for", PXG_ACT_ERROR}, {"async-goexit", "Goexit", PXG_ACT_ERROR}, {"async-forget", "without a decision", PXG_ACT_ERROR}};
+      {"async-panic", "panic: faulty: panic", PXG_ACT_ERROR}, {"async-goexit", "Goexit", PXG_ACT_ERROR}, {"async-forget", "without a decision", PXG_ACT_ERROR}};
   for (size_t i = 0; i < sizeof async / sizeof *async; i++) {
     uint64_t before = H.completed;
     set_fault(async[i].fault);
@@ -537,7 +538,7 @@ static void check_load(uint64_t c, int batch_end) {
 static void check_log(void) {
   uint64_t c;
   CHECK(strstr(H.log_text, "recipe") && strstr(H.log_text, "sysmon"), "the recipe was not reported: %s", H.log_text);
-  CHECK(strstr(H.log_text, "goroutine"), "a panic was not logged with its stack");
+  CHECK(strstr(H.log_text, "faulty.go"), "a panic was not logged with its stack");
   CHECK(config_new("faulty", "", &c, 0) == PXG_OK, "%s", config_error);
   page.log_level = PXG_LOG_OFF;
   uint64_t logs = H.logs;
