@@ -94,7 +94,8 @@ impl OnRequestHeaders for Decides {
                         cancellation.wait_timeout(Duration::from_secs(30)),
                         "it knows that nobody waits"
                     );
-                    assert_eq!(pending.resume(), Err(HostError::Stale));
+                    // Before the host has seen the return it still takes a completion, and discards it.
+                    assert!(matches!(pending.resume(), Ok(()) | Err(HostError::Stale)));
                     sender.send(cancellation).unwrap();
                 });
                 return Ok(Verdict::Continue);
@@ -274,7 +275,12 @@ fn a_cancel_reaches_whoever_works_on_it() {
     let done = config.exchange(get("/").header("x-do", "never"), response(204));
     assert_eq!(done.end(), &End::Cancelled);
     assert_eq!(CANCELS.load(Ordering::SeqCst), before + 1);
-    assert!(receiver.recv().unwrap().is_cancelled());
+    assert!(
+        receiver
+            .recv_timeout(Duration::from_secs(60))
+            .unwrap()
+            .is_cancelled()
+    );
 
     let config = host
         .configure("decides", "")
@@ -282,12 +288,22 @@ fn a_cancel_reaches_whoever_works_on_it() {
         .deadline(Duration::ZERO);
     let done = config.exchange(get("/").header("x-do", "never"), response(204));
     assert_eq!(done.end(), &End::Deadline);
-    assert!(receiver.recv().unwrap().is_cancelled());
+    assert!(
+        receiver
+            .recv_timeout(Duration::from_secs(60))
+            .unwrap()
+            .is_cancelled()
+    );
 
     let config = host.configure("decides", "").unwrap();
     let done = config.exchange(get("/").header("x-do", "not-pending"), response(204));
     assert_eq!(done.end(), &End::Complete);
-    assert!(receiver.recv().unwrap().is_cancelled());
+    assert!(
+        receiver
+            .recv_timeout(Duration::from_secs(60))
+            .unwrap()
+            .is_cancelled()
+    );
 }
 
 #[test]
@@ -335,7 +351,7 @@ fn a_cancellation_is_a_future() {
         config.exchange(get("/"), response(204)).end(),
         &End::Cancelled
     );
-    receiver.recv().unwrap();
+    receiver.recv_timeout(Duration::from_secs(60)).unwrap();
 }
 
 #[test]
