@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use proxy_golang_abi::feature::set_of;
 use proxy_golang_abi::{BodyMode, LogLevel, Phase, Status};
 use proxy_golang_host::engine::{AttrSource, Filter, Policy};
-use proxy_golang_host::loader::{ConfigRequest, Host, LoadError, LoadErrorKind as K, check, load};
+use proxy_golang_host::loader::{
+    ConfigRequest, Host, Libc, LoadError, LoadErrorKind as K, check, load,
+};
 use support::*;
 
 /// The error of a file that [`check`] refuses, and that [`load`] refuses in the same words.
@@ -119,6 +121,29 @@ fn truncated_elf() {
             &["cut", &len.to_string(), "shared library"],
         );
     }
+}
+
+#[test]
+fn library_without_a_section_table() {
+    let mut bytes = fs::read(guest("plain")).unwrap();
+    // e_shoff, e_shnum and e_shstrndx.
+    for at in (40..48).chain(60..64) {
+        bytes[at] = 0;
+    }
+    let whole = scratch_file("whole.so");
+    fs::write(&whole, &bytes).unwrap();
+    load(&host().0, &whole).unwrap_or_else(|e| panic!("{e}"));
+    // Mapping what is not there would end in SIGBUS.
+    let cut = scratch_file("cut.so");
+    fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    refused(
+        &cut,
+        K::Damaged,
+        &[
+            "damaged or cut: a segment ends at byte",
+            "a whole shared library",
+        ],
+    );
 }
 
 /// A copy of a good guest with some of its first bytes changed.
@@ -370,6 +395,10 @@ fn a_file_is_loaded_once_under_any_name() {
     assert!(first.aborts());
     assert!(!first.facts().go);
     assert!(log.with("was written to").is_empty());
+    if cfg!(target_env = "gnu") {
+        let needs = check(&guest("owned_buffers")).unwrap();
+        assert_eq!(needs.libc, Some(Libc::Glibc));
+    }
     // A copy is another library.
     let copy = scratch_file("copy.so");
     fs::copy(&path, &copy).unwrap();
@@ -793,6 +822,7 @@ fn a_parent_outlives_its_children() {
     drop(child);
     assert_eq!(host.drop_configs(), 2);
     assert_eq!(ask(&good, Phase::WAKE, 0), 2);
+    assert_eq!(ask(&good, Phase::WAKE, 1), 0, "the parent after its child");
     let (_, foreign) = filter_of(&host, "plain");
     let error = library.configure(over(&foreign)).map(|_| ()).unwrap_err();
     assert_eq!(error.status, Status::ARG);

@@ -297,6 +297,11 @@ mod tests {
             assert!(more(1, 0).is_null(), "even nothing takes its alignment");
             assert!(more(1, u64::MAX).is_null());
         });
+        let (outer, inner) = (Loan::take(), Loan::take());
+        outer.during(1, 100, || {
+            inner.during(2, 100, || assert!(!more(2, 1).is_null()));
+            assert!(!more(1, 1).is_null(), "the outer call again");
+        });
         assert!(more(1, 1).is_null(), "no call");
     }
 }

@@ -1,4 +1,5 @@
-/* Declares what its configuration's bytes say; most of it is wrong. LOG answers how many configurations were dropped. */
+/* Declares what its configuration's bytes say; most of it is wrong. WAKE answers how many
+ * configurations were dropped, with arg 1 whether a parent was while it had children. */
 #include "guest.h"
 
 #include <sched.h>
@@ -6,6 +7,7 @@
 #define REQ PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS)
 #define BODY PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY)
 
+static uint64_t children, misordered;
 static pxg_attr_want wants[2];
 static pxg_projection fields[1];
 
@@ -102,15 +104,25 @@ static int32_t configure(uint64_t ctx, const pxg_config_in *in, pxg_config_out *
   }
   CASE("validate") if (!(in->flags & PXG_CFG_IN_VALIDATE_ONLY)) return PXG_E_STATE;
   CASE("bytes") if (in->bytes.len != 5 || in->filter.len != 1 || in->name.len != 4) return PXG_E_ARG;
-  CASE("parent") if (in->parent != 2000000) return PXG_E_ARG;
+  CASE("parent") {
+    if (in->parent != 2000000) return PXG_E_ARG;
+    out->config += 3000000;
+    children++;
+  }
   CASE("base") out->config = 2000000;
   return status;
 }
 
 static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
-  (void)ctx, (void)ev;
+  (void)ctx;
   out->action = PXG_ACT_CONTINUE;
-  out->user = dropped;
+  out->user = ev->arg ? misordered : dropped;
 }
 
-GUEST(configure, event)
+static void drop(uint64_t ctx, uint64_t config) {
+  config_drop(ctx, config);
+  if (config >= 3000000) children--;
+  if (config == 2000000 && children) misordered = 1;
+}
+
+GUEST(configure, event, out->on_config_drop = drop)
