@@ -1,10 +1,14 @@
 //! The project's own commands. `cargo xtask help` lists them; each lives in a module of its name.
 #![deny(unsafe_code)]
 
+mod bench;
 mod bootstrap;
+mod demo;
 mod r#gen;
+mod lab;
 mod proc;
 mod root;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -19,13 +23,19 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
+    Demo(demo::Args),
     Gen(r#gen::Args),
+    Soak(soak::Args),
     Test(test::Args),
 }
 
 fn main() -> std::process::ExitCode {
     let done = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Gen(args) => r#gen::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match done {

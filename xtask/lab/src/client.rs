@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::BodyExt;
@@ -86,6 +86,14 @@ impl Connection {
                 Self::H2c(sender)
             }
         })
+    }
+
+    /// Another handle of an HTTP/2 connection, for a request at the same time.
+    pub fn clone_h2(&self) -> Result<Self> {
+        match self {
+            Self::Http1(_) => bail!("HTTP/1.1 has one request at a time"),
+            Self::H2c(sender) => Ok(Self::H2c(sender.clone())),
+        }
     }
 
     /// Whether another request can be sent.

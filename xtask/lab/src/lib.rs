@@ -7,6 +7,7 @@ pub mod client;
 pub mod demo;
 pub mod flat;
 pub mod host;
+pub mod memory;
 pub mod paint;
 pub mod process;
 pub mod soak;

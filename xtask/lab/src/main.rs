@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use pxg_lab::{bench_host, demo, soak};
+use pxg_lab::{bench_host, demo, memory, soak};
 
 /// Demonstration, host benchmark and soak test; start them by `cargo xtask`
 #[derive(Parser)]
@@ -19,6 +19,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     BenchHost(bench_host::Args),
+    Memory(memory::Args),
     Soak(soak::Args),
 }
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => block_on(demo::run(&args)),
         Command::BenchHost(args) => bench_host::run(&args),
+        Command::Memory(args) => block_on(memory::run(&args)),
         Command::Soak(args) => block_on(soak::run(&args)),
     };
     match done {

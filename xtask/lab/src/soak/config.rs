@@ -66,10 +66,12 @@ path = {rust}
 [[filters]]
 name = "trace-id"
 guest = "go"
+filter = "trace-id"
 
 [[filters]]
 name = "token-check"
 guest = "go"
+filter = "token-check"
 pend_limit = "20s"
 config = {{ authority = "http://{authority}/", timeout_ms = 20000, connections = 8 }}
 
@@ -84,11 +86,13 @@ response set x-config config-{number}
 [[filters]]
 name = "body-rewrite"
 guest = "rust"
+filter = "body-rewrite"
 config = {{ direction = "both", replace = [{{ from = "{MARK}", to = "config-{number}" }}] }}
 
 [[filters]]
 name = "body-count"
 guest = "rust"
+filter = "body-count"
 
 [[virtual_hosts]]
 name = "all"

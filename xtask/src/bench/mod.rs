@@ -1,0 +1,96 @@
+//! `cargo xtask bench`: what calls into guests cost, and what filters cost the proxy.
+
+mod boundary;
+mod criterion;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Subcommand;
+
+use crate::bootstrap::{self, Need};
+use crate::lab::Lab;
+use crate::proc::end_children_on_interrupt;
+
+/// Measure: calls into guests, or the proxy with filters against itself without
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// What a call into a guest costs: time, instructions, allocations, memory
+    ///
+    /// The exit code is not 0 if a C or Rust guest needs more instructions than the gate allows, or if a header filter
+    /// allocates. Times are told with their targets and decide nothing: they depend on the machine.
+    Boundary {
+        /// Also write what was measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Leave out the times that criterion measures
+        #[arg(long)]
+        quick: bool,
+    },
+    /// What filters cost the proxy: processor time per request with a filter over that without
+    ///
+    /// Needs two processors and nothing else running on them: the proxy has one for itself, load and upstream the other.
+    Host {
+        /// Rounds of each variant
+        #[arg(long, default_value_t = 21)]
+        rounds: usize,
+        /// Milliseconds of each of the four runs of a round
+        #[arg(long, default_value_t = 250)]
+        run_ms: u64,
+        /// Only variants whose name contains this
+        #[arg(long)]
+        only: Option<String>,
+        /// Also write what was measured to this file
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    end_children_on_interrupt()?;
+    let need = match args.what {
+        What::Boundary { .. } => Need::Tests,
+        What::Host { .. } => Need::Guests,
+    };
+    let tools = bootstrap::bring(need)?;
+    let lab = Lab::new(&tools);
+    lab.build(lab.steps())?;
+    lab.build(lab.bench_steps())?;
+    match &args.what {
+        What::Boundary { json, quick } => boundary::run(&lab, *quick, json.as_deref()),
+        What::Host {
+            rounds,
+            run_ms,
+            only,
+            json,
+        } => {
+            println!();
+            let mut command = lab.laboratory();
+            command.arg("bench-host");
+            command.args([
+                "--rounds",
+                &rounds.to_string(),
+                "--run-ms",
+                &run_ms.to_string(),
+            ]);
+            if let Some(only) = only {
+                command.args(["--only", only]);
+            }
+            if let Some(json) = json {
+                command.arg("--json").arg(std::path::absolute(json)?);
+            }
+            Lab::run(&mut command)
+        }
+    }
+}
+
+fn write_json(file: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
