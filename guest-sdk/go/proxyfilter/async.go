@@ -52,6 +52,7 @@ type AsyncStream struct {
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	waits  bool // it is in the table of those that can be cancelled
 
 	mu      sync.Mutex
 	decided bool
@@ -149,12 +150,22 @@ func (c *callState) startAsync(fn func(context.Context, *AsyncStream)) Action {
 
 // launch starts the function after its event has been found in order.
 func (a *AsyncStream) launch() {
-	a.arm()
-	a.inst.wait(a)
+	if a.arm(); a.waits {
+		a.inst.wait(a)
+	}
 	a.inst.host.Spawn(a.worker, a.cfg.decl.Nonblocking, a.run)
 }
 
-func (a *AsyncStream) arm() { a.ctx, a.cancel = context.WithCancelCause(context.Background()) }
+// arm makes the context. A function that never blocks has no use for one that can
+// be cancelled: if its stream is dead, its decision is answered with STALE.
+func (a *AsyncStream) arm() {
+	if a.cfg != nil && a.cfg.decl.Nonblocking {
+		a.ctx, a.cancel = context.Background(), func(error) {}
+		return
+	}
+	a.waits = true
+	a.ctx, a.cancel = context.WithCancelCause(context.Background())
+}
 
 // abandon is for a function that never started.
 func (a *AsyncStream) abandon(string) {
@@ -181,8 +192,7 @@ func (in *instance) runJob(worker uint32, j *bridge.Job) {
 		return
 	}
 	a.fn = a.cfg.h.async[a.phase]
-	a.arm()
-	if !in.wait(a) {
+	if a.arm(); a.waits && !in.wait(a) {
 		a.cancel(ErrStreamGone)
 		a.end()
 		return
@@ -257,7 +267,9 @@ func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result, e *bridge.E
 	}
 	a.batch = nil
 	a.mu.Unlock()
-	a.inst.forget(a.token)
+	if a.waits {
+		a.inst.forget(a.token)
+	}
 	code := a.inst.host.Complete(a.token, b)
 	switch code {
 	case bridge.OK:
@@ -487,9 +499,9 @@ func (a *AsyncStream) RouteToCluster(name string) {
 	a.edit(func(e *bridge.Encoder) { e.Route("cluster", name) })
 }
 
-// Metric is [Stream.Metric].
-func (a *AsyncStream) Metric(id uint32, value int64) {
-	a.edit(func(e *bridge.Encoder) { e.Metric(id, value) })
+// Record is [Stream.Record].
+func (a *AsyncStream) Record(m Metric, value int64) {
+	a.edit(func(e *bridge.Encoder) { m.encode(e, value) })
 }
 
 // Ref names the stream for use after the function has returned.

@@ -131,12 +131,10 @@ func TestEffectsBesideHeaders(t *testing.T) {
 	ex := do(t, onRequest(func(s pf.Stream, _ pf.Headers) pf.Action {
 		s.SetMetadata("", "own", "1")
 		s.SetMetadata("other.ns", "key", "2")
-		s.Metric(7, 3)
-		s.Metric(7, -1)
 		s.RouteToCluster("blue")
 		return pf.Continue
 	}), proxyfiltertest.Request{})
-	if ex.Metadata[".own"] != "1" || ex.Metadata["other.ns.key"] != "2" || ex.Metrics[7] != 2 || ex.Cluster != "blue" {
+	if ex.Metadata[".own"] != "1" || ex.Metadata["other.ns.key"] != "2" || ex.Cluster != "blue" {
 		t.Errorf("%+v", ex)
 	}
 }
@@ -182,22 +180,25 @@ func TestPerStreamObjects(t *testing.T) {
 	}
 }
 
-type logger struct{ end pf.End }
+type logger struct {
+	end    pf.End
+	status int
+	peer   string
+}
 
 func (l *logger) OnLog(s pf.Stream, e pf.End) {
 	l.end = e
-	s.Metric(1, int64(s.Headers().Status()))
-	s.Metric(2, int64(len(s.PeerHeaders().Get("x-a"))))
+	l.status, l.peer = s.Headers().Status(), s.PeerHeaders().Get("x-a")
 }
 
 func TestLog(t *testing.T) {
 	l := &logger{}
-	ex := do(t, l, proxyfiltertest.Request{Header: []pf.Field{pf.F("x-a", "abc")}})
+	do(t, l, proxyfiltertest.Request{Header: []pf.Field{pf.F("x-a", "abc")}})
 	if l.end.Reason() != pf.EndComplete || l.end.Request() != pf.Completed || l.end.Response() != pf.Completed {
 		t.Errorf("end %s, %s, %s", l.end.Reason(), l.end.Request(), l.end.Response())
 	}
-	if ex.Metrics[1] != 200 || ex.Metrics[2] != 3 {
-		t.Errorf("metrics %v", ex.Metrics)
+	if l.status != 200 || l.peer != "abc" {
+		t.Errorf("status %d, the request's field %q", l.status, l.peer)
 	}
 }
 
@@ -451,5 +452,56 @@ func TestLargeBatch(t *testing.T) {
 	}), proxyfiltertest.Request{})
 	if string(ex.Body) != big || ex.Get("x-a") != "b" || ex.Details != "d" || len(ex.Trailers) != 1 {
 		t.Error("a large reply is damaged")
+	}
+}
+
+type measured struct{ count, gauge, hist pf.Metric }
+
+func (m *measured) OnRequestHeaders(s pf.Stream, _ pf.Headers) pf.Action {
+	return s.Async(func(_ context.Context, a *pf.AsyncStream) {
+		a.Record(m.hist, 100)
+		a.Record(pf.Metric{}, 1)
+		m.count.Record(3)
+		_ = a.Continue()
+	})
+}
+
+func (m *measured) OnResponseHeaders(s pf.Stream, _ pf.Headers) pf.Action {
+	s.Record(m.count, 2)
+	s.Record(m.gauge, 7)
+	s.Record(pf.Metric{}, 1)
+	return pf.Continue
+}
+
+func TestMetrics(t *testing.T) {
+	name := fmt.Sprintf("test-%d", names.Add(1))
+	pf.Register(name, func(_ *struct{}, env *pf.Env) (pf.Filter, error) {
+		m := &measured{}
+		var errs [3]error
+		m.count, errs[0] = env.Counter("things_total", pf.F("kind", "a"), pf.F("place", "b"))
+		m.gauge, errs[1] = env.Gauge("size")
+		m.hist, errs[2] = env.Histogram("took_ns")
+		again, err := env.Counter("things_total", pf.F("kind", "a"), pf.F("place", "b"))
+		if again != m.count || err != nil {
+			t.Errorf("the same series is %v and %v, %v", m.count, again, err)
+		}
+		if _, err := env.Gauge("no name"); err == nil {
+			t.Error("a name with a blank is taken")
+		}
+		if _, err := env.Histogram("size"); err == nil {
+			t.Error("another kind is taken")
+		}
+		return m, errors.Join(errs[:]...)
+	}, pf.MayPend(pf.PhaseRequestHeaders))
+	h := proxyfiltertest.New(t, name, "")
+	for range 2 {
+		if ex := h.Do(proxyfiltertest.Request{}, nil); ex.Failure != "" {
+			t.Fatal(ex.Failure)
+		}
+	}
+	for series, want := range map[string]int64{`things_total{kind="a",place="b"}`: 10, "size": 7, "took_ns": 2} {
+		if got := h.Metric(series); got != want {
+			t.Errorf("%s: %d, want %d", series, got, want)
+		}
 	}
 }

@@ -195,11 +195,8 @@ func lower(s string) string {
 
 func clone(s string) string { return strings.Clone(s) }
 
-// cloneFields copies all strings into one piece of memory.
-func cloneFields(f []bridge.RawField) []Field {
-	if len(f) == 0 {
-		return nil
-	}
+// each copies all strings into one piece of memory and hands them out in order.
+func each(f []bridge.RawField, yield func(i int, name, value string)) {
 	n := 0
 	for i := range f {
 		n += len(f[i].Name()) + len(f[i].Value())
@@ -211,19 +208,27 @@ func cloneFields(f []bridge.RawField) []Field {
 		b.WriteString(f[i].Value())
 	}
 	s := b.String()
-	out := make([]Field, len(f))
 	for i := range f {
 		a, v := len(f[i].Name()), len(f[i].Value())
-		out[i] = Field{Name: s[:a], Value: s[a : a+v]}
+		yield(i, s[:a], s[a:a+v])
 		s = s[a+v:]
 	}
+}
+
+func cloneFields(f []bridge.RawField) []Field {
+	if len(f) == 0 {
+		return nil
+	}
+	out := make([]Field, len(f))
+	each(f, func(i int, name, value string) { out[i] = Field{Name: name, Value: value} })
 	return out
 }
 
 func cloneRaw(f []bridge.RawField) []bridge.RawField {
-	out := make([]bridge.RawField, len(f))
-	for i, c := range cloneFields(f) {
-		out[i] = bridge.MakeRaw(c.Name, c.Value)
+	if len(f) == 0 {
+		return nil
 	}
+	out := make([]bridge.RawField, len(f))
+	each(f, func(i int, name, value string) { out[i] = bridge.MakeRaw(name, value) })
 	return out
 }

@@ -35,8 +35,8 @@ type Changes struct {
 // SetMetadata is [Stream.SetMetadata].
 func (c Changes) SetMetadata(namespace, key, value string) { c.e.Metadata(namespace, key, value) }
 
-// Metric is [Stream.Metric].
-func (c Changes) Metric(id uint32, value int64) { c.e.Metric(id, value) }
+// Record is [Stream.Record].
+func (c Changes) Record(m Metric, value int64) { m.encode(c.e, value) }
 
 // RouteToCluster is [Stream.RouteToCluster].
 func (c Changes) RouteToCluster(name string) { c.e.Route("cluster", name) }

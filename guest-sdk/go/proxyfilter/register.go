@@ -38,8 +38,8 @@ type Declaration struct {
 	PendTimeout time.Duration
 	// Nonblocking promises that the asynchronous functions of this filter never
 	// block: no lock held for long, no socket, no channel. They then run one after
-	// the other on one goroutine per event loop, which is cheaper. One that blocks
-	// nevertheless blocks all.
+	// the other on one goroutine per event loop, which is cheaper, with a context
+	// that is not cancelled. One that blocks nevertheless blocks all.
 	Nonblocking bool
 	// StreamedReplies is needed for [AsyncStream.StreamReply].
 	StreamedReplies bool

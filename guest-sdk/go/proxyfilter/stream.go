@@ -297,11 +297,10 @@ func (s Stream) RecomputeRoute() {
 	s.c.Enc.Route("recompute", "")
 }
 
-// Metric adds value to the metric with this id, which the host's metrics
-// extension gave out.
-func (s Stream) Metric(id uint32, value int64) {
+// Record records a value in a metric of [Env.Counter], [Env.Gauge] or [Env.Histogram].
+func (s Stream) Record(m Metric, value int64) {
 	s.check(s.c.Call)
-	s.c.Enc.Metric(id, value)
+	m.encode(&s.c.Enc, value)
 }
 
 // Ref names the stream for use from any goroutine, also after it has died.

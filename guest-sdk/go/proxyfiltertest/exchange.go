@@ -64,8 +64,6 @@ type Exchange struct {
 	Events []proxyfilter.Phase
 	// Metadata is by namespace and key, joined by a dot.
 	Metadata map[string]string
-	// Metrics are the sums by id.
-	Metrics map[uint32]int64
 	// Cluster is what the filter routed to.
 	Cluster string
 }
@@ -130,7 +128,7 @@ func (h *Host) do(req Request, up Upstream, cancelAt int) *Exchange {
 		up = func(r *Request) Response { return Response{Body: r.Body} }
 	}
 	h.mu.Lock()
-	s := &stream{h: h, ex: &Exchange{Metadata: map[string]string{}, Metrics: map[uint32]int64{}}, handle: h.next<<32 | 0xabc,
+	s := &stream{h: h, ex: &Exchange{Metadata: map[string]string{}}, handle: h.next<<32 | 0xabc,
 		mode: h.cfg.BodyMode, cancelAt: cancelAt, slow: h.intn(2) == 0}
 	h.next++
 	h.streams[s.handle] = s
@@ -324,7 +322,9 @@ func (s *stream) always(v *verdict) {
 		case bridge.OpMetadataSet:
 			s.ex.Metadata[string(o.key[:o.u0])+"."+string(o.key[o.u0:])] = string(o.val)
 		case bridge.OpMetric:
-			s.ex.Metrics[o.target] += int64(o.u0)
+			if s.h.RecordMetric(o.target, int64(o.u0)) != bridge.OK {
+				s.h.t.Errorf("METRIC with the id %d, which was not given out, or a counter that should shrink by %d", o.target, int64(o.u0))
+			}
 		case bridge.OpRoute:
 			if string(o.key) == "cluster" {
 				s.ex.Cluster = string(o.val)

@@ -3,6 +3,7 @@ package proxyfiltertest
 import (
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -72,8 +73,15 @@ type Host struct {
 	running  int
 	interest int
 	logs     []string
+	metrics  []metric
 	dead     []*region
 	closed   bool
+}
+
+type metric struct {
+	series string
+	kind   uint32
+	value  int64
 }
 
 type token struct {
@@ -231,6 +239,70 @@ func (h *Host) Log(level uint32, msg string) {
 	if !closed && testing.Verbose() {
 		h.t.Logf("log %d: %s", level, msg)
 	}
+}
+
+// Metric is what was recorded in a series: the sum of a counter, the last value of
+// a gauge, the number of observations of a histogram. A series is written as
+// name{label="value"}, or name alone if there are no labels.
+func (h *Host) Metric(series string) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.metrics {
+		if m.series == series {
+			return m.value
+		}
+	}
+	return 0
+}
+
+// DefineMetric implements the bridge.
+func (h *Host) DefineMetric(kind uint32, name string, labels []Field) (uint32, int32) {
+	fits := regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`).MatchString
+	series, ok := name, fits(name)
+	for i, l := range labels {
+		ok = ok && fits(l.Name)
+		series += fmt.Sprintf("%c%s=%q", "{,"[min(i, 1)], l.Name, l.Value)
+	}
+	if len(labels) > 0 {
+		series += "}"
+	}
+	if !ok {
+		return 0, bridge.ErrArg
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i, m := range h.metrics {
+		if m.series == series {
+			if m.kind != kind {
+				return 0, bridge.ErrArg
+			}
+			return uint32(i + 1), bridge.OK
+		}
+	}
+	h.metrics = append(h.metrics, metric{series: series, kind: kind})
+	return uint32(len(h.metrics)), bridge.OK
+}
+
+// RecordMetric implements the bridge.
+func (h *Host) RecordMetric(id uint32, value int64) int32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if id == 0 || int(id) > len(h.metrics) {
+		return bridge.ErrNotFound
+	}
+	m := &h.metrics[id-1]
+	switch m.kind {
+	case bridge.MetricCounter:
+		if value < 0 {
+			return bridge.ErrArg
+		}
+		m.value += value
+	case bridge.MetricGauge:
+		m.value = value
+	default:
+		m.value++
+	}
+	return bridge.OK
 }
 
 // AddInterest implements the bridge.

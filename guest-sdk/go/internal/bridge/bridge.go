@@ -136,6 +136,10 @@ type Host interface {
 	Discard(b Batch)
 	Wake(stream, arg uint64) int32
 
+	// DefineMetric answers the id of a metric, or a status.
+	DefineMetric(kind uint32, name string, labels []Field) (uint32, int32)
+	RecordMetric(id uint32, value int64) int32
+
 	// Spawn runs f on a goroutine of its own, or, for a job that never blocks,
 	// on the goroutine that serves this worker's jobs. It may be called inside
 	// an event and must not block then.

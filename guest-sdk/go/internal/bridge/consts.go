@@ -129,6 +129,13 @@ const (
 	LogOff   uint32 = 5
 )
 
+// Kinds of metrics.
+const (
+	MetricCounter   uint32 = 1
+	MetricGauge     uint32 = 2
+	MetricHistogram uint32 = 3
+)
+
 // Features.
 const (
 	FPendRequestHeaders   = 0

@@ -1,6 +1,6 @@
 package cabi
 
-// #include "proxy_golang.h"
+// #include "pxgo.h"
 import "C"
 
 import "github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
@@ -95,6 +95,9 @@ func _() {
 	_ = same[bridge.LogWarn-C.PXG_LOG_WARN]
 	_ = same[bridge.LogError-C.PXG_LOG_ERROR]
 	_ = same[bridge.LogOff-C.PXG_LOG_OFF]
+	_ = same[bridge.MetricCounter-C.PXG_METRIC_COUNTER]
+	_ = same[bridge.MetricGauge-C.PXG_METRIC_GAUGE]
+	_ = same[bridge.MetricHistogram-C.PXG_METRIC_HISTOGRAM]
 	_ = same[bridge.FPendRequestHeaders-C.PXG_F_PEND_REQUEST_HEADERS]
 	_ = same[bridge.FPendRequestBody-C.PXG_F_PEND_REQUEST_BODY]
 	_ = same[bridge.FPendRequestTrailers-C.PXG_F_PEND_REQUEST_TRAILERS]

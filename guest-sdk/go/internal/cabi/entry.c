@@ -130,6 +130,14 @@ void pxgo_log(pxgo_host *h, uint32_t level, const uint8_t *p, uint64_t n) {
   if (h->table->log) h->table->log(h->table->ctx, level, p, n);
 }
 
+int32_t pxgo_metric_define(pxgo_host *h, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n, uint32_t *id) {
+  return h->metrics ? h->metrics->define(h->table->ctx, kind, name, labels, n, id) : PXG_E_UNSUPPORTED;
+}
+
+int32_t pxgo_metric_record(pxgo_host *h, uint32_t id, int64_t value) {
+  return h->metrics ? h->metrics->record(h->table->ctx, id, value) : PXG_E_UNSUPPORTED;
+}
+
 void pxgo_release(uint64_t ctx) { free((void *)(uintptr_t)ctx); }
 
 void *pxgo_release_fn(void) { return (void *)pxgo_release; }
@@ -146,6 +154,10 @@ static int32_t init_host(const pxg_host *host, pxg_guest *out) {
     h->table = host;
     h->ctx = i + 1;
     h->batch_end = host->features[PXG_F_BATCH_END / 64] >> (PXG_F_BATCH_END % 64) & 1;
+    if (host->get_ext) {
+      const pxg_metrics_v1 *m = host->get_ext(host->ctx, (const uint8_t *)PXG_METRICS_V1_ID, sizeof PXG_METRICS_V1_ID - 1);
+      if (m && m->size >= sizeof *m && m->define && m->record) h->metrics = m;
+    }
     __atomic_store_n(&hosts[i], h, __ATOMIC_RELEASE);
     pxgoInit(h->ctx, h);
     pxgo_recipe_init((int)h->batch_end);

@@ -166,6 +166,43 @@ func (h *host) Wake(stream, arg uint64) int32 {
 	return int32(C.pxgo_wake(h.c, C.uint64_t(stream), C.uint64_t(arg)))
 }
 
+// DefineMetric copies everything into one piece of C memory for the call.
+func (h *host) DefineMetric(kind uint32, name string, labels []bridge.Field) (uint32, int32) {
+	size := unsafe.Sizeof(str{}) + uintptr(len(labels))*bridge.FieldSize + 8 + uintptr(len(name))
+	for _, l := range labels {
+		size += uintptr(len(l.Name) + len(l.Value))
+	}
+	p := C.calloc(1, C.size_t(size))
+	if p == nil {
+		return 0, bridge.ErrLimit
+	}
+	defer C.free(p)
+	strs := unsafe.Slice((*str)(p), 1+2*len(labels))
+	id := (*C.uint32_t)(unsafe.Add(p, len(strs)*int(unsafe.Sizeof(str{}))))
+	text := unsafe.Slice((*byte)(unsafe.Add(unsafe.Pointer(id), 8)), size-uintptr(len(strs))*unsafe.Sizeof(str{})-8)
+	put := func(to *str, s string) {
+		if n := copy(text, s); n > 0 {
+			*to = str{ptr: uintptr(unsafe.Pointer(unsafe.SliceData(text))), n: uint32(n)}
+			text = text[n:]
+		}
+	}
+	put(&strs[0], name)
+	for i, l := range labels {
+		put(&strs[1+2*i], l.Name)
+		put(&strs[2+2*i], l.Value)
+	}
+	var first *C.pxg_field
+	if len(labels) > 0 {
+		first = (*C.pxg_field)(unsafe.Pointer(&strs[1]))
+	}
+	code := C.pxgo_metric_define(h.c, C.uint32_t(kind), (*C.pxg_str)(p), first, C.uint64_t(len(labels)), id)
+	return uint32(*id), int32(code)
+}
+
+func (h *host) RecordMetric(id uint32, value int64) int32 {
+	return int32(C.pxgo_metric_record(h.c, C.uint32_t(id), C.int64_t(value)))
+}
+
 func (h *host) AddInterest(n int) {
 	atomic.AddUint32((*uint32)(unsafe.Pointer(&h.c.interest)), uint32(n))
 }

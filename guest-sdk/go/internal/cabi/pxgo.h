@@ -3,6 +3,7 @@
 #define PXGO_H
 
 #include "proxy_golang.h"
+#include "proxy_golang_metrics.h"
 
 #define PXGO_MAX_HOSTS 16
 #define PXGO_MAX_WORKERS 256
@@ -34,6 +35,7 @@ typedef struct pxgo_ring {
 
 typedef struct pxgo_host {
   const pxg_host *table;
+  const pxg_metrics_v1 *metrics; /* NULL: the host has none */
   uint64_t ctx;             /* what the guest table answers: index + 1 */
   uint32_t batch_end;       /* the host calls on_batch_end */
   uint32_t ring_on;
@@ -55,6 +57,8 @@ int32_t pxgo_complete(pxgo_host *h, uint64_t token, const pxg_result *r);
 void pxgo_complete_many(pxgo_host *h, pxgo_done *d, uint64_t n);
 int32_t pxgo_apply(pxgo_host *h, uint64_t stream, const pxg_result *r);
 int32_t pxgo_wake(pxgo_host *h, uint64_t stream, uint64_t arg);
+int32_t pxgo_metric_define(pxgo_host *h, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n, uint32_t *id);
+int32_t pxgo_metric_record(pxgo_host *h, uint32_t id, int64_t value);
 void pxgo_log(pxgo_host *h, uint32_t level, const uint8_t *p, uint64_t n);
 void pxgo_release(uint64_t ctx);
 void *pxgo_release_fn(void);

@@ -80,16 +80,24 @@ func init() {
 		h.Del("x-internal")
 		return pf.Continue
 	})
-	register("test-mallocs", func(s pf.Stream, _ pf.Headers) pf.Action {
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		s.Metric(1, int64(m.Mallocs))
-		return pf.Continue
+	pf.Register("test-mallocs", func(_ *struct{}, env *pf.Env) (pf.Filter, error) {
+		mallocs, err := env.Gauge("mallocs", pf.F("of", "go"))
+		if err != nil {
+			return nil, err
+		}
+		mallocs.Record(-1)
+		return onHeaders(func(s pf.Stream, _ pf.Headers) pf.Action {
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			s.Record(mallocs, int64(m.Mallocs))
+			return pf.Continue
+		}), nil
 	})
 	register("test-big", func(s pf.Stream, _ pf.Headers) pf.Action {
 		return s.Reply(pf.Reply{Status: 200, Body: bytes.Repeat([]byte("b"), 1<<20)})
 	})
 	pf.Register("test-async-only", func(*struct{}, *pf.Env) (pf.Filter, error) { return asyncOnly{}, nil })
+	pf.Register("test-async-nonblocking", func(*struct{}, *pf.Env) (pf.Filter, error) { return asyncOnly{}, nil }, pf.Nonblocking())
 	pf.Register("test-async-never", func(*struct{}, *pf.Env) (pf.Filter, error) { return asyncNever{}, nil })
 	pf.Register("test-stream-reply", func(*struct{}, *pf.Env) (pf.Filter, error) { return streamReply{}, nil })
 }
