@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
@@ -34,9 +35,12 @@ type consumer struct {
 	// then go to the host in one call.
 	doneMu     sync.Mutex
 	collecting bool
+	began      time.Time
 	done       []pending
 	free       []*C.pxgo_job
-	calls      []C.pxgo_done
+
+	callMu sync.Mutex
+	calls  []C.pxgo_done // maxCollect, in C memory
 }
 
 type goJob struct {
@@ -49,16 +53,28 @@ type pending struct {
 	b     *batch
 }
 
-const maxCollect = 128
+const (
+	maxCollect = 128
+	// A goroutine that computes can keep the consumer from its turn: what has been
+	// collected for this long goes with the next completion.
+	maxHold = 200 * time.Microsecond
+)
 
 // collect takes a completion if its batch is being collected just now.
 func (c *consumer) collect(token uint64, b *batch) bool {
 	c.doneMu.Lock()
-	defer c.doneMu.Unlock()
-	if !c.collecting || len(c.done) == maxCollect {
+	if !c.collecting {
+		c.doneMu.Unlock()
 		return false
 	}
 	c.done = append(c.done, pending{token, b})
+	if len(c.done) < maxCollect && time.Since(c.began) < maxHold {
+		c.doneMu.Unlock()
+		return true
+	}
+	done, free := c.take()
+	c.doneMu.Unlock()
+	c.hand(done, free)
 	return true
 }
 
@@ -73,72 +89,79 @@ func (c *consumer) release(j *C.pxgo_job) {
 	C.pxgo_job_free(j)
 }
 
-func (c *consumer) setCollecting(on bool) {
+func (c *consumer) collectNow() {
 	c.doneMu.Lock()
-	c.collecting = on
+	c.collecting, c.began = true, time.Now()
 	c.doneMu.Unlock()
+}
+
+// take ends the collecting; the caller holds doneMu.
+func (c *consumer) take() ([]pending, []*C.pxgo_job) {
+	done, free := c.done, c.free
+	c.collecting, c.done, c.free = false, nil, nil
+	return done, free
 }
 
 // flush hands over what was collected.
 func (c *consumer) flush() {
 	c.doneMu.Lock()
-	c.collecting = false
-	done, free := c.done, c.free
-	c.done, c.free = nil, nil
+	done, free := c.take()
 	c.doneMu.Unlock()
-	if n := len(done); n > 0 {
-		for i, d := range done {
-			p := unsafe.Slice(c.doneArray(), maxCollect)
-			p[i].token, p[i].code = C.uint64_t(d.token), 0
-			*(*uintptr)(unsafe.Pointer(&p[i].result)) = uintptr(unsafe.Pointer(d.b.seal()))
-		}
-		C.pxgo_complete_many(c.host.c, c.doneArray(), C.uint64_t(n))
-		for i, d := range done {
-			code := unsafe.Slice(c.doneArray(), maxCollect)[i].code
-			d.b.recycle()
-			if code != C.PXG_OK && code != C.PXG_E_STALE {
-				c.refused(d.token, int32(code))
-			}
-		}
-		clear(done)
-		c.keep(done[:0], nil)
-	}
-	if len(free) > 0 {
-		for _, j := range free {
-			C.pxgo_job_free(j)
-		}
-		clear(free)
-		c.keep(nil, free[:0])
-	}
+	c.hand(done, free)
 }
 
-// keep returns the memory of the lists.
-func (c *consumer) keep(done []pending, free []*C.pxgo_job) {
-	c.doneMu.Lock()
-	if done != nil && c.done == nil {
-		c.done = done
+func (c *consumer) hand(done []pending, free []*C.pxgo_job) {
+	if n := len(done); n > 0 {
+		var bad []pending
+		c.callMu.Lock()
+		calls := c.callArray()
+		for i, d := range done {
+			calls[i].token, calls[i].code = C.uint64_t(d.token), 0
+			*(*uintptr)(unsafe.Pointer(&calls[i].result)) = uintptr(unsafe.Pointer(d.b.seal()))
+		}
+		C.pxgo_complete_many(c.host.c, unsafe.SliceData(calls), C.uint64_t(n))
+		for i, d := range done {
+			if code := calls[i].code; code != C.PXG_OK && code != C.PXG_E_STALE {
+				bad = append(bad, d)
+			}
+			d.b.recycle()
+		}
+		c.callMu.Unlock()
+		for _, d := range bad {
+			c.refused(d.token)
+		}
 	}
-	if free != nil && c.free == nil {
-		c.free = free
+	for _, j := range free {
+		C.pxgo_job_free(j)
+	}
+	clear(done)
+	clear(free)
+	c.doneMu.Lock()
+	if c.done == nil {
+		c.done = done[:0]
+	}
+	if c.free == nil {
+		c.free = free[:0]
 	}
 	c.doneMu.Unlock()
 }
 
 // refused fails a stream whose batch the host did not understand.
-func (c *consumer) refused(token uint64, code int32) {
+func (c *consumer) refused(token uint64) {
+	const text = "the host refused an asynchronous decision"
+	c.host.Log(bridge.LogError, text)
 	b := newBatch(c.worker)
 	b.res.Action = bridge.ActError
-	b.enc.SetError("the host refused an asynchronous decision")
-	c.host.Log(bridge.LogError, "the host refused an asynchronous decision")
+	b.enc.SetError(text)
 	C.pxgo_complete(c.host.c, C.uint64_t(token), b.seal())
 	b.recycle()
 }
 
-func (c *consumer) doneArray() *C.pxgo_done {
+func (c *consumer) callArray() []C.pxgo_done {
 	if c.calls == nil {
 		c.calls = unsafe.Slice((*C.pxgo_done)(C.calloc(maxCollect, C.sizeof_pxgo_done)), maxCollect)
 	}
-	return unsafe.SliceData(c.calls)
+	return c.calls
 }
 
 // loop waits in C, not in Go's scheduler, so that a push needs no processor of Go.
@@ -147,30 +170,38 @@ func (c *consumer) loop() {
 	for {
 		list := C.pxgo_wait(c.ring)
 		for {
-			c.setCollecting(true)
 			jobs = jobs[:0]
 			for ; list != nil && len(jobs) < maxCollect; list = list.next {
 				jobs = append(jobs, c.job(list))
 			}
-			c.host.inst.RunJobs(c.worker, jobs)
-			clear(jobs)
-			started := len(jobs) > 0
-			for _, j := range c.takeGoJobs() {
-				started = true
-				if j.nonblocking {
-					j.f()
-				} else {
-					go j.f()
-				}
-			}
-			if started {
+			goJobs := c.takeGoJobs()
+			// A single job gains nothing by waiting for others.
+			if n := len(jobs) + len(goJobs); n > 1 {
+				c.collectNow()
+				c.start(jobs, goJobs)
 				// Lets the goroutines run until they wait for something, or are done.
 				runtime.Gosched()
+				c.flush()
+			} else if n == 1 {
+				c.start(jobs, goJobs)
 			}
-			c.flush()
+			clear(jobs)
 			if list == nil {
 				break
 			}
+		}
+	}
+}
+
+func (c *consumer) start(jobs []bridge.Job, goJobs []goJob) {
+	if len(jobs) > 0 {
+		c.host.inst.RunJobs(c.worker, jobs)
+	}
+	for _, j := range goJobs {
+		if j.nonblocking {
+			j.f()
+		} else {
+			go j.f()
 		}
 	}
 }
