@@ -3,12 +3,13 @@
 use proxy_golang_abi::ext::MetricKind;
 
 use crate::pending::HostError;
-use crate::raw::{Host, MetricsTable};
+use crate::raw::{ConfigInput, Host, MetricsTable};
 
 /// A metric of the host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metric {
-    table: MetricsTable,
+    /// None in a validation, which has no side effects (PXG-CFG-004): nothing was defined.
+    table: Option<MetricsTable>,
     id: u32,
 }
 
@@ -19,7 +20,7 @@ impl Metric {
 
     fn record(self, value: i64) {
         // NOTFOUND can't be: the id is this table's.
-        let _ = self.table.record(self.id, value);
+        let _ = self.table.map(|table| table.record(self.id, value));
     }
 }
 
@@ -56,6 +57,45 @@ impl Histogram {
     }
 }
 
+impl ConfigInput<'_> {
+    fn define(
+        &self,
+        kind: MetricKind,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<Metric, HostError> {
+        if self.validate_only() {
+            return Ok(Metric { table: None, id: 0 });
+        }
+        self.host().define(kind, name, labels)
+    }
+
+    /// [`Host::counter`], but in a validation nothing is defined: that has no side effects.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn counter(&self, name: &str, labels: &[(&str, &str)]) -> Result<Counter, HostError> {
+        self.define(MetricKind::COUNTER, name, labels).map(Counter)
+    }
+
+    /// [`Host::gauge`], as [`ConfigInput::counter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn gauge(&self, name: &str, labels: &[(&str, &str)]) -> Result<Gauge, HostError> {
+        self.define(MetricKind::GAUGE, name, labels).map(Gauge)
+    }
+
+    /// [`Host::histogram`], as [`ConfigInput::counter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn histogram(&self, name: &str, labels: &[(&str, &str)]) -> Result<Histogram, HostError> {
+        self.define(MetricKind::HISTOGRAM, name, labels)
+            .map(Histogram)
+    }
+}
+
 /// Defining metrics; the host answers the same one for the same name, kind and labels.
 impl Host {
     fn define(
@@ -66,7 +106,10 @@ impl Host {
     ) -> Result<Metric, HostError> {
         let table = self.metrics_table().ok_or(HostError::Unsupported)?;
         let id = table.define(kind, name, labels).map_err(HostError::of)?;
-        Ok(Metric { table, id })
+        Ok(Metric {
+            table: Some(table),
+            id,
+        })
     }
 
     /// Defines a counter. Names and labels: `[a-zA-Z_][a-zA-Z0-9_]*`.

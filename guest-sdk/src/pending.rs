@@ -139,9 +139,12 @@ impl Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if self.open && !self.state.is_cancelled() {
-            let _ = self.send(Completion::error(
-                "the filter dropped a deferred event without completing it",
-            ));
+            let text = if std::thread::panicking() {
+                "panic: in the thread that was to complete a deferred event"
+            } else {
+                "the filter dropped a deferred event without completing it"
+            };
+            let _ = self.send(Completion::error(text));
         }
     }
 }

@@ -247,10 +247,13 @@ fn every_way_to_end_a_deferred_event() {
 
     assert_eq!(run("reset").end(), &End::Reset);
     assert_eq!(run("error").end(), &End::Failed("no answer".to_owned()));
-    for how in ["drop", "panic"] {
+    for (how, want) in [
+        ("drop", "without completing"),
+        ("panic", "panic: in the thread"),
+    ] {
         let done = run(how);
         assert!(
-            matches!(done.end(), End::Failed(text) if text.contains("without completing")),
+            matches!(done.end(), End::Failed(text) if text.contains(want)),
             "{how}: {:?}",
             done.end()
         );

@@ -8,6 +8,12 @@ use proxy_golang_guest::{
     Attribute, Counter, Gauge, Host, HostError, Library, Status, debug, library,
 };
 
+/// What a validation must not do.
+fn host_side_effect(input: &ConfigInput<'_>) -> Result<(), ConfigError> {
+    input.host().counter("early", &[])?;
+    Ok(())
+}
+
 struct Picky {
     address: Attribute,
     level: u32,
@@ -34,6 +40,9 @@ impl Filter for Picky {
             ("inherit", None) => return Err(ConfigError::at_line(1, "nothing to inherit")),
             (number, _) => number.parse()?,
         };
+        if level == 66 {
+            host_side_effect(input)?;
+        }
         if input.validate_only() {
             assert_eq!(input.name(), b"validate");
         }
@@ -43,8 +52,8 @@ impl Filter for Picky {
         Ok(Self {
             address: setup.attribute("source.address"),
             level,
-            hits: host.counter("hits", &[("kind", "all")])?,
-            size: host.gauge("size", &[])?,
+            hits: input.counter("hits", &[("kind", "all")])?,
+            size: input.gauge("size", &[])?,
         })
     }
 }
@@ -112,12 +121,7 @@ fn a_configuration_is_refused_with_its_text() {
             "line 1: nothing to inherit",
         ),
         ("picky", b"\xff", Status::ARG, "not UTF-8 at byte 0"),
-        (
-            "picky",
-            b"panic",
-            Status::INTERNAL,
-            "the filter panicked: in configure",
-        ),
+        ("picky", b"panic", Status::INTERNAL, "panic: in configure"),
         (
             "piccy",
             b"1",
@@ -179,6 +183,15 @@ fn attributes_metrics_and_parents() {
             .any(|(_, line)| line.contains("level 3 on proxy-golang-guest testing"))
     );
     assert!(WORKERS.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+#[should_panic(expected = "PXG-CFG-004")]
+fn a_validation_without_side_effects() {
+    let host = TestHost::new(&LIBRARY);
+    host.configure("picky", "66").unwrap();
+    host.validate("picky", "65").unwrap();
+    let _ = host.validate("picky", "66");
 }
 
 #[test]

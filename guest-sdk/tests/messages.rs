@@ -166,7 +166,7 @@ fn a_panic_and_an_error_fail_the_stream_with_their_text() {
     let host = TestHost::new(&LIBRARY);
     let config = host.configure("panics", "").unwrap();
     for (how, want) in [
-        ("panic", "the filter panicked: on purpose 42"),
+        ("panic", "panic: on purpose 42"),
         ("error", "invalid digit found in string"),
         ("text", "said so"),
         ("reply-and-go-on", "return what send() answered"),

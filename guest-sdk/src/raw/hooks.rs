@@ -604,7 +604,8 @@ fn panic_text(payload: Box<dyn Any + Send>) -> String {
         .copied()
         .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("a payload that is no text");
-    let text = format!("the filter panicked: {text}");
+    // The prefix is how a host tells panics from errors (PXG-ERR-006).
+    let text = format!("panic: {text}");
     // A payload's destructor may panic as well.
     guard(|| drop(payload));
     text

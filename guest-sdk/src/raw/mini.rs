@@ -126,6 +126,8 @@ pub(crate) struct State {
     pub(crate) metrics: Vec<MetricOut>,
     pub(crate) violations: Vec<String>,
     pub(crate) owned_released: u64,
+    /// A validation runs: nothing may be defined (PXG-CFG-004).
+    pub(crate) validating: bool,
     next: u64,
 }
 

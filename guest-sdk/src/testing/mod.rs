@@ -154,20 +154,30 @@ impl TestHost {
     ///
     /// # Errors
     /// What the filter refused it with.
+    ///
+    /// # Panics
+    /// If the filter broke a rule.
     pub fn validate(&self, filter: &str, bytes: impl AsRef<[u8]>) -> Result<(), Refused> {
-        let out = self
+        self.mini.state().validating = true;
+        let features = *self.mini.features();
+        let made = self
             .mini
-            .new_config(
-                filter,
-                "validate",
-                bytes.as_ref(),
-                *self.mini.features(),
-                true,
-                0,
-            )
-            .map_err(Refused::of)?;
-        self.mini.drop_config(out.config);
+            .new_config(filter, "validate", bytes.as_ref(), features, true, 0);
+        self.mini.state().validating = false;
+        self.check();
+        self.mini.drop_config(made.map_err(Refused::of)?.config);
         Ok(())
+    }
+
+    /// Fails the test if the filter broke a rule.
+    fn check(&self) {
+        let violations = std::mem::take(&mut self.mini.state().violations);
+        assert!(
+            violations.is_empty(),
+            "the filter broke the rules (PXG_TEST_SEED={}):\n  {}",
+            self.seed,
+            violations.join("\n  ")
+        );
     }
 
     fn make(&self, filter: &str, bytes: &[u8], parent: u64) -> Result<TestConfig<'_>, Refused> {
@@ -312,13 +322,7 @@ impl TestConfig<'_> {
     pub fn exchange(&self, request: Message, upstream: Message) -> Done {
         let mut exchange = engine::Exchange::new(self, request, upstream);
         let done = exchange.run();
-        let violations = std::mem::take(&mut self.host.mini.state().violations);
-        assert!(
-            violations.is_empty(),
-            "the filter broke the rules (PXG_TEST_SEED={}):\n  {}",
-            self.host.seed,
-            violations.join("\n  ")
-        );
+        self.host.check();
         done
     }
 }

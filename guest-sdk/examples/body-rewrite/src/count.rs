@@ -32,7 +32,7 @@ impl Filter for BodyCount {
         if !add_trailer || !input.has(Feature::TRAILERS_IN_RESPONSE) {
             setup.skip(Phase::RESPONSE_TRAILERS);
         }
-        let counter = |name| input.host().counter(name, &[]).ok();
+        let counter = |name| input.counter(name, &[]).ok();
         Ok(Self {
             request: counter("body_request_bytes"),
             response: counter("body_response_bytes"),

@@ -131,7 +131,7 @@ impl Filter for BodyRewrite {
             over_limit: config.over_limit,
             requests,
             responses,
-            rewritten: input.host().counter("body_rewrite_bodies", &[]).ok(),
+            rewritten: input.counter("body_rewrite_bodies", &[]).ok(),
         })
     }
 }

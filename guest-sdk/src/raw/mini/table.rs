@@ -166,7 +166,13 @@ pub(super) unsafe extern "C" fn define(
     if !legal(&name) || !labels.iter().all(|(k, _)| legal(k)) {
         return Status::ARG;
     }
-    let metrics = &mut mini.state().metrics;
+    let state = &mut *mini.state();
+    if state.validating {
+        state.violations.push(format!(
+            "PXG-CFG-004: a validation defined the metric {name}"
+        ));
+    }
+    let metrics = &mut state.metrics;
     if metrics.iter().any(|m| m.name == name && m.kind != kind) {
         return Status::ARG;
     }
