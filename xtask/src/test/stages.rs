@@ -136,6 +136,13 @@ pub(super) const STAGES: &[Stage] = &[
         counts: Some(("Go tests", counts::go)),
     },
     Stage {
+        name: "soak",
+        about: "the proxy under load for 5 s, reloaded and with clients that give up; every answer checked",
+        needs: &[],
+        run: |c| crate::soak::stage(c.tools, |command| c.finish(command)),
+        counts: None,
+    },
+    Stage {
         name: "rustdoc",
         about: "documentation builds, warnings denied",
         needs: &[],
@@ -247,9 +254,15 @@ fn loom(c: &Run) -> Result<()> {
         ("RUSTFLAGS", "--cfg loom"),
         ("CARGO_TARGET_DIR", folder.as_str()),
     ];
-    let cargo = "cargo test --locked --release -p proxy-golang-host --no-default-features";
+    // What the exploration runs is optimised, the rest of the dependencies is built quickly.
+    let profile: String = ["loom", "generator", "proxy-golang-host"]
+        .iter()
+        .map(|package| format!("--config profile.dev.package.{package}.opt-level=3 "))
+        .collect();
+    let cargo = "cargo test --locked -p proxy-golang-host --no-default-features";
     for tests in loom_tests() {
-        c.run_with(".", &format!("{cargo} {tests}"), &environment)?;
+        let line = format!("{cargo} --config profile.dev.debug=0 {profile} {tests}");
+        c.run_with(".", &line, &environment)?;
     }
     some_ran(c, counts::cargo)
 }
