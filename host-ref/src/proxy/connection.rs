@@ -53,8 +53,7 @@ impl ListenerContext {
             .max_header_size(header_bytes)
             .max_buf_size(header_bytes.max(64 << 10))
             .max_headers(usize::from(limits.header_fields))
-            .header_read_timeout(None) // the connection's own watch does it
-            .pipeline_flush(true);
+            .header_read_timeout(None); // the connection's own watch does it
         let mut http2 = http2::Builder::new(LocalExec);
         http2
             .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
@@ -102,6 +101,7 @@ pub(super) async fn accept(
     permits: Arc<Semaphore>,
 ) {
     loop {
+        // Before accepting: who is over the limit waits in the system's queue.
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };

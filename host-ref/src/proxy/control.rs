@@ -401,7 +401,7 @@ impl Control {
                 per_worker[worker].push(Socket {
                     key: bound.key.clone(),
                     listener,
-                    permits: Arc::clone(&bound.permits),
+                    permits: Arc::clone(&bound.permits[worker]),
                 });
             }
         }
@@ -414,7 +414,7 @@ impl Control {
         }
         drop(done);
         while all_done.recv().is_ok() {}
-        self.sockets.keep(&runtime);
+        self.sockets.keep(&runtime, self.count);
         *lock(&self.shared.addresses) = self.sockets.addresses(&runtime);
     }
 
@@ -487,6 +487,11 @@ impl Control {
     }
 }
 
+/// What one worker may have of a listener's connections.
+fn share(connections: u32, workers: usize) -> usize {
+    (connections as usize).div_ceil(workers)
+}
+
 /// The listeners' sockets, as the config thread knows them.
 #[derive(Debug, Default)]
 struct Sockets(HashMap<SocketKey, Listening>);
@@ -494,7 +499,8 @@ struct Sockets(HashMap<SocketKey, Listening>);
 #[derive(Debug)]
 struct Listening {
     address: SocketAddr,
-    permits: Arc<Semaphore>,
+    /// Of each worker: one that waited for the others would leave connections in its own queue.
+    permits: Vec<Arc<Semaphore>>,
     limit: usize,
 }
 
@@ -504,7 +510,7 @@ struct Bound {
     key: SocketKey,
     address: SocketAddr,
     listeners: Vec<StdListener>,
-    permits: Arc<Semaphore>,
+    permits: Vec<Arc<Semaphore>>,
     limit: usize,
 }
 
@@ -518,13 +524,15 @@ impl Sockets {
             if self.0.contains_key(&key) {
                 continue;
             }
-            let limit = listener.limits.connections as usize;
+            let limit = share(listener.limits.connections, workers);
             match bind(listener.address, workers) {
                 Ok((address, listeners)) => bound.push(Bound {
                     key,
                     address,
                     listeners,
-                    permits: Arc::new(Semaphore::new(limit)),
+                    permits: (0..workers)
+                        .map(|_| Arc::new(Semaphore::new(limit)))
+                        .collect(),
                     limit,
                 }),
                 Err(error) => found.push(cannot_bind(
@@ -543,7 +551,7 @@ impl Sockets {
                 bound.key.clone(),
                 Listening {
                     address: bound.address,
-                    permits: Arc::clone(&bound.permits),
+                    permits: bound.permits.clone(),
                     limit: bound.limit,
                 },
             );
@@ -552,24 +560,26 @@ impl Sockets {
     }
 
     /// Forgets what a configuration does not have, and takes over its limits.
-    fn keep(&mut self, runtime: &Runtime) {
+    fn keep(&mut self, runtime: &Runtime, workers: usize) {
         let wanted: HashMap<_, _> = runtime
             .listeners
             .iter()
             .map(|l| {
                 (
                     socket_key(&l.name, l.address),
-                    l.limits.connections as usize,
+                    share(l.limits.connections, workers),
                 )
             })
             .collect();
         self.0.retain(|key, _| wanted.contains_key(key));
         for (key, listening) in &mut self.0 {
             let limit = wanted[key];
-            if limit > listening.limit {
-                listening.permits.add_permits(limit - listening.limit);
-            } else {
-                listening.permits.forget_permits(listening.limit - limit);
+            for permits in &listening.permits {
+                if limit > listening.limit {
+                    permits.add_permits(limit - listening.limit);
+                } else {
+                    permits.forget_permits(listening.limit - limit);
+                }
             }
             listening.limit = limit;
         }

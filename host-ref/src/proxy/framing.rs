@@ -102,6 +102,11 @@ impl FramingCheck {
         found
     }
 
+    /// Whether the client is in the middle of a request, and so probably goes on sending.
+    pub(super) fn is_midway(&self) -> bool {
+        self.fields || !self.line.bytes.is_empty() || !matches!(self.state, State::Head)
+    }
+
     /// Takes bytes up to the end of the line; none if it does not end here.
     fn line<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let end = memchr::memchr(b'\n', bytes);

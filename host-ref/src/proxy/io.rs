@@ -1,14 +1,18 @@
 //! A client's connection: plain or TLS, with a watch over what arrives.
 
+use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 
 use super::clock;
@@ -85,7 +89,22 @@ pub(super) struct WatchedIo {
     inner: ClientIo,
     watch: Arc<IoWatch>,
     framing: Option<FramingCheck>,
+    closing: Closing,
 }
+
+/// How far the end of a connection is.
+#[derive(Debug, Default)]
+enum Closing {
+    #[default]
+    No,
+    /// What the client still sends is read and dropped: closing over unread bytes would reset the connection and might
+    /// take a reply with it that the client has not read yet.
+    Lingering(Pin<Box<Sleep>>),
+    Done,
+}
+
+/// How long a client that is in the middle of a request may go on sending after the reply that refused it.
+const LINGER: Duration = Duration::from_secs(2);
 
 impl WatchedIo {
     pub(super) fn new(inner: ClientIo, watch: Arc<IoWatch>, http1: bool) -> Self {
@@ -93,6 +112,7 @@ impl WatchedIo {
             inner,
             watch,
             framing: http1.then(FramingCheck::default),
+            closing: Closing::No,
         }
     }
 }
@@ -163,9 +183,39 @@ impl AsyncWrite for WatchedIo {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().inner {
-            ClientIo::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            ClientIo::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        let this = self.get_mut();
+        loop {
+            match &mut this.closing {
+                Closing::No => {
+                    let shut = match &mut this.inner {
+                        ClientIo::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+                        ClientIo::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+                    };
+                    ready!(shut)?;
+                    let midway = this.framing.as_ref().is_some_and(FramingCheck::is_midway);
+                    this.closing = if midway {
+                        Closing::Lingering(Box::pin(tokio::time::sleep(LINGER)))
+                    } else {
+                        Closing::Done
+                    };
+                }
+                Closing::Lingering(sleep) => {
+                    if sleep.as_mut().poll(cx).is_ready() {
+                        this.closing = Closing::Done;
+                        continue;
+                    }
+                    let mut space = [MaybeUninit::uninit(); 8192];
+                    let mut dropped = ReadBuf::uninit(&mut space);
+                    let read = match &mut this.inner {
+                        ClientIo::Plain(stream) => Pin::new(stream).poll_read(cx, &mut dropped),
+                        ClientIo::Tls(stream) => Pin::new(stream).poll_read(cx, &mut dropped),
+                    };
+                    if ready!(read).is_err() || dropped.filled().is_empty() {
+                        this.closing = Closing::Done;
+                    }
+                }
+                Closing::Done => return Poll::Ready(Ok(())),
+            }
         }
     }
 }

@@ -201,7 +201,7 @@ pub struct Limits {
     pub header_bytes: Size,
     /// Most fields of a request's header section (HTTP/1.1).
     pub header_fields: u16,
-    /// Most connections at once, on all workers together; others wait in the system's queue.
+    /// Most connections at once; others wait in the system's queue. Each worker takes an equal share, rounded up.
     pub connections: u32,
     /// Most HTTP/2 streams of one connection at once.
     pub streams: u32,
