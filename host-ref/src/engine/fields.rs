@@ -79,6 +79,15 @@ impl FieldList {
         Self::default()
     }
 
+    /// An empty list with room for so many fields and bytes of names and values.
+    #[must_use]
+    pub fn with_capacity(fields: usize, bytes: usize) -> Self {
+        Self {
+            arena: Vec::with_capacity(bytes),
+            entries: Vec::with_capacity(fields),
+        }
+    }
+
     /// Appends a field; `name` in lower case.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         let entry = self.store(name, value, false);
@@ -150,7 +159,9 @@ impl FieldList {
 impl Fields for FieldList {
     fn view<'a>(&'a self, out: &mut Views<'a>) {
         out.extend(self.entries.iter().map(|e| {
-            let field = FieldView::new(self.name(e), self.value(e));
+            let both = &self.arena[e.at as usize..][..e.name as usize + e.value as usize];
+            let (name, value) = both.split_at(e.name as usize);
+            let field = FieldView::new(name, value);
             if e.sensitive {
                 field.sensitive()
             } else {

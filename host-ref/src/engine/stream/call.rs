@@ -354,11 +354,11 @@ impl Taken {
     fn give(
         mut self,
         cx: &mut Cx<'_>,
-        settle: impl FnOnce(&mut Cx<'_>, Result<Outcome<'_>, Fault>),
+        settle: impl FnOnce(&mut Cx<'_>, Result<&mut Outcome<'_>, Fault>),
     ) {
         match self.fault {
             Some(fault) => settle(cx, Err(fault)),
-            None => settle(cx, Ok(self.kept.outcome())),
+            None => settle(cx, Ok(&mut self.kept.outcome())),
         }
         self.kept.clear();
         cx.worker.spare = Some(self.kept);

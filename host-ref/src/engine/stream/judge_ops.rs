@@ -226,7 +226,7 @@ impl<H: Fields> Stream<H> {
         context: &Context,
         op: &Op<'_>,
         before: (&[Op<'_>], &Applied),
-        shown: &mut [Option<Shown<'s>>; 2],
+        shown: &mut [Option<Box<Shown<'s>>>; 2],
     ) -> Verdict {
         let Some(at) = context.at else {
             return refuse("not for this phase");
@@ -306,7 +306,7 @@ impl<H: Fields> Stream<H> {
             _ => return Verdict::Apply,
         };
         let shown = shown[usize::from(trailers)].get_or_insert_with(|| {
-            let mut shown = Shown::new(target);
+            let mut shown = Box::new(Shown::new(target));
             let flow = &self.flows[at.dir as usize];
             if trailers {
                 if let Some(list) = flow.end.as_ref().and_then(|end| end.trailers.as_ref()) {

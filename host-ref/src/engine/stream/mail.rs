@@ -53,7 +53,7 @@ impl<H: Fields> Stream<H> {
                     late: true,
                     ns: 0,
                 };
-                self.settle(cx, &chain, context, outcome.outcome());
+                self.settle(cx, &chain, context, &mut outcome.outcome());
             }
             Item::Apply { handle, outcome } => {
                 let Some(place) = self.place_with(handle) else {
@@ -71,7 +71,7 @@ impl<H: Fields> Stream<H> {
                     late: true,
                     ns: 0,
                 };
-                self.settle(cx, &chain, context, outcome.outcome());
+                self.settle(cx, &chain, context, &mut outcome.outcome());
             }
             Item::Wake { handle } => {
                 let arg = cx.worker.hub.table.take_wakes(handle);

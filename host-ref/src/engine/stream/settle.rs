@@ -60,7 +60,7 @@ impl<H: Fields> Stream<H> {
         cx: &mut Cx<'_>,
         chain: &Chain,
         context: Context,
-        outcome: Outcome<'_>,
+        outcome: &mut Outcome<'_>,
     ) {
         self.note(&context, outcome.action, outcome.ops.len());
         let filter = &chain.filters()[context.place];
@@ -68,11 +68,11 @@ impl<H: Fields> Stream<H> {
             && !context.late
         {
             if outcome.action == Action::PENDING {
-                return self.pend(cx, chain, context, at, &outcome);
+                return self.pend(cx, chain, context, at, outcome);
             }
             self.retire_issued(cx, filter, at);
         }
-        let (modes, judged) = match self.judge(filter, &context, &outcome) {
+        let (modes, judged) = match self.judge(filter, &context, outcome) {
             Ok(judged) => judged,
             Err(refusal) => return self.refuse(cx, chain, context, &refusal),
         };
@@ -91,7 +91,7 @@ impl<H: Fields> Stream<H> {
         }
         match outcome.action {
             Action::ERROR => {
-                self.apply_ops(cx, filter, &context, outcome.ops, &judged);
+                self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
                 let text = String::from_utf8_lossy(outcome.error);
                 let reason = if outcome.error.starts_with(b"panic: ") {
                     Reason::Panic
@@ -107,17 +107,17 @@ impl<H: Fields> Stream<H> {
                 );
             }
             Action::RESET => {
-                self.apply_ops(cx, filter, &context, outcome.ops, &judged);
+                self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
                 self.reset(cx);
             }
             Action::REPLY => {
-                self.apply_ops(cx, filter, &context, outcome.ops, &judged);
-                if let Some(reply) = outcome.reply {
+                self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
+                if let Some(reply) = outcome.reply.take() {
                     self.guest_reply(cx, chain, context.place, reply);
                 }
             }
             action => {
-                let rest = self.apply_ops(cx, filter, &context, outcome.ops, &judged);
+                let rest = self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
                 if outcome.flags.0 & ResultFlags::FLUSH.0 != 0 && filter.has(Feature::FLUSH) {
                     let dir = context.at.map_or(Dir::Response, |at| at.dir);
                     self.signals.push_back(Signal::Flush(dir));
@@ -215,7 +215,7 @@ impl<H: Fields> Stream<H> {
         cx: &mut Cx<'_>,
         filter: &Filter,
         context: &Context,
-        ops: SmallVec<[Op<'_>; 4]>,
+        ops: &[Op<'_>],
         judged: &Judged,
     ) -> u64 {
         let mut rest = context.shown;
@@ -225,9 +225,9 @@ impl<H: Fields> Stream<H> {
         if judged.skipped > 0 {
             filter.stats.skipped_ops.add(judged.skipped);
         }
-        self.apply_fields(filter, context, &ops, &judged.applied);
+        self.apply_fields(filter, context, ops, &judged.applied);
         for (op, _) in ops
-            .into_iter()
+            .iter()
             .zip(&judged.applied)
             .filter(|(_, applied)| **applied)
         {
@@ -247,13 +247,13 @@ impl<H: Fields> Stream<H> {
                         side.changed = true;
                     }
                 }
-                OpKind::Inject(bytes) => {
+                OpKind::Inject(ref bytes) => {
                     if let Some(at) = context.at {
-                        self.inject(at, bytes.into_bytes());
+                        self.inject(at, bytes.clone().into_bytes());
                     }
                 }
-                OpKind::BodyWrite { bytes, end } => {
-                    let bytes = bytes.into_bytes();
+                OpKind::BodyWrite { ref bytes, end } => {
+                    let bytes = bytes.clone().into_bytes();
                     if !context.late {
                         self.count_write(cx, context.place, bytes.len() as u64);
                     }
