@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Frame;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -66,8 +66,8 @@ fn a_request_body_streams_through() {
     let host = Host::start(&to_app(&[upstream.address]));
     run(async {
         let mut sender = h2(host.address()).await;
-        let frames = (0..10).map(|i| Ok(Frame::data(Bytes::from(format!("part {i};")))));
-        let body = StreamBody::new(tokio_stream(frames.collect())).boxed();
+        let frames = (0..10).map(|i| Frame::data(Bytes::from(format!("part {i};"))));
+        let body = Frames(frames.collect()).boxed();
         let response = sender
             .send_request(Request::post("http://test/up").body(body).unwrap())
             .await
@@ -78,21 +78,18 @@ fn a_request_body_streams_through() {
     });
 }
 
-fn tokio_stream(
-    frames: Vec<Result<Frame<Bytes>, std::io::Error>>,
-) -> impl futures_core::Stream<Item = Result<Frame<Bytes>, std::io::Error>> {
-    Frames(frames.into())
-}
+/// A body of these frames.
+struct Frames(std::collections::VecDeque<Frame<Bytes>>);
 
-struct Frames(std::collections::VecDeque<Result<Frame<Bytes>, std::io::Error>>);
+impl hyper::body::Body for Frames {
+    type Data = Bytes;
+    type Error = std::io::Error;
 
-impl futures_core::Stream for Frames {
-    type Item = Result<Frame<Bytes>, std::io::Error>;
-    fn poll_next(
+    fn poll_frame(
         mut self: std::pin::Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        std::task::Poll::Ready(self.0.pop_front())
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        std::task::Poll::Ready(self.0.pop_front().map(Ok))
     }
 }
 
@@ -100,10 +97,10 @@ fn with_trailers(text: &'static str, trailer: &'static str) -> Body {
     let mut trailers = HeaderMap::new();
     trailers.insert("x-sum", HeaderValue::from_static(trailer));
     let frames = vec![
-        Ok(Frame::data(Bytes::from_static(text.as_bytes()))),
-        Ok(Frame::trailers(trailers)),
+        Frame::data(Bytes::from_static(text.as_bytes())),
+        Frame::trailers(trailers),
     ];
-    StreamBody::new(tokio_stream(frames)).boxed()
+    Frames(frames.into()).boxed()
 }
 
 #[test]

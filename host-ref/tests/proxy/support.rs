@@ -19,22 +19,22 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 
 /// Far longer than anything takes: it only ends tests that hang.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub type Body = BoxBody<Bytes, std::io::Error>;
+pub(crate) type Body = BoxBody<Bytes, std::io::Error>;
 
 /// A process of `pxg-host run`, ended when it is dropped.
-pub struct Host {
+pub(crate) struct Host {
     child: Child,
     folder: tempfile::TempDir,
     addresses: HashMap<String, SocketAddr>,
-    pub admin: SocketAddr,
+    pub(crate) admin: SocketAddr,
     stdout: Arc<Mutex<Vec<String>>>,
     stderr: Arc<Mutex<String>>,
 }
 
 /// The configuration that most tests add to: an admin listener, a listener on a free port, an access log in JSON.
-pub const HEAD: &str = r#"
+pub(crate) const HEAD: &str = r#"
 workers = 2
 [admin]
 address = "127.0.0.1:0"
@@ -47,7 +47,7 @@ address = "127.0.0.1:0"
 "#;
 
 /// A cluster `app` of these endpoints, and one route to it.
-pub fn to_app(endpoints: &[SocketAddr]) -> String {
+pub(crate) fn to_app(endpoints: &[SocketAddr]) -> String {
     format!(
         r#"
 [[clusters]]
@@ -65,18 +65,18 @@ routes = [{{ name = "app", prefix = "/", cluster = "app" }}]
     )
 }
 
-pub fn binary() -> Command {
+pub(crate) fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pxg-host"))
 }
 
 impl Host {
     /// Starts with [`HEAD`] and `config`, and waits until it is ready.
-    pub fn start(config: &str) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         Self::start_with(&format!("{HEAD}{config}"))
     }
 
     /// Starts with exactly this configuration.
-    pub fn start_with(config: &str) -> Self {
+    pub(crate) fn start_with(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pxg.toml");
         std::fs::write(&file, config).unwrap();
@@ -132,29 +132,25 @@ impl Host {
         }
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.addresses["main"]
     }
 
-    pub fn listener(&self, name: &str) -> SocketAddr {
-        self.addresses[name]
-    }
-
-    pub fn rewrite_config(&self, config: &str) {
+    pub(crate) fn rewrite_config(&self, config: &str) {
         std::fs::write(self.folder.path().join("pxg.toml"), config).unwrap();
     }
 
     /// Connects to the listener `main`.
-    pub fn connect(&self) -> Client {
+    pub(crate) fn connect(&self) -> Client {
         Client::new(self.address())
     }
 
-    pub fn get(&self, path: &str) -> Reply {
+    pub(crate) fn get(&self, path: &str) -> Reply {
         self.connect().get(path)
     }
 
     /// A request to the admin listener.
-    pub fn admin(&self, method: &str, path: &str) -> Reply {
+    pub(crate) fn admin(&self, method: &str, path: &str) -> Reply {
         let mut client = Client::new(self.admin);
         client.send(&format!(
             "{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"
@@ -162,11 +158,11 @@ impl Host {
         client.reply()
     }
 
-    pub fn reload(&self) -> Reply {
+    pub(crate) fn reload(&self) -> Reply {
         self.admin("POST", "/reload")
     }
 
-    pub fn metric(&self, series: &str) -> u64 {
+    pub(crate) fn metric(&self, series: &str) -> u64 {
         let text = self.admin("GET", "/metrics").text();
         let line = text
             .lines()
@@ -174,19 +170,19 @@ impl Host {
         line.map_or(0, |l| l[series.len() + 1..].parse().unwrap())
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.stderr.lock().unwrap().clone()
     }
 
     /// Waits for the log to say something.
-    pub fn wait_for_log(&self, text: &str) {
+    pub(crate) fn wait_for_log(&self, text: &str) {
         until(&format!("the log says {text:?}"), || {
             self.log().contains(text)
         });
     }
 
     /// Waits for an access-log line that fits.
-    pub fn access(&self, fits: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn access(&self, fits: impl Fn(&Value) -> bool) -> Value {
         let mut found = None;
         until("an access-log line fits", || {
             let lines = self.stdout.lock().unwrap();
@@ -199,11 +195,11 @@ impl Host {
         found.unwrap()
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let done = Command::new("kill")
             .arg(format!("-{name}"))
             .arg(self.id().to_string())
@@ -212,7 +208,7 @@ impl Host {
     }
 
     /// Waits for the process to end by itself.
-    pub fn wait(&mut self) -> ExitStatus {
+    pub(crate) fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         until("the process ends", || {
             status = self.child.try_wait().unwrap();
@@ -221,12 +217,12 @@ impl Host {
         status.unwrap()
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// Resident memory in bytes.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
         line.split_whitespace()
@@ -249,7 +245,7 @@ impl Drop for Host {
 }
 
 /// Looks until it is so; for what is seen only from outside.
-pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !is_so() {
         assert!(begin.elapsed() < PATIENCE, "waited in vain until {what}");
@@ -258,25 +254,25 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 /// A client that sees the bytes.
-pub struct Client {
-    pub stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 /// A response as it came over HTTP/1.1.
 #[derive(Debug, Clone)]
-pub struct Reply {
-    pub status: u16,
-    pub fields: Vec<(String, String)>,
-    pub body: Vec<u8>,
-    pub trailers: Vec<(String, String)>,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) trailers: Vec<(String, String)>,
     /// The body's chunks, if it was chunked.
-    pub chunked: bool,
+    pub(crate) chunked: bool,
 }
 
 impl Reply {
     /// The only value of a field.
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let mut values = self
             .fields
             .iter()
@@ -287,17 +283,17 @@ impl Reply {
         first
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 }
 
 impl Client {
-    pub fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -307,17 +303,17 @@ impl Client {
         }
     }
 
-    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).unwrap();
     }
 
-    pub fn get(&mut self, path: &str) -> Reply {
+    pub(crate) fn get(&mut self, path: &str) -> Reply {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"));
         self.reply()
     }
 
     /// A request with fields (each with its line end) and a body of known length.
-    pub fn request(&mut self, method: &str, path: &str, fields: &str, body: &[u8]) -> Reply {
+    pub(crate) fn request(&mut self, method: &str, path: &str, fields: &str, body: &[u8]) -> Reply {
         let length = if body.is_empty() {
             String::new()
         } else {
@@ -348,7 +344,7 @@ impl Client {
     }
 
     /// Whether the other side has closed, after everything that it sent was taken.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         assert!(
             self.buffer.is_empty(),
             "unread: {:?}",
@@ -358,12 +354,12 @@ impl Client {
     }
 
     /// Bytes that came without being asked for, until the other side closes.
-    pub fn rest(&mut self) -> Vec<u8> {
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
         while self.fill() {}
         std::mem::take(&mut self.buffer)
     }
 
-    pub fn line(&mut self) -> String {
+    pub(crate) fn line(&mut self) -> String {
         loop {
             if let Some(end) = self.buffer.windows(2).position(|w| w == b"\r\n") {
                 let line = self.buffer.drain(..end + 2).take(end).collect();
@@ -389,7 +385,7 @@ impl Client {
         }
     }
 
-    pub fn exact(&mut self, n: usize) -> Vec<u8> {
+    pub(crate) fn exact(&mut self, n: usize) -> Vec<u8> {
         while self.buffer.len() < n {
             assert!(
                 self.fill(),
@@ -401,7 +397,7 @@ impl Client {
     }
 
     /// A response without body: to HEAD, 101, 100, 304.
-    pub fn head(&mut self) -> Reply {
+    pub(crate) fn head(&mut self) -> Reply {
         let line = self.line();
         let status = line.split(' ').nth(1).and_then(|s| s.parse().ok());
         Reply {
@@ -414,7 +410,7 @@ impl Client {
     }
 
     /// A chunk; empty for the last one.
-    pub fn chunk(&mut self) -> Vec<u8> {
+    pub(crate) fn chunk(&mut self) -> Vec<u8> {
         let size = usize::from_str_radix(self.line().trim(), 16).unwrap();
         if size == 0 {
             return Vec::new();
@@ -424,7 +420,7 @@ impl Client {
         chunk
     }
 
-    pub fn reply(&mut self) -> Reply {
+    pub(crate) fn reply(&mut self) -> Reply {
         let mut reply = self.head();
         if matches!(reply.status, 204 | 304) || reply.status < 200 {
             return reply;
@@ -449,24 +445,24 @@ impl Client {
 }
 
 /// A server in a thread of its own; it ends when this is dropped.
-pub struct Upstream {
-    pub address: SocketAddr,
-    pub connections: Arc<AtomicUsize>,
-    pub requests: Arc<AtomicUsize>,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) connections: Arc<AtomicUsize>,
+    pub(crate) requests: Arc<AtomicUsize>,
     _stop: Option<tokio::sync::oneshot::Sender<()>>,
 }
 
 impl Upstream {
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
-    pub fn connection_count(&self) -> usize {
+    pub(crate) fn connection_count(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 
     /// An HTTP/1.1 server.
-    pub fn http1<F, R>(answer: F) -> Self
+    pub(crate) fn http1<F, R>(answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
@@ -475,7 +471,7 @@ impl Upstream {
     }
 
     /// An HTTP/2 server by prior knowledge.
-    pub fn http2<F, R>(answer: F) -> Self
+    pub(crate) fn http2<F, R>(answer: F) -> Self
     where
         F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
@@ -542,7 +538,7 @@ impl Upstream {
     }
 
     /// A server that sees the bytes: `serve` gets each connection, with its number, in a thread of its own.
-    pub fn raw(serve: impl Fn(Client, usize) + Send + Sync + 'static) -> Self {
+    pub(crate) fn raw(serve: impl Fn(Client, usize) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::<AtomicUsize>::default();
@@ -571,14 +567,14 @@ impl Upstream {
     }
 
     /// Answers what it got, as JSON: method, path, fields, body, trailers.
-    pub fn mirror() -> Self {
+    pub(crate) fn mirror() -> Self {
         Self::http1(mirror)
     }
 }
 
 impl Client {
     /// A request as an upstream reads it: its first line, fields, body and trailers.
-    pub fn read_request(&mut self) -> (String, Reply) {
+    pub(crate) fn read_request(&mut self) -> (String, Reply) {
         let line = self.line();
         let mut message = Reply {
             status: 0,
@@ -604,7 +600,7 @@ impl Client {
     }
 }
 
-pub async fn mirror(request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn mirror(request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let fields = |map: &http::HeaderMap| -> Vec<(String, String)> {
         let text = |v: &http::HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
@@ -634,14 +630,14 @@ pub async fn mirror(request: Request<Incoming>) -> Response<Body> {
     response
 }
 
-pub fn full(bytes: impl Into<Bytes>) -> Body {
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed()
 }
 
 /// What a mirror saw of one field.
-pub fn seen<'a>(mirror: &'a Value, name: &str) -> Vec<&'a str> {
+pub(crate) fn seen<'a>(mirror: &'a Value, name: &str) -> Vec<&'a str> {
     let fields = mirror["fields"].as_array().unwrap();
     fields
         .iter()
@@ -651,7 +647,7 @@ pub fn seen<'a>(mirror: &'a Value, name: &str) -> Vec<&'a str> {
 }
 
 /// Runs a client that needs an event loop.
-pub fn run<T>(client: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(client: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -664,7 +660,7 @@ pub fn run<T>(client: impl Future<Output = T>) -> T {
 }
 
 /// Compiles a C source against the ABI's header, once for each name.
-pub fn c_guest(name: &'static str, source: &Path) -> PathBuf {
+pub(crate) fn c_guest(name: &'static str, source: &Path) -> PathBuf {
     static BUILT: OnceLock<Mutex<HashMap<&'static str, PathBuf>>> = OnceLock::new();
     let mut built = BUILT.get_or_init(Mutex::default).lock().unwrap();
     if let Some(path) = built.get(name) {
