@@ -11,6 +11,7 @@ mod metrics;
 mod pending;
 mod raw;
 pub mod testing;
+pub mod whole;
 
 pub use completion::{Applied, Completion, Reply, StreamHandle};
 pub use config::{Attribute, ConfigError, Direction, Setup};

@@ -37,6 +37,8 @@
 //! What it leaves out: the L4 phases, chains of several filters, tunnels after an upgrade, and DUPLEX (a request is
 //! through before its response begins). A real host has those; see `pxg-host`.
 
+#[cfg(test)]
+mod connections;
 mod engine;
 mod message;
 

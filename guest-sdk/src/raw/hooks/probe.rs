@@ -63,17 +63,6 @@ macro_rules! handlers {
         impl<F> NoPhases for Probe<F> {
             type Filter = F;
         }
-
-        /// The phases of a filter type, found by [`Probe`].
-        #[doc(hidden)]
-        #[macro_export]
-        macro_rules! __phases {
-            ($filter:ty) => {{
-                #[allow(unused_imports)]
-                use $crate::__private::NoPhases as _;
-                [$($crate::__private::Probe::<$filter>::$name),*]
-            }};
-        }
     };
 }
 
@@ -90,4 +79,28 @@ handlers! {
     DownstreamData: OnDownstreamData, on_downstream_data(DataEvent), L4_DOWNSTREAM, abi::BodyMode::UNSET, F::MAY_PEND;
     UpstreamData: OnUpstreamData, on_upstream_data(DataEvent), L4_UPSTREAM, abi::BodyMode::UNSET, F::MAY_PEND;
     ConnectionEnd: OnConnectionEnd, on_connection_end(ConnectionEvent), L4_CLOSE, abi::BodyMode::UNSET, false;
+}
+
+/// The phases of a filter type, found by [`Probe`]; the length of the list is checked by its type.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __phases {
+    ($filter:ty) => {{
+        #[allow(unused_imports)]
+        use $crate::__private::NoPhases as _;
+        [
+            $crate::__private::Probe::<$filter>::RequestHeaders,
+            $crate::__private::Probe::<$filter>::RequestBody,
+            $crate::__private::Probe::<$filter>::RequestTrailers,
+            $crate::__private::Probe::<$filter>::ResponseHeaders,
+            $crate::__private::Probe::<$filter>::ResponseBody,
+            $crate::__private::Probe::<$filter>::ResponseTrailers,
+            $crate::__private::Probe::<$filter>::Log,
+            $crate::__private::Probe::<$filter>::Wake,
+            $crate::__private::Probe::<$filter>::Connection,
+            $crate::__private::Probe::<$filter>::DownstreamData,
+            $crate::__private::Probe::<$filter>::UpstreamData,
+            $crate::__private::Probe::<$filter>::ConnectionEnd,
+        ]
+    }};
 }
