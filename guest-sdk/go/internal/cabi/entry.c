@@ -15,9 +15,7 @@ pxgo_host *pxgo_host_at(uint64_t ctx) {
   return ctx - 1 < PXGO_MAX_HOSTS ? __atomic_load_n(&hosts[ctx - 1], __ATOMIC_ACQUIRE) : NULL;
 }
 
-static pxgo_ring *ring_of(pxgo_host *h, uint32_t worker) {
-  return worker < PXGO_MAX_WORKERS ? &h->ring[worker] : NULL;
-}
+static pxgo_ring *ring_of(pxgo_host *h, uint32_t worker) { return worker < PXGO_MAX_WORKERS ? &h->ring[worker] : NULL; }
 
 /* ---- configurations whose phases need not enter Go */
 
@@ -94,7 +92,10 @@ static void on_worker(uint64_t ctx, uint32_t worker, uint32_t up) {
 }
 
 /* For benchmarks: the price of entering Go at all, to compare others with. */
-static const struct { uint32_t size, reserved0; void (*empty)(void); } empty_call = {16, 0, pxgoNop};
+static const struct {
+  uint32_t size, reserved0;
+  void (*empty)(void);
+} empty_call = {16, 0, pxgoNop};
 
 static const void *get_ext(uint64_t ctx, const uint8_t *id, uint64_t len) {
   static const char empty_id[] = "draft.pxg.go-empty-call/1";
@@ -130,7 +131,8 @@ void pxgo_log(pxgo_host *h, uint32_t level, const uint8_t *p, uint64_t n) {
   if (h->table->log) h->table->log(h->table->ctx, level, p, n);
 }
 
-int32_t pxgo_metric_define(pxgo_host *h, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n, uint32_t *id) {
+int32_t pxgo_metric_define(pxgo_host *h, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n,
+                           uint32_t *id) {
   return h->metrics ? h->metrics->define(h->table->ctx, kind, name, labels, n, id) : PXG_E_UNSUPPORTED;
 }
 
@@ -155,7 +157,8 @@ static int32_t init_host(const pxg_host *host, pxg_guest *out) {
     h->ctx = i + 1;
     h->batch_end = host->features[PXG_F_BATCH_END / 64] >> (PXG_F_BATCH_END % 64) & 1;
     if (host->get_ext) {
-      const pxg_metrics_v1 *m = host->get_ext(host->ctx, (const uint8_t *)PXG_METRICS_V1_ID, sizeof PXG_METRICS_V1_ID - 1);
+      const pxg_metrics_v1 *m =
+          host->get_ext(host->ctx, (const uint8_t *)PXG_METRICS_V1_ID, sizeof PXG_METRICS_V1_ID - 1);
       if (m && m->size >= sizeof *m && m->define && m->record) h->metrics = m;
     }
     __atomic_store_n(&hosts[i], h, __ATOMIC_RELEASE);

@@ -15,39 +15,50 @@ typedef struct pxgo_job {
   struct pxgo_job *next;
   uint32_t phase, flags, worker, reserved0;
   uint64_t config, user, stream, token, body_offset;
-  const pxg_field *fields;   uint64_t n_fields;
-  const pxg_field *trailers; uint64_t n_trailers;
-  const pxg_str *attrs;      uint64_t n_attrs;
-  const uint8_t *body;       uint64_t body_len;
+  const pxg_field *fields;
+  uint64_t n_fields;
+  const pxg_field *trailers;
+  uint64_t n_trailers;
+  const pxg_str *attrs;
+  uint64_t n_attrs;
+  const uint8_t *body;
+  uint64_t body_len;
 } pxgo_job;
 
 /* A worker's way into Go. Loop threads push, one consumer takes. */
 typedef struct pxgo_ring {
-  pxgo_job *head;      /* atomic; newest first */
-  uint32_t go_jobs;    /* atomic; jobs that wait on the Go side */
-  uint32_t need_kick;  /* atomic; something was pushed since the last kick */
-  uint32_t sleeping;   /* atomic, futex; the consumer waits or is about to */
-  uint32_t running;    /* atomic; there is a consumer */
-  uint32_t kicks;      /* atomic; futex wake-ups, for the tests */
+  pxgo_job *head;     /* atomic; newest first */
+  uint32_t go_jobs;   /* atomic; jobs that wait on the Go side */
+  uint32_t need_kick; /* atomic; something was pushed since the last kick */
+  uint32_t sleeping;  /* atomic, futex; the consumer waits or is about to */
+  uint32_t running;   /* atomic; there is a consumer */
+  uint32_t kicks;     /* atomic; futex wake-ups, for the tests */
   uint32_t reserved0;
-  uint64_t pad[4];   /* a cache line each */
+  uint64_t pad[4]; /* a cache line each */
 } pxgo_ring;
 
 typedef struct pxgo_host {
   const pxg_host *table;
   const pxg_metrics_v1 *metrics; /* NULL: the host has none */
-  uint64_t ctx;             /* what the guest table answers: index + 1 */
-  uint32_t batch_end;       /* the host calls on_batch_end */
+  uint64_t ctx;                  /* what the guest table answers: index + 1 */
+  uint32_t batch_end;            /* the host calls on_batch_end */
   uint32_t ring_on;
   uint32_t yield_on;
-  uint32_t interest;        /* atomic; see bridge.Host.AddInterest */
-  struct pxgo_cfg *cfg[256];/* atomic; chunks of 256 */
+  uint32_t interest;         /* atomic; see bridge.Host.AddInterest */
+  struct pxgo_cfg *cfg[256]; /* atomic; chunks of 256 */
   pxgo_ring ring[PXGO_MAX_WORKERS];
 } pxgo_host;
 
-typedef struct pxgo_cfg { uint64_t id, async_only; } pxgo_cfg;
+typedef struct pxgo_cfg {
+  uint64_t id, async_only;
+} pxgo_cfg;
 
-typedef struct pxgo_done { uint64_t token; const pxg_result *result; int32_t code; uint32_t reserved0; } pxgo_done;
+typedef struct pxgo_done {
+  uint64_t token;
+  const pxg_result *result;
+  int32_t code;
+  uint32_t reserved0;
+} pxgo_done;
 
 /* entry.c */
 pxgo_host *pxgo_host_at(uint64_t ctx);
@@ -57,7 +68,8 @@ int32_t pxgo_complete(pxgo_host *h, uint64_t token, const pxg_result *r);
 void pxgo_complete_many(pxgo_host *h, pxgo_done *d, uint64_t n);
 int32_t pxgo_apply(pxgo_host *h, uint64_t stream, const pxg_result *r);
 int32_t pxgo_wake(pxgo_host *h, uint64_t stream, uint64_t arg);
-int32_t pxgo_metric_define(pxgo_host *h, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n, uint32_t *id);
+int32_t pxgo_metric_define(pxgo_host *h, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n,
+                           uint32_t *id);
 int32_t pxgo_metric_record(pxgo_host *h, uint32_t id, int64_t value);
 void pxgo_log(pxgo_host *h, uint32_t level, const uint8_t *p, uint64_t n);
 void pxgo_release(uint64_t ctx);
@@ -73,7 +85,10 @@ void pxgo_job_free(pxgo_job *j);
 /* recipe.c. The steps in the order of bridge.RecipeSteps. */
 enum { PXGO_BATCH, PXGO_SYSMON, PXGO_PROCS, PXGO_RING, PXGO_YIELD, PXGO_STEPS };
 enum { PXGO_UNKNOWN, PXGO_DONE, PXGO_OFF, PXGO_SKIPPED, PXGO_FAILED };
-typedef struct pxgo_step { int state; char detail[192]; } pxgo_step;
+typedef struct pxgo_step {
+  int state;
+  char detail[192];
+} pxgo_step;
 extern pxgo_step pxgo_steps[PXGO_STEPS];
 void pxgo_step_set(int step, int state, const char *detail);
 void pxgo_recipe_init(int host_batch_end);

@@ -26,10 +26,10 @@
 pxgo_step pxgo_steps[PXGO_STEPS];
 
 static const char *const step_names[PXGO_STEPS] = {"batch", "sysmon", "procs", "ring", "yield"};
-static pid_t *before;   /* the threads that were there before Go's */
+static pid_t *before; /* the threads that were there before Go's */
 static int n_before = -1;
 static int policy_before = -1;
-static int want_batch;  /* atomic */
+static int want_batch; /* atomic */
 
 void pxgo_step_set(int step, int state, const char *detail) {
   pxgo_steps[step].state = state;
@@ -136,7 +136,8 @@ void pxgo_thread_policy(void) {
   if (done) return;
   done = 1;
   struct sched_param p = {0};
-  if (__atomic_load_n(&want_batch, __ATOMIC_RELAXED) && sched_getscheduler(0) == SCHED_OTHER) sched_setscheduler(0, SCHED_BATCH, &p);
+  if (__atomic_load_n(&want_batch, __ATOMIC_RELAXED) && sched_getscheduler(0) == SCHED_OTHER)
+    sched_setscheduler(0, SCHED_BATCH, &p);
 }
 
 /* ---- sysmon: found by what it does, told by a signal that only it gets */
@@ -168,32 +169,60 @@ static int in_nanosleep(pid_t tid) {
   return buf[0] >= '0' && buf[0] <= '9' && atoi(buf) == SYS_nanosleep;
 }
 
+static int64_t now_ms(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* The new threads; of these, those with SCHED_BATCH if there are any: then they
+ * are Go's, and threads that the host started meanwhile are not among them. */
+static int candidates(pid_t *tids, int cap) {
+  int n = new_threads(tids, cap), batch = 0;
+  for (int i = 0; i < n; i++)
+    if (sched_getscheduler(tids[i]) == SCHED_BATCH) tids[batch++] = tids[i];
+  return batch ? batch : n;
+}
+
+static void sample(const pid_t *tids, int *hits, int n, int *readable) {
+  for (int i = 0; i < n; i++) {
+    int in = in_nanosleep(tids[i]);
+    *readable += in >= 0;
+    hits[i] += in > 0;
+  }
+}
+
+/* The monitor thread is the only one of Go's that sleeps by nanosleep; the others
+ * wait on futexes. It sleeps so most of the time as long as there are calls, but on
+ * a busy machine it gets to that late: so the search goes on until it has seen
+ * enough, and in the end takes a thread that was seen a few times and alone. */
 static pid_t find_sysmon(char *why, size_t cap) {
-  enum { ROUNDS = 400, ENOUGH = 20, CANDIDATES = 64 };
+  enum { ROUNDS = 200, ENOUGH = 20, FEW = 3, CANDIDATES = 64, MS = 1000 };
   pid_t tids[CANDIDATES];
   int hits[CANDIDATES] = {0}, readable = 0;
-  int n = new_threads(tids, CANDIDATES);
+  int n = candidates(tids, CANDIDATES);
   if (n < 0) {
     snprintf(why, cap, "no /proc/self/task");
     return 0;
   }
-  pid_t self = (pid_t)syscall(SYS_gettid);
-  for (int round = 0; round < ROUNDS; round++) {
-    pxgoNop(); /* gives sysmon something to look after */
-    for (int i = 0; i < n; i++) {
-      int in = tids[i] == self ? -1 : in_nanosleep(tids[i]);
-      if (in >= 0) readable++;
-      hits[i] += in > 0;
-    }
+  int64_t until = now_ms() + MS;
+  int best = 0, seen = 0;
+  for (int round = 0; round < ROUNDS || (hits[best] < ENOUGH && readable && now_ms() < until); round++) {
+    pxgoNop(); /* gives it something to look after */
+    sample(tids, hits, n, &readable);
     sleep_us(30);
+    sample(tids, hits, n, &readable);
+    seen = 0;
+    for (int i = 0; i < n; i++) {
+      if (hits[i] > hits[best]) best = i;
+      seen += hits[i] > 0;
+    }
   }
-  pid_t found = 0;
-  int count = 0;
-  for (int i = 0; i < n; i++)
-    if (hits[i] >= ENOUGH) found = tids[i], count++;
-  if (count == 1) return found;
-  if (!readable) snprintf(why, cap, "/proc/self/task/*/syscall can't be read");
-  else snprintf(why, cap, "%d of %d new threads look like it", count, n);
+  if (seen == 1 && hits[best] >= FEW) return tids[best];
+  if (!readable)
+    snprintf(why, cap, "/proc/self/task/*/syscall can't be read");
+  else
+    snprintf(why, cap, "%d of %d new threads look like it, the first one %d times", seen, n, n ? hits[best] : 0);
   return 0;
 }
 
@@ -225,10 +254,14 @@ static void slow_sysmon(void) {
   for (int i = 0; sent && i < 2000 && !(result = __atomic_load_n(&slack_result, __ATOMIC_SEQ_CST)); i++) sleep_us(100);
   /* A signal that is still on its way must find its handler. */
   if (!sent || result) sigaction(sig, &old, NULL);
-  if (!sent) step(PXGO_SYSMON, PXGO_FAILED, "tgkill: %s", strerror(error));
-  else if (!result) step(PXGO_SYSMON, PXGO_FAILED, "thread %d did not take signal %d; its handler stays", tid, sig);
-  else if (result == 2) step(PXGO_SYSMON, PXGO_FAILED, "prctl(PR_SET_TIMERSLACK) on thread %d failed", tid);
-  else step(PXGO_SYSMON, PXGO_DONE, "timer slack of thread %d set to %lu ms", tid, SLACK_NS / 1000000);
+  if (!sent)
+    step(PXGO_SYSMON, PXGO_FAILED, "tgkill: %s", strerror(error));
+  else if (!result)
+    step(PXGO_SYSMON, PXGO_FAILED, "thread %d did not take signal %d; its handler stays", tid, sig);
+  else if (result == 2)
+    step(PXGO_SYSMON, PXGO_FAILED, "prctl(PR_SET_TIMERSLACK) on thread %d failed", tid);
+  else
+    step(PXGO_SYSMON, PXGO_DONE, "timer slack of thread %d set to %lu ms", tid, SLACK_NS / 1000000);
 }
 
 /* ---- once, at the first init */
@@ -236,13 +269,17 @@ static void slow_sysmon(void) {
 void pxgo_recipe_init(int host_batch_end) {
   static int ran;
   if (ran++) return;
-  check_batch(host_batch_end);
   if (pxgo_steps[PXGO_SYSMON].state != PXGO_OFF) slow_sysmon();
+  check_batch(host_batch_end);
   if (pxgo_steps[PXGO_RING].state != PXGO_OFF)
-    step(PXGO_RING, PXGO_DONE, host_batch_end ? "one wake-up per batch" : "a wake-up per event: the host has no BATCH_END");
+    step(PXGO_RING, PXGO_DONE,
+         host_batch_end ? "one wake-up per batch" : "a wake-up per event: the host has no BATCH_END");
   if (pxgo_steps[PXGO_YIELD].state != PXGO_OFF) {
-    if (!host_batch_end) step(PXGO_YIELD, PXGO_SKIPPED, "the host has no BATCH_END");
-    else if (pxgo_steps[PXGO_RING].state != PXGO_DONE) step(PXGO_YIELD, PXGO_SKIPPED, "the ring is off");
-    else step(PXGO_YIELD, PXGO_DONE, "after a wake-up that left work");
+    if (!host_batch_end)
+      step(PXGO_YIELD, PXGO_SKIPPED, "the host has no BATCH_END");
+    else if (pxgo_steps[PXGO_RING].state != PXGO_DONE)
+      step(PXGO_YIELD, PXGO_SKIPPED, "the ring is off");
+    else
+      step(PXGO_YIELD, PXGO_DONE, "after a wake-up that left work");
   }
 }

@@ -35,7 +35,8 @@ int pxgo_push_event(pxgo_host *h, const pxg_event *ev) {
   for (uint64_t i = 0; i < ev->n_chunks; i++) body += ev->chunks[i].len;
   for (uint64_t i = 0; i < ev->n_attrs; i++) attr += ev->attrs[i].len;
   uint64_t arrays = (ev->n_fields + ev->n_trailers) * sizeof(pxg_field) + ev->n_attrs * sizeof(pxg_str);
-  pxgo_job *j = malloc(sizeof *j + arrays + str_bytes(ev->fields, ev->n_fields) + str_bytes(ev->trailers, ev->n_trailers) + attr + body);
+  pxgo_job *j = malloc(sizeof *j + arrays + str_bytes(ev->fields, ev->n_fields) +
+                       str_bytes(ev->trailers, ev->n_trailers) + attr + body);
   if (!j) return -1;
   pxg_field *fields = (pxg_field *)(j + 1), *trailers = fields + ev->n_fields;
   pxg_str *attrs = (pxg_str *)(trailers + ev->n_trailers);
