@@ -180,7 +180,8 @@ int main(int argc, char **argv) {
   start = now();
   calls(empty, 0, &ev, n);
   empty_ns = (now() - start) / (double)n;
-  printf("{\"calls\":%" PRIu64 ",\"ns\":%.2f,\"empty_ns\":%.2f,\"allocations\":%" PRIu64 ",\"operations\":%" PRIu64 "}\n",
+  printf("{\"calls\":%" PRIu64 ",\"ns\":%.2f,\"empty_ns\":%.2f,\"allocations\":%" PRIu64 ",\"operations\":%" PRIu64
+         "}\n",
          n, guest_ns, empty_ns, made, out.n_ops);
   return 0;
 }

@@ -75,8 +75,9 @@ static int is_token(pxg_str s) {
 
 /* Fields that the host owns and refuses from guests (PXG-HDR-008): better said at configuration than on each stream. */
 static int is_framing(pxg_str name) {
-  static const char *const owned[] = {"connection", "content-length", "keep-alive", "proxy-connection",
-                                      "te",         "trailer",        "transfer-encoding", "upgrade", "host"};
+  static const char *const owned[] = {"connection", "content-length", "keep-alive",        "proxy-connection",
+                                      "te",         "trailer",        "transfer-encoding", "upgrade",
+                                      "host"};
   size_t i;
   for (i = 0; i < sizeof owned / sizeof *owned; i++) {
     if (pxgg_eq(name, pxgg_str(owned[i], strlen(owned[i])))) return 1;
@@ -127,8 +128,9 @@ static int32_t header_rule(parser *p, rule *r, enum rule_kind kind) {
   if (r->value.len == 0) return refuse(p, r->value, "a value");
   for (i = 0; i < r->value.len; i++) {
     if ((r->value.ptr[i] < 0x20 && r->value.ptr[i] != '\t') || r->value.ptr[i] == 0x7f) {
-      return pxgg_config_error(p->out, PXG_E_ARG, "line %u, word %u: the value has the control byte 0x%02x; expected text",
-                               p->line, p->word, r->value.ptr[i]);
+      return pxgg_config_error(p->out, PXG_E_ARG,
+                               "line %u, word %u: the value has the control byte 0x%02x; expected text", p->line,
+                               p->word, r->value.ptr[i]);
     }
   }
   return PXG_OK;
@@ -254,16 +256,11 @@ static void on_config_drop(uint64_t ctx, uint64_t config) {
 /* Whether the rule ends the request with its reply. */
 static int refuses(const rule *r, const pxg_event *ev) {
   switch (r->kind) {
-    case REQUIRE_HEADER:
-      return pxgg_find(ev->fields, ev->n_fields, r->name) == NULL;
-    case DENY_HEADER:
-      return pxgg_find(ev->fields, ev->n_fields, r->name) != NULL;
-    case DENY_PATH_PREFIX:
-      return pxgg_starts_with(pxgg_header(ev, PXGG_LIT(":path")), r->name);
-    case DENY_METHOD:
-      return pxgg_eq(pxgg_header(ev, PXGG_LIT(":method")), r->name);
-    default:
-      return 0;
+  case REQUIRE_HEADER: return pxgg_find(ev->fields, ev->n_fields, r->name) == NULL;
+  case DENY_HEADER: return pxgg_find(ev->fields, ev->n_fields, r->name) != NULL;
+  case DENY_PATH_PREFIX: return pxgg_starts_with(pxgg_header(ev, PXGG_LIT(":path")), r->name);
+  case DENY_METHOD: return pxgg_eq(pxgg_header(ev, PXGG_LIT(":method")), r->name);
+  default: return 0;
   }
 }
 

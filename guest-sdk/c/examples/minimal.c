@@ -18,15 +18,17 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
   pxg_str text = pxgg_trim(in->bytes);
   config *c;
   (void)ctx;
-  if (!PXGG_EQ(in->filter, "minimal")) return pxgg_config_error(out, PXG_E_NOTFOUND, "the only filter here is \"minimal\"");
-  if (text.len == 0) return pxgg_config_error(out, PXG_E_ARG, "no text found; expected the value for the header x-hello");
+  if (!PXGG_EQ(in->filter, "minimal"))
+    return pxgg_config_error(out, PXG_E_NOTFOUND, "the only filter here is \"minimal\"");
+  if (text.len == 0)
+    return pxgg_config_error(out, PXG_E_ARG, "no text found; expected the value for the header x-hello");
   c = (config *)malloc(sizeof *c + text.len);
   if (c == NULL) return pxgg_config_error(out, PXG_E_INTERNAL, "out of memory");
   c->len = text.len;
   memcpy(c->text, text.ptr, text.len);
 
-  out->config = (uint64_t)(uintptr_t)c;                           /* comes back in every event */
-  out->subscribe = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);      /* no other phase costs anything */
+  out->config = (uint64_t)(uintptr_t)c;                      /* comes back in every event */
+  out->subscribe = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS); /* no other phase costs anything */
   return PXG_OK;
 }
 

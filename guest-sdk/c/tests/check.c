@@ -8,13 +8,13 @@
 
 static int checks;
 
-#define CHECK(condition)                                                              \
-  do {                                                                                \
-    checks++;                                                                         \
-    if (!(condition)) {                                                               \
-      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);         \
-      exit(1);                                                                        \
-    }                                                                                 \
+#define CHECK(condition)                                                      \
+  do {                                                                        \
+    checks++;                                                                 \
+    if (!(condition)) {                                                       \
+      fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      exit(1);                                                                \
+    }                                                                         \
   } while (0)
 
 static void check_text(int line, const char *found, const char *expected) {
@@ -46,11 +46,13 @@ static void helpers(void) {
   CHECK(PXGG_EQ(word, "last") && PXGG_EQ(line, "word"));
   CHECK(!pxgg_next_line(&rest, &line, &number));
   CHECK(pxgg_number(PXGG_LIT("599"), 599, &n) && n == 599);
-  CHECK(!pxgg_number(PXGG_LIT("600"), 599, &n) && !pxgg_number(PXGG_LIT(""), 9, &n) && !pxgg_number(PXGG_LIT("1x"), 9, &n));
+  CHECK(!pxgg_number(PXGG_LIT("600"), 599, &n) && !pxgg_number(PXGG_LIT(""), 9, &n) &&
+        !pxgg_number(PXGG_LIT("1x"), 9, &n));
   CHECK(pxgg_number(PXGG_LIT("18446744073709551615"), UINT64_MAX, &n) && n == UINT64_MAX);
   CHECK(!pxgg_number(PXGG_LIT("18446744073709551616"), UINT64_MAX, &n));
   CHECK(pxgg_eq_nocase(PXGG_LIT("Text/HTML"), PXGG_LIT("text/html")) && !pxgg_eq_nocase(PXGG_LIT("a"), PXGG_LIT("b")));
-  CHECK(pxgg_eq(pxgg_str(NULL, 0), PXGG_LIT("")) && !pxgg_is_absent(pxgg_str(NULL, 0)) && pxgg_is_absent(pxgg_absent()));
+  CHECK(pxgg_eq(pxgg_str(NULL, 0), PXGG_LIT("")) && !pxgg_is_absent(pxgg_str(NULL, 0)) &&
+        pxgg_is_absent(pxgg_absent()));
   CHECK(pxgg_starts_with(PXGG_LIT("/a/b"), PXGG_LIT("/a")) && !pxgg_starts_with(PXGG_LIT("/"), PXGG_LIT("/a")));
 }
 
@@ -159,7 +161,8 @@ static void header_policy(const char *dir) {
   th_limit(h, 1 << 20);
   th_drop(h, config);
 
-  refused(h, "reqest set a b", "line 1, word 1: found \"reqest\"; expected request, response, require, deny or inherit");
+  refused(h, "reqest set a b",
+          "line 1, word 1: found \"reqest\"; expected request, response, require, deny or inherit");
   refused(h, "\nrequest xet a b", "line 2, word 2: found \"xet\"; expected set, add or delete");
   refused(h, "request set a", "line 1, word 4: the line ends here; expected a value");
   refused(h, "request set", "line 1, word 3: the line ends here; expected a field name");
@@ -167,9 +170,10 @@ static void header_policy(const char *dir) {
   refused(h, "request set a b\x01", "line 1, word 4: the value has the control byte 0x01; expected text");
   refused(h, "request delete :path",
           "line 1, word 3: found \":path\"; expected a plain field name: a pseudo-header can only be set");
-  refused(h, "response set Content-Length 7",
-          "line 1, word 3: found \"content-length\"; expected another field: the proxy owns this one (for the host name "
-          "set :authority)");
+  refused(
+      h, "response set Content-Length 7",
+      "line 1, word 3: found \"content-length\"; expected another field: the proxy owns this one (for the host name "
+      "set :authority)");
   refused(h, "request delete a b", "line 1, word 4: found \"b\"; expected the end of the line");
   refused(h, "deny path-prefix private 403", "line 1, word 3: found \"private\"; expected a path that begins with /");
   refused(h, "deny path-prefix /p 199", "line 1, word 4: found \"199\"; expected a status from 200 to 599");

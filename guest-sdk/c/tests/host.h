@@ -10,12 +10,12 @@ typedef struct th_host th_host;
 
 /* Header fields, one "name: value" a line. */
 typedef struct th_done {
-  uint32_t action;      /* PXG_ACT_* */
-  char headers[65536];  /* after the operations, one "name: value" a line; of the reply with REPLY */
-  uint32_t status;      /* of the reply */
-  char body[4096];      /* of the reply */
-  char details[256];    /* of the reply */
-  char error[256];      /* with ERROR */
+  uint32_t action;     /* PXG_ACT_* */
+  char headers[65536]; /* after the operations, one "name: value" a line; of the reply with REPLY */
+  uint32_t status;     /* of the reply */
+  char body[4096];     /* of the reply */
+  char details[256];   /* of the reply */
+  char error[256];     /* with ERROR */
   uint64_t n_ops;
 } th_done;
 

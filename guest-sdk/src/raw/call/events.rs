@@ -58,7 +58,7 @@ event_type! {
     TrailersEvent derefs MessageEvent
 }
 event_type! {
-    /// An answer to [`StreamHandle::wake`], or the streamed reply has room again.
+    /// An answer to [`crate::StreamHandle::wake`], or the streamed reply has room again.
     WakeEvent derefs Event
 }
 event_type! {

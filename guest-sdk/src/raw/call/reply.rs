@@ -132,7 +132,7 @@ impl<'e, 'c> ReplyBuilder<'e, 'c> {
         self
     }
 
-    /// The body follows with [`StreamHandle::write`] or [`WakeEvent::write`]. Needs the feature STREAM_REPLY.
+    /// The body follows with [`crate::StreamHandle::write`] or [`crate::WakeEvent::write`]. Needs the feature STREAM_REPLY.
     #[must_use]
     pub fn open(mut self) -> Self {
         if let Some(r) = self.raw() {
