@@ -14,8 +14,10 @@ use proxy_golang_abi::ext::{METRICS_V1_ID, MetricKind, MetricsV1};
 use proxy_golang_abi::feature::{Feature, FeatureSet, set_of};
 use proxy_golang_abi::{Action, EventResult, Field, LogLevel, Status, Str};
 
-use super::decode::{Limits, Reading, copy_text, elements};
+use super::decode::Reading;
+use super::members::Limits;
 use super::metrics::{MetricLimits, MetricSnapshot, Metrics};
+use super::pointers::{copy_text, elements};
 use super::text::{MAX_LOG_TEXT, clean};
 use super::{PageHandle, lent, status_name};
 use crate::engine::{Fault, Hub, KeptOutcome, OpKind, Outcome};

@@ -11,9 +11,10 @@ use proxy_golang_abi::{
     ResultFlags, Status, Str,
 };
 
-use super::decode::{Reading, copy_text, elements};
+use super::decode::Reading;
 use super::exports::Entry;
 use super::lent::Loan;
+use super::pointers::{copy_text, elements};
 use super::{FieldView, StrView};
 use crate::engine::{EventView, Fault, Filter, Guest, Outcome};
 

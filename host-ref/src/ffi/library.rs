@@ -7,10 +7,10 @@ use proxy_golang_abi as abi;
 use proxy_golang_abi::feature::FeatureSet;
 use proxy_golang_abi::{GUEST_INIT_SYMBOL, GuestInitV1, Status};
 
-use super::decode::{copy_text, elements};
 use super::exports::Entry;
 use super::guest::GuestTable;
 use super::lent;
+use super::pointers::{copy_text, elements};
 use crate::engine::Fault;
 
 /// Most filters of one library.

@@ -17,19 +17,22 @@
 
 mod decode;
 mod exports;
+mod fault;
 mod guest;
 mod lent;
 mod library;
+mod members;
 mod metrics;
 mod owned;
 mod page;
+mod pointers;
 mod text;
 mod view;
 
-pub(crate) use decode::PHASES;
 pub(crate) use exports::{Entry, Shared};
 pub(crate) use guest::{ConfigAnswer, GuestTable, NewConfig, RetireQueue};
 pub(crate) use library::{GuestAnswer, OpenError, open};
+pub(crate) use members::PHASES;
 pub(crate) use text::clean;
 
 pub use exports::{LogSink, MAX_LIBRARIES};
