@@ -71,12 +71,13 @@ pub enum Call {
 
 pub type Calls = Arc<Mutex<Vec<Call>>>;
 type Script = Box<dyn FnMut(&Seen) -> Answer + Send>;
+type OnCancel = Box<dyn FnMut(u64) + Send>;
 
 struct Mock {
     name: &'static str,
     library: u32,
     script: Mutex<Script>,
-    on_cancel: Mutex<Option<Box<dyn FnMut(u64) + Send>>>,
+    on_cancel: Mutex<Option<OnCancel>>,
     calls: Calls,
 }
 
@@ -164,7 +165,7 @@ pub struct Spec {
     pub policy: Policy,
     pub without: Vec<Feature>,
     pub script: Script,
-    pub on_cancel: Option<Box<dyn FnMut(u64) + Send>>,
+    pub on_cancel: Option<OnCancel>,
 }
 
 pub fn filter(name: &'static str) -> Spec {
