@@ -143,7 +143,7 @@ impl Books {
             side.consumed += view.len() as u64;
             side.out.extend_from_slice(&view);
             return if skip {
-                self.to_skip(cont(), dir)
+                self.leave_to_skip(cont(), dir)
             } else {
                 cont()
             };
@@ -203,13 +203,13 @@ impl Books {
             side.mode = BodyMode::STREAM;
         }
         if skip {
-            self.to_skip(answer, dir)
+            self.leave_to_skip(answer, dir)
         } else {
             answer
         }
     }
 
-    fn to_skip(&mut self, answer: Answer, dir: usize) -> Answer {
+    fn leave_to_skip(&mut self, answer: Answer, dir: usize) -> Answer {
         self.sides[dir].transparent = true;
         if self.roll(2) == 0 {
             self.sides[dir].mode = BodyMode::SKIP;
