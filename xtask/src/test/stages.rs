@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::counts::{self, Counts};
 use super::{Run, files, generated, licences, links};
+use crate::lab::Lab;
 use crate::proc::run_logged;
 use crate::root::{root, target};
 
@@ -99,7 +100,7 @@ pub(super) const STAGES: &[Stage] = &[
     },
     Stage {
         name: "c-guests",
-        about: "the C guests compile without a warning, with gcc and clang, and export one symbol",
+        about: "the C guests compile without a warning and export one symbol, and their tests pass, by gcc and clang",
         needs: &["guest-sdk/c/Makefile"],
         run: c_guests,
         counts: None,
@@ -140,6 +141,19 @@ pub(super) const STAGES: &[Stage] = &[
         about: "the proxy under load for 5 s, reloaded and with clients that give up; every answer checked",
         needs: &[],
         run: |c| crate::soak::stage(c.tools, |command| c.finish(command)),
+        counts: None,
+    },
+    Stage {
+        name: "demo",
+        about: "the demonstration, whose checks all hold",
+        needs: &["xtask/lab"],
+        run: |c| {
+            let lab = Lab::new(c.tools);
+            for (_, mut command) in lab.steps() {
+                c.finish(&mut command)?;
+            }
+            c.finish(lab.laboratory().arg("demo"))
+        },
         counts: None,
     },
     Stage {
@@ -215,7 +229,7 @@ fn c_guests(c: &Run) -> Result<()> {
         let folder = target().join("c-guests").join(compiler);
         let mut command = c.command("guest-sdk/c", "make");
         command
-            .args(["--always-make", "CFLAGS=-O2 -g -Werror"])
+            .args(["--always-make", "all", "check", "CFLAGS=-O2 -g -Werror"])
             .arg(format!("CC={compiler}"))
             .arg(format!("BUILD={}", folder.display()));
         c.finish(&mut command)?;
@@ -331,4 +345,18 @@ fn some_ran(c: &Run, read: Reader) -> Result<()> {
         "no test ran"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_have_names_of_their_own() {
+        let mut names: Vec<_> = STAGES.iter().map(|s| s.name).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
 }
