@@ -33,7 +33,8 @@ struct Demo {
     upstream: Server,
     authority: Server,
     host: Host,
-    connections: [(Protocol, Connection); 2],
+    /// One for each protocol, opened when it is needed first.
+    connections: [Option<Connection>; 2],
     requests: u64,
 }
 
@@ -73,21 +74,11 @@ pub async fn run(args: &Args) -> Result<()> {
     std::fs::write(&file, config).with_context(|| format!("write {}", file.display()))?;
     let log = folder.path().join("pxg-host.log");
     let host = Host::start(&args.built.host, &file, &log).await?;
-    let address = host.listener("main")?;
     let mut demo = Demo {
         printer: Printer::new(Paint::stdout()),
         upstream,
         authority,
-        connections: [
-            (
-                Protocol::Http1,
-                Connection::open(address, Protocol::Http1).await?,
-            ),
-            (
-                Protocol::H2c,
-                Connection::open(address, Protocol::H2c).await?,
-            ),
-        ],
+        connections: [None, None],
         host,
         requests: 0,
     };
@@ -153,7 +144,11 @@ impl Demo {
         for (name, value) in ask.fields {
             request = request.header(*name, *value);
         }
-        let connection = &mut self.connections[usize::from(protocol == Protocol::H2c)].1;
+        let slot = &mut self.connections[usize::from(protocol == Protocol::H2c)];
+        let connection = match slot {
+            Some(connection) => connection,
+            None => slot.insert(Connection::open(address, protocol).await?),
+        };
         let whole = connection
             .ask(request.body(client::no_body())?)
             .await

@@ -74,7 +74,8 @@ impl Printer {
                 let fields: Vec<_> = fields.iter().map(|(n, v)| format!("{n}: {v}")).collect();
                 let took = time(logged.upstream_us * 1000);
                 let took = self.paint.dim(format!("answered in {took}"));
-                println!("     {:NAME$} {}  {took}", "upstream", fields.join("  "));
+                let gap = if fields.is_empty() { "" } else { "  " };
+                println!("     {:NAME$} {}{gap}{took}", "upstream", fields.join("  "));
             }
             None => println!("     {}", self.paint.dim("the upstream was not asked")),
         }
@@ -92,8 +93,8 @@ impl Printer {
         };
         let ops = match step.ops {
             0 => String::new(),
-            1 => "1 change".to_owned(),
-            n => format!("{n} changes"),
+            1 => "1 operation".to_owned(),
+            n => format!("{n} operations"),
         };
         let when = if step.late {
             "decided later".to_owned()
@@ -101,7 +102,7 @@ impl Printer {
             time(step.ns)
         };
         println!(
-            "     {:NAME$} {:PHASE$}  {action}  {ops:10}  {}",
+            "     {:NAME$} {:PHASE$}  {action}  {ops:12}  {}",
             self.paint.bold(format!("{:NAME$}", step.filter)),
             step.phase.replace('_', " "),
             self.paint.dim(when)
@@ -121,7 +122,10 @@ impl Printer {
         });
         let status = self.status(whole.status.as_u16());
         let mut shown: Vec<_> = fields.collect();
-        shown.extend(body.map(|text| format!("{:?}", text.trim_end())));
+        shown.extend(
+            body.filter(|b| !b.is_empty())
+                .map(|text| format!("{:?}", text.trim_end())),
+        );
         println!("   {} {status}  {}", self.paint.cyan("←"), shown.join("  "));
         self.cost(logged);
     }
