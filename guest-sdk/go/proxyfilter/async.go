@@ -168,7 +168,7 @@ func (a *AsyncStream) arm() {
 }
 
 // abandon is for a function that never started.
-func (a *AsyncStream) abandon(string) {
+func (a *AsyncStream) abandon() {
 	a.decided, a.over = true, true
 }
 

@@ -60,7 +60,7 @@ func (in *instance) ConfigNew(ci *bridge.ConfigIn, co *bridge.ConfigOut) (code i
 }
 
 func (in *instance) newConfig(ci *bridge.ConfigIn, co *bridge.ConfigOut) (*config, error) {
-	reg := in.find(ci.Filter)
+	reg := find(ci.Filter)
 	if reg == nil {
 		return nil, refuse(bridge.ErrNotFound, "this library has no filter %q; it has %s", ci.Filter, strings.Join(bridge.Filters(), ", "))
 	}

@@ -39,8 +39,6 @@ func newInstance(h bridge.Host) *instance {
 	return in
 }
 
-func (in *instance) find(name string) *registration { return find(name) }
-
 func (in *instance) config(id uint64) *config {
 	list := *in.configs.Load()
 	if i := uint32(id) - 1; int(i) < len(list) {
@@ -279,7 +277,7 @@ func (c *callState) failed(act Action) {
 		text = fmt.Sprintf("the method returned the action %d", act)
 	}
 	if c.async != nil {
-		c.async.abandon(text)
+		c.async.abandon()
 		c.async = nil
 	}
 	c.Enc.Drop()

@@ -33,10 +33,9 @@ type callState struct {
 	async *AsyncStream
 	fault string
 	body  struct {
-		total      uint64
-		cursor     uint64
-		valid      bool
-		hasChanges bool
+		total  uint64
+		cursor uint64
+		valid  bool // total has been counted
 	}
 }
 

@@ -79,6 +79,18 @@ func (k *keeper) OnRequestHeaders(_ pf.Stream, h pf.Headers) pf.Action {
 	return pf.Continue
 }
 
+// asyncKeeper keeps what an AsyncStream answered, which is a copy.
+type asyncKeeper struct {
+	value   string
+	trailer []pf.Field
+	body    []byte
+}
+
+func (k *asyncKeeper) OnRequestBodyAsync(_ context.Context, a *pf.AsyncStream) {
+	k.value, k.trailer, k.body = a.Get("authorization"), append(a.Headers(), a.Trailers()...), a.Body()
+	_ = a.Continue()
+}
+
 type headersKeeper struct{ h pf.Headers }
 
 func (k *headersKeeper) OnRequestHeaders(_ pf.Stream, h pf.Headers) pf.Action {
@@ -107,6 +119,7 @@ func init() {
 	pf.Register("keep-view", func(k *keeper, _ *pf.Env) (pf.Filter, error) { return k, nil })
 	pf.Register("keep-headers", func(k *headersKeeper, _ *pf.Env) (pf.Filter, error) { return k, nil })
 	pf.Register("keep-chunk", func(k *chunkKeeper, _ *pf.Env) (pf.Filter, error) { return k, nil })
+	pf.Register("keep-async", func(k *asyncKeeper, _ *pf.Env) (pf.Filter, error) { return k, nil })
 	pf.Register("keep-copy", func(k *honest, _ *pf.Env) (pf.Filter, error) { return k, nil })
 	register("async-view", headersFunc(func(s pf.Stream, h pf.Headers) pf.Action {
 		v, _ := h.GetView("authorization")
@@ -208,6 +221,15 @@ func TestRetainedViewsAreCaught(t *testing.T) {
 	if got := failures(t, "keep-copy", req); got != "" {
 		t.Errorf("a filter that copies is blamed: %s", got)
 	}
+}
+
+func TestAsyncStreamAnswersCopies(t *testing.T) {
+	req := proxyfiltertest.Request{Header: []pf.Field{pf.F("authorization", "Bearer secret")}, Body: []byte("hello"), Trailers: []pf.Field{pf.F("x-t", "t")}}
+	proxyfiltertest.Sweep(t, "keep-async", "", func(t *testing.T, h *proxyfiltertest.Host) {
+		if ex := h.Do(req, nil); ex.Failure != "" || string(ex.Body) != "hello" {
+			t.Errorf("%+v", ex)
+		}
+	})
 }
 
 // A goroutine that captured a view hands out what is there by then.

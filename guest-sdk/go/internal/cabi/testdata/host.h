@@ -251,6 +251,33 @@ enum { N_REQUEST = sizeof request / sizeof *request, MIN_OPS = 32, MIN_SCRATCH =
 
 static void set_fault(const char *fault) { request[N_REQUEST - 1].value = str(fault); }
 
+/* Views live in pages of their own, which nobody can read once the call is over. */
+enum { VIEW_BYTES = 64 << 10 };
+static uint8_t *view_pages;
+
+static pxg_str view_of(const pxg_str *s, uint8_t **p) {
+  pxg_str v = {*p, s->len, s->flags};
+  CHECK(*p + s->len <= view_pages + VIEW_BYTES, "the views do not fit");
+  if (s->len) memcpy(*p, s->ptr, s->len);
+  *p += s->len;
+  return v;
+}
+
+static const pxg_field *lend_views(const pxg_field *from, uint64_t n) {
+  if (!view_pages) view_pages = mmap(NULL, VIEW_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(view_pages != MAP_FAILED && !mprotect(view_pages, VIEW_BYTES, PROT_READ | PROT_WRITE), "pages for views");
+  pxg_field *f = (pxg_field *)view_pages;
+  uint8_t *p = (uint8_t *)(f + n);
+  for (uint64_t i = 0; i < n; i++) {
+    f[i].name = view_of(&from[i].name, &p);
+    f[i].value = view_of(&from[i].value, &p);
+  }
+  CHECK(!mprotect(view_pages, VIEW_BYTES, PROT_READ), "read-only views"); /* PXG-MEM-009 */
+  return f;
+}
+
+static void end_views(void) { CHECK(!mprotect(view_pages, VIEW_BYTES, PROT_NONE), "end of the views"); }
+
 static call new_call(void) {
   pxg_event ev = {.size = sizeof ev};
   pxg_result out = {.size = sizeof out};
@@ -294,7 +321,7 @@ static uint32_t run(call *c, uint32_t phase, uint64_t config, uint64_t user, uin
   c->ev->phase = phase, c->ev->config = config, c->ev->stream = stream;
   c->ev->user = c->out->user = user;
   c->ev->flags = PXG_EV_CAN_REPLY | PXG_EV_END_STREAM;
-  c->ev->fields = request, c->ev->n_fields = N_REQUEST;
+  c->ev->fields = lend_views(request, N_REQUEST), c->ev->n_fields = N_REQUEST;
   if (pend) {
     pthread_mutex_lock(&H.lock);
     c->ev->token = H.next_token++;
@@ -308,6 +335,7 @@ static uint32_t run(call *c, uint32_t phase, uint64_t config, uint64_t user, uin
   c->out->scratch = c->scratch, c->out->scratch_cap = MIN_SCRATCH;
   H.more_calls = H.more_bytes = 0;
   G.on_event(G.ctx, c->ev, c->out);
+  end_views();
   CHECK(tail_ok(c->out, sizeof *c->out) && tail_ok(c->ev, sizeof *c->ev), "a tail was written");
   CHECK(tail_ok(c->scratch, MIN_SCRATCH), "scratch was overrun");
   for (size_t i = 0; i < sizeof *c->ops; i++)

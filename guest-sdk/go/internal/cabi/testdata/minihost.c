@@ -151,8 +151,6 @@ static void check_async(uint64_t c, int batch_end) {
     set_fault(async[i].fault);
     CHECK(run(&k, 1, c, 0, 20 + i, 1) == PXG_ACT_PENDING && !k.out->n_ops && !k.out->reply && k.out->user, "%s: %s",
           async[i].fault, error_of(&k));
-    /* The views die here. */
-    request[N_REQUEST - 1].value = str("poison");
     kick(batch_end);
     wait_completed(before + 1);
     CHECK(H.last_action == async[i].action && strstr(H.last_error, async[i].text), "%s: action %u, %s", async[i].fault,
@@ -288,7 +286,6 @@ static void check_ring(int batch_end) {
           error_of(&k));
     G.on_stream_end(G.ctx, c, k.out->user, 30, 0);
   }
-  request[N_REQUEST - 1].value = str("poison");
   kick(batch_end);
   wait_completed(before + 300);
   CHECK(!strcmp(H.last_key, "x-seen") && !strcmp(H.last_value, "through the ring"), "the copy says %s: %s", H.last_key,
