@@ -528,6 +528,17 @@ fn complete_refuses_what_is_no_result_and_the_token_lives_on() {
             unsupported,
             "complete: answered UNSUPPORTED: result.flags: found 0x20",
         ),
+        // What needs no state of the stream is judged before the answer (PXG-ASY-020).
+        (
+            10,
+            arg,
+            "complete: answered ARG: result.ops[0]: the value of \"x-split\" has a control byte",
+        ),
+        (
+            11,
+            arg,
+            "complete: answered ARG: a reply with status 99; 200 to 599 are legal",
+        ),
     ];
     for (case, answer, words) in words {
         let stream = site.request(&filter, *case);

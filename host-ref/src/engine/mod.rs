@@ -13,6 +13,7 @@ mod hub;
 #[cfg(all(loom, test))]
 mod loom_tests;
 mod outcome;
+mod stateless;
 mod stats;
 mod stream;
 mod sync;
@@ -27,6 +28,7 @@ pub use guest::{
 };
 pub use hub::{Hub, HubLimits, Mail};
 pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};
+pub use stateless::check;
 pub use stats::{Counter, FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
 pub use stream::{
     BodyLength, Cut, Cx, Dir, Failure, Part, Reason, Signal, Step, Stream, StreamLimits,

@@ -20,7 +20,7 @@ use super::metrics::{MetricLimits, MetricSnapshot, Metrics};
 use super::pointers::{copy_text, elements};
 use super::text::{MAX_LOG_TEXT, clean};
 use super::{PageHandle, lent, status_name};
-use crate::engine::{Fault, Hub, KeptOutcome, OpKind, Outcome};
+use crate::engine::{Fault, Hub, KeptOutcome, OpKind, Outcome, check};
 
 /// Most libraries that one process loads, attempts that failed included. Each keeps a host table for ever.
 pub const MAX_LIBRARIES: usize = 4096;
@@ -302,6 +302,7 @@ unsafe fn accept(
                     text: "found the action UNSET (0), expected a decision".to_owned(),
                 });
             }
+            check(&outcome)?;
             take(entry, outcome)
         });
         // SAFETY: as above; the guest is still inside this function.

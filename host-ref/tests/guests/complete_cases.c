@@ -14,6 +14,9 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   longer.r = r;
   longer.r.size = sizeof longer;
   const pxg_result *give = &r;
+  static const uint8_t name[] = "x-split", value[] = "a\r\nb";
+  pxg_op op = {.key = {name, sizeof name - 1, 0}, .val = {{value, sizeof value - 1, 0}, 0, 0}};
+  pxg_reply reply = {.size = sizeof reply};
   switch (the_case(ev)) {
   case 0: give = NULL; break;
   case 1: give = (const pxg_result *)((const char *)&longer + 4); break;
@@ -25,6 +28,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   case 7: r.action = 99; break;
   case 8: r.flags = 0x20; break;
   case 9: give = &longer.r; break; /* longer with zeros: taken */
+  case 10: op.kind = PXG_OP_HEADER_SET, r.ops = &op, r.n_ops = 1; break;
+  case 11: reply.status = 99, r.action = PXG_ACT_REPLY, r.reply = &reply; break;
   }
   told = host->complete(host->ctx, ev->token, give);
   /* Afterwards a good one, to see whether the token still lives. */

@@ -8,8 +8,9 @@ use proxy_golang_abi::{
 use super::super::fields::Fields;
 use super::super::guest::Filter;
 use super::super::outcome::{Fault, Outcome, Reply};
+use super::super::stateless::refuse_reply;
 use super::end::Reason;
-use super::judge_ops::{Judged, refuse_field};
+use super::judge_ops::Judged;
 use super::settle::Context;
 use super::{Dir, PartOf, Stream};
 
@@ -194,26 +195,10 @@ impl<H: Fields> Stream<H> {
 }
 
 fn judge_reply(filter: &Filter, reply: &Reply<'_>) -> Result<(), String> {
-    if !(200..=599).contains(&reply.status) {
-        return Err(format!(
-            "a reply with status {}; 200 to 599 are legal",
-            reply.status
-        ));
-    }
     if reply.flags.0 & ReplyFlags::OPEN.0 != 0 && !filter.has(Feature::STREAM_REPLY) {
         return Err("an OPEN reply needs the feature STREAM_REPLY".into());
     }
-    if reply.flags.0 & ReplyFlags::GRPC.0 != 0 && !(0..=16).contains(&reply.grpc_status) {
-        return Err(format!(
-            "a reply with grpc_status {}; 0 to 16 are legal",
-            reply.grpc_status
-        ));
-    }
-    let refused = |(name, value): &(&[u8], &[u8])| refuse_field(name, value);
-    match reply.fields.iter().chain(&reply.trailers).find_map(refused) {
-        Some(why) => Err(format!("a reply's field: {why}")),
-        None => Ok(()),
-    }
+    refuse_reply(reply).map_or(Ok(()), Err)
 }
 
 fn mode_feature(dir: Dir, mode: BodyMode) -> Feature {

@@ -8,6 +8,7 @@ use super::super::fields::{Fields, Views};
 use super::super::grammar;
 use super::super::guest::Filter;
 use super::super::outcome::{Op, OpKind, Outcome};
+use super::super::stateless::{refuse_edit, show};
 use super::call::project;
 use super::judge::Refusal;
 use super::settle::Context;
@@ -249,43 +250,23 @@ impl<H: Fields> Stream<H> {
             return refuse("OBSERVE can only look");
         }
         // The grammar first: what is illegal is refused even where it would be too late.
+        if let Some(why) = refuse_edit(&op.kind) {
+            return refuse(why);
+        }
         let is_pseudo = |name: &[u8]| name.first() == Some(&b':');
-        match op.kind {
-            OpKind::Set { name, value, .. } if is_pseudo(name) => {
-                let fits = matches!(
-                    (at.dir, name),
-                    (
-                        Dir::Request,
-                        b":method" | b":scheme" | b":authority" | b":path"
-                    ) | (Dir::Response, b":status")
-                );
-                let head = self.flows[at.dir as usize].head.as_ref();
-                let missing = matches!(name, b":path" | b":scheme")
-                    && head.is_some_and(|head| head.value(name).is_none());
-                if trailers || !fits || missing {
-                    return refuse(format!(
-                        "{} is not a pseudo-header of this message",
-                        show(name)
-                    ));
-                }
-                if !grammar::is_pseudo_value(name, value) {
-                    return refuse(format!("{} is not a value of {}", show(value), show(name)));
-                }
+        if let OpKind::Set { name, .. } = op.kind
+            && is_pseudo(name)
+        {
+            let status = name == b":status";
+            let head = self.flows[at.dir as usize].head.as_ref();
+            let missing = matches!(name, b":path" | b":scheme")
+                && head.is_some_and(|head| head.value(name).is_none());
+            if status != (at.dir == Dir::Response) || missing {
+                return refuse(format!(
+                    "{} is not a pseudo-header of this message",
+                    show(name)
+                ));
             }
-            OpKind::Set { name, value, .. } | OpKind::Add { name, value, .. } => {
-                if let Some(why) = refuse_field(name, value) {
-                    return refuse(why);
-                }
-            }
-            OpKind::Delete { name, .. } => {
-                if let Some(why) = refuse_field(name, b"") {
-                    return refuse(why);
-                }
-            }
-            OpKind::SetAt { value, .. } if !grammar::is_value(value) => {
-                return refuse(format!("{} is not a field value", show(value)));
-            }
-            _ => {}
         }
         let here = if trailers {
             let feature = match at.dir {
@@ -521,29 +502,6 @@ fn judge_metadata(filter: &Filter, namespace: &[u8], key: &[u8]) -> Verdict {
         return refuse("an empty key");
     }
     Verdict::Apply
-}
-
-/// Why a field of a guest must not go on the wire, if so.
-pub(super) fn refuse_field(name: &[u8], value: &[u8]) -> Option<String> {
-    if !grammar::is_name(name) {
-        Some(format!("{} is not a field name in lower case", show(name)))
-    } else if grammar::is_host_owned(name) {
-        Some(format!("{} is the host's own field", show(name)))
-    } else if !grammar::is_value(value) {
-        Some(format!(
-            "the value of {} has a control byte or blanks at its ends: {}",
-            show(name),
-            show(value)
-        ))
-    } else {
-        None
-    }
-}
-
-/// Bytes of a guest for a log: quoted, escaped, at most 100.
-fn show(bytes: &[u8]) -> String {
-    let more = if bytes.len() > 100 { "..." } else { "" };
-    format!("\"{}{more}\"", bytes[..bytes.len().min(100)].escape_ascii())
 }
 
 fn name_of(op: &Op<'_>) -> &'static str {

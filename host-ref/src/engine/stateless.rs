@@ -1,0 +1,106 @@
+//! What of a result can be judged without its stream: grammar, ownership of fields, ranges.
+//!
+//! `complete` and `apply` ask before they accept, so that a guest can still mend its result (PXG-ASY-020); the
+//! engine asks for every result before anything of it is visible.
+
+use proxy_golang_abi::{ReplyFlags, Status, Target};
+
+use super::grammar;
+use super::outcome::{Fault, OpKind, Outcome, Reply};
+
+/// What is wrong with `outcome` whatever the state of its stream.
+///
+/// # Errors
+/// ARG, with what was found.
+pub fn check(outcome: &Outcome<'_>) -> Result<(), Fault> {
+    let ops = outcome.ops.iter().enumerate();
+    let op = ops.filter_map(|(i, op)| Some(format!("result.ops[{i}]: {}", refuse_edit(&op.kind)?)));
+    let reply = outcome.reply.iter().filter_map(refuse_reply);
+    match op.chain(reply).next() {
+        None => Ok(()),
+        Some(text) => Err(Fault {
+            status: Status::ARG,
+            text,
+        }),
+    }
+}
+
+/// Why a field operation is illegal on every message.
+pub(super) fn refuse_edit(kind: &OpKind<'_>) -> Option<String> {
+    match *kind {
+        OpKind::Set {
+            target,
+            name,
+            value,
+        } if name.first() == Some(&b':') => {
+            let known = matches!(
+                name,
+                b":method" | b":scheme" | b":authority" | b":path" | b":status"
+            );
+            if target == Target::TRAILERS || !known {
+                Some(format!(
+                    "{} is not a pseudo-header of this message",
+                    show(name)
+                ))
+            } else if !grammar::is_pseudo_value(name, value) {
+                Some(format!("{} is not a value of {}", show(value), show(name)))
+            } else {
+                None
+            }
+        }
+        OpKind::Set { name, value, .. } | OpKind::Add { name, value, .. } => {
+            refuse_field(name, value)
+        }
+        OpKind::Delete { name, .. } => refuse_field(name, b""),
+        OpKind::SetAt { value, .. } if !grammar::is_value(value) => {
+            Some(format!("{} is not a field value", show(value)))
+        }
+        _ => None,
+    }
+}
+
+/// Why a reply is illegal on every stream.
+pub(super) fn refuse_reply(reply: &Reply<'_>) -> Option<String> {
+    if !(200..=599).contains(&reply.status) {
+        return Some(format!(
+            "a reply with status {}; 200 to 599 are legal",
+            reply.status
+        ));
+    }
+    if reply.flags.0 & ReplyFlags::GRPC.0 != 0 && !(0..=16).contains(&reply.grpc_status) {
+        return Some(format!(
+            "a reply with grpc_status {}; 0 to 16 are legal",
+            reply.grpc_status
+        ));
+    }
+    let refused = |(name, value): &(&[u8], &[u8])| refuse_field(name, value);
+    let why = reply
+        .fields
+        .iter()
+        .chain(&reply.trailers)
+        .find_map(refused)?;
+    Some(format!("a reply's field: {why}"))
+}
+
+/// Why a field of a guest must not go on the wire, if so.
+fn refuse_field(name: &[u8], value: &[u8]) -> Option<String> {
+    if !grammar::is_name(name) {
+        Some(format!("{} is not a field name in lower case", show(name)))
+    } else if grammar::is_host_owned(name) {
+        Some(format!("{} is the host's own field", show(name)))
+    } else if !grammar::is_value(value) {
+        Some(format!(
+            "the value of {} has a control byte or blanks at its ends: {}",
+            show(name),
+            show(value)
+        ))
+    } else {
+        None
+    }
+}
+
+/// Bytes of a guest for a log: quoted, escaped, at most 100.
+pub(super) fn show(bytes: &[u8]) -> String {
+    let more = if bytes.len() > 100 { "..." } else { "" };
+    format!("\"{}{more}\"", bytes[..bytes.len().min(100)].escape_ascii())
+}
