@@ -3,7 +3,9 @@
 //! Fields of the JSON form, in this order; the text form has the same in a fixed order (see the README): `time`
 //! (RFC 3339), `request_id`, `listener`, `connection`, `client`, `protocol`, `method`, `host`, `path`, `status` (0: none
 //! was sent), `details`, `route`, `cluster`, `upstream`, `attempts`, `request_bytes`, `response_bytes`, `duration_us`,
-//! `upstream_us`, `request_end`, `response_end`.
+//! `upstream_us`, `request_end`, `response_end`, and in the JSON form, if `access_log.trace` is on, `filters`: a list with
+//! each decision of a filter in order, of `filter`, `phase`, `action`, `ops` (the number of operations), `late` (not by
+//! returning, but later) and `ns` (time inside the filter; 0 for a late one).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -11,16 +13,18 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
+use proxy_golang_abi::Action;
 use serde::Serialize;
 
 use super::config::Format;
 use super::exchange::{Ended, Exchange};
-use crate::engine::Dir;
+use crate::engine::{Dir, Filter, PHASES, Step};
 
 /// Where lines go; shared by all workers, each of which collects lines and writes them together.
 #[derive(Debug)]
 pub(super) struct AccessLog {
     format: Format,
+    trace: bool,
     sink: Sink,
 }
 
@@ -35,7 +39,7 @@ const CAP: usize = 1024;
 
 impl AccessLog {
     /// Opens the file, to append.
-    pub(super) fn open(path: &Path, format: Format) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, format: Format, trace: bool) -> io::Result<Self> {
         let sink = if path == Path::new("-") {
             Sink::Stdout
         } else {
@@ -43,7 +47,16 @@ impl AccessLog {
                 OpenOptions::new().append(true).create(true).open(path)?,
             ))
         };
-        Ok(Self { format, sink })
+        Ok(Self {
+            format,
+            trace,
+            sink,
+        })
+    }
+
+    /// Whether lines have what each filter did.
+    pub(super) fn traces(&self) -> bool {
+        self.trace
     }
 
     /// Writes whole lines. What cannot be written is lost: a full disk stops no request.
@@ -61,7 +74,7 @@ impl AccessLog {
     }
 
     /// Appends the line of one exchange.
-    pub(super) fn line(&self, x: &Exchange, now: u64, out: &mut Vec<u8>) {
+    pub(super) fn line(&self, x: &Exchange, now: u64, filters: &[FilterStep], out: &mut Vec<u8>) {
         let duration = now.saturating_sub(x.start);
         let began = SystemTime::now() - Duration::from_nanos(duration);
         let details = x.details.borrow();
@@ -100,6 +113,7 @@ impl AccessLog {
             upstream_us: upstream_ns / 1000,
             request_end: word(x.ended(Dir::Request)),
             response_end: word(x.ended(Dir::Response)),
+            filters: self.trace.then_some(filters),
         };
         match self.format {
             Format::Json => {
@@ -135,6 +149,42 @@ struct Line<'a> {
     upstream_us: u64,
     request_end: &'a str,
     response_end: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filters: Option<&'a [FilterStep]>,
+}
+
+/// One decision of a filter.
+#[derive(Debug, Serialize)]
+pub(super) struct FilterStep {
+    filter: String,
+    phase: &'static str,
+    action: &'static str,
+    ops: usize,
+    late: bool,
+    ns: u64,
+}
+
+impl FilterStep {
+    /// Of a filter.
+    pub(super) fn new(filter: &Filter, step: &Step) -> Self {
+        let phase = PHASES.iter().find(|(phase, _)| *phase == step.phase);
+        Self {
+            filter: filter.name.clone(),
+            // `apply` belongs to no event.
+            phase: phase.map_or("apply", |(_, name)| name),
+            action: match step.action {
+                Action::CONTINUE => "CONTINUE",
+                Action::PENDING => "PENDING",
+                Action::MORE => "MORE",
+                Action::REPLY => "REPLY",
+                Action::RESET => "RESET",
+                _ => "ERROR",
+            },
+            ops: step.ops,
+            late: step.late,
+            ns: step.ns,
+        }
+    }
 }
 
 impl Line<'_> {

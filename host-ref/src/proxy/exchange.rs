@@ -26,7 +26,7 @@ use super::router::{self, RouteId};
 use super::site::{Action, Pinned, Route};
 use super::upstream::{self, Answer, HostReply, Progress};
 use super::worker::WorkerState;
-use super::{clock, path};
+use super::{clock, path, reply};
 use crate::engine::{Dir, grammar};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -207,13 +207,15 @@ impl Drop for Exchange {
         if active == 0 {
             watch.idle_since.store(now, Relaxed);
         }
-        if let Some(filtered) = self.filtered.take() {
+        let filtered = self.filtered.take();
+        if let Some(filtered) = &filtered {
             filtered.abandon(self);
         }
         self.worker.stats.finished(self, now);
         self.worker.exchange_ended();
         if let Some(log) = &self.site.runtime.access {
-            self.worker.log_access(log, self, now);
+            let steps = filtered.map_or_else(Vec::new, |f| f.steps());
+            self.worker.log_access(log, self, &steps, now);
         }
     }
 }
@@ -229,14 +231,14 @@ pub(super) async fn handle(
     let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let ready = match prepare(&exchange, parts) {
         Ok(ready) => ready,
-        Err(reply) => return Ok(host_reply(&exchange, reply)),
+        Err(reply) => return Ok(reply::host_reply(&exchange, reply)),
     };
     let route = exchange.site.route(ready.route);
     if let Some(chain) = &route.chain {
         return super::filtered::run(&exchange, chain, ready, body, upgrade).await;
     }
     let result = match &route.action {
-        Action::Direct { .. } => Ok(direct(&exchange, &route.action)),
+        Action::Direct { .. } => Ok(reply::direct(&exchange, &route.action)),
         Action::Cluster(cluster) => {
             let body = request_body(&exchange, body, route);
             forward(&exchange, *cluster, ready.parts, &ready.hop, body, upgrade).await
@@ -244,7 +246,7 @@ pub(super) async fn handle(
     };
     match result {
         Ok(response) => Ok(response),
-        Err(reply) => Ok(host_reply(&exchange, reply)),
+        Err(reply) => Ok(reply::host_reply(&exchange, reply)),
     }
 }
 
@@ -546,66 +548,6 @@ pub(super) fn response_head(
     }
     *version = Version::HTTP_11; // of the message; the client's connection writes its own
     head::clean(headers, &[])
-}
-
-/// The response of a route without cluster.
-fn direct(exchange: &Exchange, action: &Action) -> Response<OutBody> {
-    let Action::Direct {
-        status,
-        headers,
-        body,
-    } = action
-    else {
-        return host_reply(exchange, HostReply::new(500, "host.no_action"));
-    };
-    exchange.status.set(status.as_u16());
-    exchange.set_details("host.direct_response");
-    own_response(exchange, *status, headers.clone(), body.clone())
-}
-
-/// The host's own reply: a short text; the details are for the log.
-pub(super) fn host_reply(exchange: &Exchange, reply: HostReply) -> Response<OutBody> {
-    exchange.status.set(reply.status);
-    exchange.set_details(reply.details);
-    let status = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut headers = HeaderMap::new();
-    headers.insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    if matches!(reply.status, 400 | 413) && exchange.version != Version::HTTP_2 {
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    own_response(exchange, status, headers, reply_text(status))
-}
-
-/// The text of a reply of the host's own.
-pub(super) fn reply_text(status: StatusCode) -> Bytes {
-    Bytes::from(format!("{status}\n"))
-}
-
-fn own_response(
-    exchange: &Exchange,
-    status: StatusCode,
-    mut headers: HeaderMap,
-    body: Bytes,
-) -> Response<OutBody> {
-    exchange.set_ended(Dir::Response, Ended::Complete);
-    let bodyless = matches!(status.as_u16(), 204 | 304);
-    if !bodyless {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    }
-    let mut response = Response::new(
-        if bodyless || exchange.method == Method::HEAD || body.is_empty() {
-            OutBody::Empty
-        } else {
-            exchange.count_body(Dir::Response, body.len() as u64);
-            OutBody::Full(body)
-        },
-    );
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
 }
 
 /// Carries an upgraded connection in both directions until one side ends it.

@@ -151,10 +151,10 @@ impl Message {
                     value,
                     sensitive,
                 } if index >= skip && index - skip < viewed => {
-                    if let Some((name, old)) = &mut list[index - skip] {
-                        if let Some((_, new)) = field(name.as_str().as_bytes(), value, sensitive) {
-                            *old = new;
-                        }
+                    if let Some((name, old)) = &mut list[index - skip]
+                        && let Some((_, new)) = field(name.as_str().as_bytes(), value, sensitive)
+                    {
+                        *old = new;
                     }
                 }
                 Edit::SetAt { index, value, .. } if index < skip => {

@@ -135,10 +135,10 @@ impl AsyncRead for WatchedIo {
             if watch.active.load(Relaxed) == 0 && watch.first_byte.load(Relaxed) == 0 {
                 watch.first_byte.store(clock::now(), Relaxed);
             }
-            if let Some(framing) = &mut this.framing {
-                if framing.feed(read) {
-                    watch.conflict.store(true, Relaxed);
-                }
+            if let Some(framing) = &mut this.framing
+                && framing.feed(read)
+            {
+                watch.conflict.store(true, Relaxed);
             }
         }
         result

@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 
 use super::control::Shared;
 use super::worker::WorkerStats;
-use crate::engine::{FilterStats, PHASES, TIME_BUCKETS_NS};
+use crate::engine::{FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
 use crate::ffi::{MetricSnapshot, MetricValue};
 
 /// Everything as text.
@@ -275,7 +275,8 @@ fn filter_metrics(
             .map(|(filter, stats)| (vec![("filter", filter.clone())], read(stats)));
         family(e, name, help, kind, series)?;
     }
-    let per_phase: [(&str, &str, fn(&crate::engine::PhaseStats) -> u64); 4] = [
+    type ReadPhase = fn(&PhaseStats) -> u64;
+    let per_phase: [(&str, &str, ReadPhase); 4] = [
         ("pxg_filter_calls", "Calls into the guest", |p| {
             p.calls.get()
         }),

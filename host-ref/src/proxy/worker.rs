@@ -17,7 +17,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, Semaphore, mpsc as async_mpsc};
 use tokio::task::JoinHandle;
 
-use super::access::AccessLog;
+use super::access::{AccessLog, FilterStep};
 use super::clock;
 use super::connection::{self, Conn, ListenerContext};
 use super::exchange::Exchange;
@@ -196,13 +196,19 @@ impl WorkerState {
         Registered(Rc::clone(self), id)
     }
 
-    pub(super) fn log_access(self: &Rc<Self>, log: &Arc<AccessLog>, exchange: &Exchange, now: u64) {
+    pub(super) fn log_access(
+        self: &Rc<Self>,
+        log: &Arc<AccessLog>,
+        exchange: &Exchange,
+        steps: &[FilterStep],
+        now: u64,
+    ) {
         let mut buffer = self.access.borrow_mut();
         if !buffer.log.as_ref().is_some_and(|l| Arc::ptr_eq(l, log)) {
             buffer.flush();
             buffer.log = Some(Arc::clone(log));
         }
-        log.line(exchange, now, &mut buffer.lines);
+        log.line(exchange, now, steps, &mut buffer.lines);
         if buffer.lines.len() >= ACCESS_BUFFER {
             buffer.flush();
         } else if !buffer.waiting && tokio::runtime::Handle::try_current().is_ok() {
@@ -219,10 +225,11 @@ impl WorkerState {
 
     /// To be called after the engine ran: sees to the end of the batch if one is open.
     pub(super) fn after_engine(&self, engine: &Worker) {
-        if engine.batch_is_open() && !self.batch.rung.replace(true) {
-            if let Some(waker) = self.batch.waker.borrow().as_ref() {
-                waker.wake_by_ref();
-            }
+        if engine.batch_is_open()
+            && !self.batch.rung.replace(true)
+            && let Some(waker) = self.batch.waker.borrow().as_ref()
+        {
+            waker.wake_by_ref();
         }
     }
 

@@ -344,6 +344,44 @@ fn a_streaming_filter_holds_nothing_back() {
 }
 
 #[test]
+fn streamed_bodies_arrive_whole_both_ways() {
+    let upstream = Upstream::http1(|request| async move {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        Response::new(full(body))
+    });
+    let filters = "[[filters]]\nname = \"count\"\nguest = \"rust\"\nfilter = \"body-count\"\n";
+    let host = Host::start(&site(&upstream, filters, &[("/", "[\"count\"]")]));
+    let body: Vec<u8> = (0..8_u32 << 20).map(|i| (i % 251) as u8).collect();
+    let mut client = host.connect();
+    for _ in 0..2 {
+        let mut writer = client.stream.try_clone().unwrap();
+        let reply = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                use std::io::Write;
+                write!(
+                    writer,
+                    "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+                )
+                .unwrap();
+                for piece in body.chunks(70_001) {
+                    write!(writer, "{:x}\r\n", piece.len()).unwrap();
+                    writer.write_all(piece).unwrap();
+                    writer.write_all(b"\r\n").unwrap();
+                }
+                writer.write_all(b"0\r\n\r\n").unwrap();
+            });
+            client.reply()
+        });
+        assert!(
+            reply.body == body,
+            "{} of {} bytes",
+            reply.body.len(),
+            body.len()
+        );
+    }
+}
+
+#[test]
 fn a_streaming_filter_keeps_the_back_pressure() {
     use std::io::Write;
     use std::sync::Arc;

@@ -2,7 +2,9 @@
 #![cfg(feature = "proxy")]
 #![allow(missing_docs)]
 
+mod client;
 mod support;
+mod upstream;
 
 mod bodies;
 mod check;

@@ -12,11 +12,6 @@ fn hosts_and_prefixes_choose_the_cluster() {
     let (a, b, c) = (named("a"), named("b"), named("c"));
     let host = Host::start(&format!(
         r#"
-clusters = []
-"#
-    )
-    .replace("clusters = []\n", &format!(
-        r#"
 [[clusters]]
 name = "a"
 endpoints = ["{}"]
@@ -36,7 +31,7 @@ hosts = ["*.example"]
 routes = [{{ name = "c", prefix = "/", cluster = "c" }}]
 "#,
         a.address, b.address, c.address
-    )));
+    ));
     let ask = |authority: &str, path: &str| {
         let mut client = host.connect();
         client.send(format!("GET {path} HTTP/1.1\r\nhost: {authority}\r\n\r\n"));

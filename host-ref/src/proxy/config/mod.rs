@@ -107,6 +107,8 @@ pub struct AccessLog {
     pub path: Option<PathBuf>,
     /// `text` or `json`.
     pub format: Format,
+    /// Add what each filter did, in order: `filters` of the JSON form. Costs a little on each request with filters.
+    pub trace: bool,
 }
 
 /// The admin listener. Whoever can reach it can reload and drain the host: bind it to a loopback address.

@@ -1,21 +1,20 @@
 //! What can be known about a configuration without loading a guest.
 
-use std::collections::{HashMap, HashSet};
+mod filters;
+mod routes;
+
+use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderName};
 use tokio_rustls::rustls::ServerConfig;
 
 use super::error::{ConfigError, Diagnostic, KeyPath};
-use super::{
-    Cluster, Config, DirectResponse, Filter, FilterConfig, FilterUse, Limits, Listener, Route,
-    Source, Timeouts, VirtualHost,
-};
-use crate::engine::{FailureMode, Policy};
+use super::{Cluster, Config, Limits, Listener, Source, Timeouts};
+use crate::engine::Policy;
 use crate::proxy::tls;
 
 /// A configuration whose names, addresses and files are known to be good.
@@ -375,17 +374,17 @@ impl Checker {
         let mut checked = Vec::new();
         for (i, listener) in listeners.iter().enumerate() {
             let key = top.index(i);
-            if listener.address.port() != 0 {
-                if let Some(first) = addresses.insert(listener.address, i) {
-                    self.error(
-                        &key.key("address"),
-                        format!(
-                            "{} is also the address of listeners[{first}]",
-                            listener.address
-                        ),
-                        "give each listener its own address",
-                    );
-                }
+            if listener.address.port() != 0
+                && let Some(first) = addresses.insert(listener.address, i)
+            {
+                self.error(
+                    &key.key("address"),
+                    format!(
+                        "{} is also the address of listeners[{first}]",
+                        listener.address
+                    ),
+                    "give each listener its own address",
+                );
             }
             if listener.limits.header_bytes.0 < 8192 || listener.limits.header_bytes.0 > 16 << 20 {
                 self.error(
@@ -470,281 +469,6 @@ impl Checker {
             });
         }
         checked
-    }
-
-    fn virtual_hosts(
-        &mut self,
-        virtual_hosts: &[VirtualHost],
-        clusters: &HashMap<&str, usize>,
-        filters: &HashMap<&str, usize>,
-    ) -> Vec<CheckedVirtualHost> {
-        let top = KeyPath::new("virtual_hosts");
-        if virtual_hosts.is_empty() {
-            self.error(
-                &top,
-                "there is no virtual host",
-                "add a [[virtual_hosts]] table with `name`, `hosts = [\"*\"]` and `routes`",
-            );
-        }
-        let mut taken: HashMap<String, usize> = HashMap::new();
-        let mut checked = Vec::new();
-        for (i, vhost) in virtual_hosts.iter().enumerate() {
-            let key = top.index(i);
-            let mut hosts = Vec::new();
-            for (j, host) in vhost.hosts.iter().enumerate() {
-                let at = key.key("hosts").index(j);
-                let host = host.to_ascii_lowercase();
-                let bare = host.strip_prefix("*.").unwrap_or(&host);
-                let legal = host == "*"
-                    || (!bare.is_empty()
-                        && bare
-                            .bytes()
-                            .all(|b| b.is_ascii_alphanumeric() || b"-._[:]".contains(&b)));
-                if !legal {
-                    self.error(
-                        &at,
-                        format!("{host:?} is no host pattern"),
-                        "write \"example.com\", \"*.example.com\" or \"*\", without port",
-                    );
-                }
-                if let Some(first) = taken.insert(host.clone(), i) {
-                    self.error(
-                        &at,
-                        format!("the host {host:?} belongs to virtual_hosts[{first}] already"),
-                        "name each host once",
-                    );
-                }
-                hosts.push(host);
-            }
-            if vhost.hosts.is_empty() {
-                self.error(
-                    &key.key("hosts"),
-                    "a virtual host without hosts is never used",
-                    "write hosts = [\"*\"] for all",
-                );
-            }
-            let mut prefixes = HashSet::new();
-            let mut routes = Vec::new();
-            for (j, route) in vhost.routes.iter().enumerate() {
-                let at = key.key("routes").index(j);
-                if !prefixes.insert(route.prefix.as_str()) {
-                    self.error(
-                        &at.key("prefix"),
-                        format!(
-                            "an earlier route of this virtual host has the prefix {:?}",
-                            route.prefix
-                        ),
-                        "the longest prefix wins; equal ones cannot be told apart",
-                    );
-                }
-                let (uses, uses_key) = match &route.filters {
-                    Some(uses) => (uses, at.key("filters")),
-                    None => (&vhost.filters, key.key("filters")),
-                };
-                let calls = self.filter_calls(&uses_key, uses, filters);
-                routes.extend(self.route(&at, route, calls, clusters));
-            }
-            checked.push(CheckedVirtualHost {
-                name: vhost.name.clone(),
-                hosts,
-                routes,
-            });
-        }
-        checked
-    }
-
-    fn route(
-        &mut self,
-        key: &KeyPath,
-        route: &Route,
-        filters: Vec<FilterCall>,
-        clusters: &HashMap<&str, usize>,
-    ) -> Option<CheckedRoute> {
-        for (name, path) in [
-            ("prefix", Some(&route.prefix)),
-            ("prefix_rewrite", route.prefix_rewrite.as_ref()),
-        ] {
-            let Some(path) = path else { continue };
-            if !path.starts_with('/')
-                || !path
-                    .bytes()
-                    .all(|b| b.is_ascii_graphic() && b != b'#' && b != b'?')
-            {
-                self.error(
-                    &key.key(name),
-                    format!("{path:?} is no path"),
-                    "write it like \"/\" or \"/api\"",
-                );
-            }
-        }
-        let action = match (&route.cluster, &route.direct_response) {
-            (Some(cluster), None) => self
-                .lookup(&key.key("cluster"), "cluster", cluster, clusters)
-                .map(RouteAction::Cluster),
-            (None, Some(direct)) => self.direct(&key.key("direct_response"), direct),
-            _ => {
-                self.error(
-                    key,
-                    format!(
-                        "the route {:?} needs exactly one of `cluster` and `direct_response`",
-                        route.name
-                    ),
-                    "",
-                );
-                None
-            }
-        };
-        Some(CheckedRoute {
-            name: route.name.as_str().into(),
-            prefix: route.prefix.clone(),
-            rewrite: route.prefix_rewrite.clone(),
-            action: action?,
-            filters,
-            timeouts: route.timeouts.clone(),
-            max_request_body: route.max_request_body.map(|s| s.0),
-        })
-    }
-
-    fn direct(&mut self, key: &KeyPath, direct: &DirectResponse) -> Option<RouteAction> {
-        if !(200..=599).contains(&direct.status) {
-            self.error(
-                &key.key("status"),
-                format!("{} is no final status", direct.status),
-                "expected 200 to 599",
-            );
-            return None;
-        }
-        let mut headers = HeaderMap::new();
-        for (name, value) in &direct.headers {
-            let at = key.key("headers").key(name);
-            match (self.field_name(&at, name), HeaderValue::from_str(value)) {
-                (Some(name), Ok(value)) => {
-                    headers.insert(name, value);
-                }
-                (_, Err(_)) => self.error(
-                    &at,
-                    format!("{value:?} is no field value"),
-                    "remove line breaks and control characters",
-                ),
-                (None, _) => {}
-            }
-        }
-        if !direct.body.is_empty() && !headers.contains_key(http::header::CONTENT_TYPE) {
-            let text = HeaderValue::from_static("text/plain; charset=utf-8");
-            headers.insert(http::header::CONTENT_TYPE, text);
-        }
-        Some(RouteAction::Direct {
-            status: direct.status,
-            headers,
-            body: Bytes::from(direct.body.clone()),
-        })
-    }
-
-    fn filter_calls(
-        &mut self,
-        key: &KeyPath,
-        uses: &[FilterUse],
-        filters: &HashMap<&str, usize>,
-    ) -> Vec<FilterCall> {
-        let mut calls = Vec::new();
-        for (i, used) in uses.iter().enumerate() {
-            let at = key.index(i);
-            let Some(filter) = self.lookup(&at, "filter", used.name(), filters) else {
-                continue;
-            };
-            let config = match used {
-                FilterUse::Name(_) => None,
-                FilterUse::Override(o) => {
-                    Some(self.config_bytes(&at, o.config.as_ref(), o.config_file.as_deref()))
-                }
-            };
-            calls.push(FilterCall {
-                filter,
-                config,
-                key: at,
-            });
-        }
-        calls
-    }
-
-    fn filter(
-        &mut self,
-        key: &KeyPath,
-        filter: &Filter,
-        guests: &HashMap<&str, usize>,
-        clusters: &HashMap<&str, usize>,
-    ) -> CheckedFilter {
-        for (i, name) in filter.clusters.iter().enumerate() {
-            self.lookup(&key.key("clusters").index(i), "cluster", name, clusters);
-        }
-        for (name, time) in [
-            ("pend_limit", filter.pend_limit),
-            ("hold_limit", filter.hold_limit),
-        ] {
-            if time.0 == 0 {
-                self.error(
-                    &key.key(name),
-                    "a filter may not hold a request for ever",
-                    "write a finite time, like \"10s\"",
-                );
-            }
-        }
-        CheckedFilter {
-            name: filter.name.clone(),
-            guest: self
-                .lookup(&key.key("guest"), "guest", &filter.guest, guests)
-                .unwrap_or_default(),
-            filter: filter.filter.clone(),
-            config: self.config_bytes(key, filter.config.as_ref(), filter.config_file.as_deref()),
-            policy: Policy {
-                failure_mode: match filter.failure_mode {
-                    super::FailureMode::Closed => FailureMode::Closed,
-                    super::FailureMode::Open => FailureMode::Open,
-                },
-                pend_limit: Duration::from_millis(filter.pend_limit.0),
-                hold_limit: Duration::from_millis(filter.hold_limit.0),
-                max_pending: filter.max_pending,
-                metadata_namespaces: filter.metadata_namespaces.clone(),
-                clusters: filter.clusters.clone(),
-            },
-            max_body: filter.max_body.0,
-            trailers: self.field_names(&key.key("trailers"), &filter.trailers),
-            key: key.clone(),
-        }
-    }
-
-    fn config_bytes(
-        &mut self,
-        key: &KeyPath,
-        config: Option<&FilterConfig>,
-        file: Option<&Path>,
-    ) -> Vec<u8> {
-        match (config, file) {
-            (Some(_), Some(_)) => {
-                self.error(
-                    &key.key("config_file"),
-                    "`config` and `config_file` are both there",
-                    "keep one of them",
-                );
-                Vec::new()
-            }
-            (Some(FilterConfig::Text(text)), None) => text.clone().into_bytes(),
-            (Some(FilterConfig::Table(table)), None) => {
-                serde_json::to_vec(&table).unwrap_or_default()
-            }
-            (None, Some(file)) => {
-                let path = self.path(file);
-                std::fs::read(&path).unwrap_or_else(|e| {
-                    self.error(
-                        &key.key("config_file"),
-                        format!("cannot read {}: {e}", path.display()),
-                        "a relative path starts at the configuration file's folder",
-                    );
-                    Vec::new()
-                })
-            }
-            (None, None) => Vec::new(),
-        }
     }
 }
 
