@@ -15,8 +15,8 @@ pub struct Outcome<'a> {
     pub user: u64,
     /// The batch, in order.
     pub ops: SmallVec<[Op<'a>; 4]>,
-    /// With [`Action::REPLY`].
-    pub reply: Option<Reply<'a>>,
+    /// With [`Action::REPLY`]. Boxed: an outcome is moved several times, and most have none.
+    pub reply: Option<Box<Reply<'a>>>,
     /// Mask of phases no longer wanted.
     pub unsubscribe: u64,
     /// New body modes.
@@ -210,7 +210,7 @@ impl KeptOutcome {
                 kind: keep.op(op.kind),
             });
         }
-        self.kept.reply = outcome.reply.map(|r| Reply {
+        self.kept.reply = outcome.reply.map(|r| Box::new(Reply {
             status: r.status,
             flags: r.flags,
             grpc_status: r.grpc_status,
@@ -226,7 +226,7 @@ impl KeptOutcome {
                 .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
                 .collect(),
             details: keep.bytes(r.details),
-        });
+        }));
         self.kept.action = outcome.action;
         self.kept.flags = outcome.flags;
         self.kept.user = outcome.user;
@@ -264,7 +264,7 @@ impl KeptOutcome {
                     kind: give.op(&op.kind),
                 })
                 .collect(),
-            reply: k.reply.as_ref().map(|r| Reply {
+            reply: k.reply.as_ref().map(|r| Box::new(Reply {
                 status: r.status,
                 flags: r.flags,
                 grpc_status: r.grpc_status,
@@ -280,7 +280,7 @@ impl KeptOutcome {
                     .map(|_| (give.bytes(), give.bytes()))
                     .collect(),
                 details: give.bytes(),
-            }),
+            })),
         }
     }
 

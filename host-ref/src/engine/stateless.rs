@@ -15,7 +15,7 @@ use super::outcome::{Fault, OpKind, Outcome, Reply};
 pub fn check(outcome: &Outcome<'_>) -> Result<(), Fault> {
     let ops = outcome.ops.iter().enumerate();
     let op = ops.filter_map(|(i, op)| Some(format!("result.ops[{i}]: {}", refuse_edit(&op.kind)?)));
-    let reply = outcome.reply.iter().filter_map(refuse_reply);
+    let reply = outcome.reply.iter().filter_map(|reply| refuse_reply(reply));
     match op.chain(reply).next() {
         None => Ok(()),
         Some(text) => Err(Fault {

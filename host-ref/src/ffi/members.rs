@@ -108,7 +108,7 @@ impl<'a> Decoder<'a, '_> {
         if let Some(reply) = reply {
             // SAFETY: promised by the caller.
             match unsafe { self.reply(reply, limits) } {
-                Ok(reply) => outcome.reply = Some(reply),
+                Ok(reply) => outcome.reply = Some(Box::new(reply)),
                 Err(fault) => self.note(fault),
             }
         }

@@ -55,8 +55,8 @@ pub fn open_reply(status: u32, body: &'static str) -> Answer {
     made
 }
 
-pub fn plain_reply(status: u32, body: &'static str) -> Reply<'static> {
-    Reply {
+pub fn plain_reply(status: u32, body: &'static str) -> Box<Reply<'static>> {
+    Box::new(Reply {
         status,
         flags: ReplyFlags(0),
         grpc_status: 0,
@@ -64,7 +64,7 @@ pub fn plain_reply(status: u32, body: &'static str) -> Reply<'static> {
         body: [Payload::Borrowed(body.as_bytes())].into_iter().collect(),
         trailers: Default::default(),
         details: b"test",
-    }
+    })
 }
 
 impl Answer {

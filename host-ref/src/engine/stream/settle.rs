@@ -113,7 +113,7 @@ impl<H: Fields> Stream<H> {
             Action::REPLY => {
                 self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
                 if let Some(reply) = outcome.reply.take() {
-                    self.guest_reply(cx, chain, context.place, reply);
+                    self.guest_reply(cx, chain, context.place, *reply);
                 }
             }
             action => {
