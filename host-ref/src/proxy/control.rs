@@ -250,9 +250,9 @@ fn start_workers(
     runtime: &Arc<Runtime>,
 ) -> io::Result<Vec<WorkerThread>> {
     // Of the process, so that ids of different runs and hosts differ. Not a secret.
-    let id_prefix = RandomState::new()
-        .hash_one(std::process::id())
-        .to_be_bytes();
+    let random = RandomState::new().hash_one(std::process::id());
+    let mut id_prefix = [b'0'; 32];
+    id_prefix[..16].copy_from_slice(format!("{random:016x}").as_bytes());
     let mut threads = Vec::new();
     for (id, stats) in (0..).zip(&shared.workers) {
         let (commands, inbox) = async_mpsc::unbounded_channel();

@@ -39,6 +39,18 @@ struct Line {
 
 const LINE: usize = 64;
 
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn push(&mut self, part: &[u8]) {
+        let room = LINE - self.bytes.len();
+        self.long |= part.len() > room;
+        self.bytes.extend_from_slice(&part[..part.len().min(room)]);
+    }
+}
+
 impl Default for FramingCheck {
     fn default() -> Self {
         Self {
@@ -59,9 +71,22 @@ impl FramingCheck {
         while !bytes.is_empty() {
             match self.state {
                 State::Head | State::Trailers => {
-                    let Some(rest) = self.line(bytes) else { break };
-                    bytes = rest;
-                    found |= self.line_end();
+                    let end = memchr::memchr(b'\n', bytes);
+                    let (part, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+                    if end.is_none() || !self.line.is_empty() {
+                        self.line.push(part);
+                    }
+                    if end.is_none() {
+                        break;
+                    }
+                    bytes = &rest[1..];
+                    if self.line.is_empty() {
+                        found |= self.line_end(part, part.len() > LINE);
+                    } else {
+                        // It came in pieces.
+                        let line = std::mem::take(&mut self.line);
+                        found |= self.line_end(&line.bytes, line.long);
+                    }
                 }
                 State::Body(left) => {
                     let take = left.min(bytes.len() as u64);
@@ -104,50 +129,39 @@ impl FramingCheck {
 
     /// Whether the client is in the middle of a request, and so probably goes on sending.
     pub(super) fn is_midway(&self) -> bool {
-        self.fields || !self.line.bytes.is_empty() || !matches!(self.state, State::Head)
+        self.fields || !self.line.is_empty() || !matches!(self.state, State::Head)
     }
 
-    /// Takes bytes up to the end of the line; none if it does not end here.
-    fn line<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
-        let end = memchr::memchr(b'\n', bytes);
-        let part = &bytes[..end.unwrap_or(bytes.len())];
-        let room = LINE - self.line.bytes.len();
-        self.line.long |= part.len() > room;
-        self.line
-            .bytes
-            .extend_from_slice(&part[..part.len().min(room)]);
-        end.map(|end| &bytes[end + 1..])
-    }
-
-    fn line_end(&mut self) -> bool {
-        let mut line = std::mem::take(&mut self.line.bytes);
-        let long = std::mem::take(&mut self.line.long);
-        if line.last() == Some(&b'\r') && !long {
-            line.pop();
+    /// The end of a line, without its LF. Of a long one the beginning is enough.
+    fn line_end(&mut self, line: &[u8], long: bool) -> bool {
+        let line = match line {
+            [line @ .., b'\r'] if !long => line,
+            line => line,
+        };
+        if !line.is_empty() {
+            if matches!(self.state, State::Head) {
+                self.fields = true;
+                self.field(line);
+            }
+            return false;
         }
-        let mut found = false;
-        if line.is_empty() {
-            if matches!(self.state, State::Trailers) {
-                self.state = State::Head;
-            } else if self.fields {
-                found =
-                    std::mem::take(&mut self.conflict) || (self.chunked && self.length.is_some());
-                self.state = match (std::mem::take(&mut self.chunked), self.length.take()) {
-                    (true, _) => State::ChunkSize {
-                        size: 0,
-                        done: false,
-                    },
-                    (false, Some(length)) if length > 0 => State::Body(length),
-                    (false, _) => State::Head,
-                };
-                self.fields = false;
-            } // empty lines before a request do not count (RFC 9112 2.2)
-        } else if matches!(self.state, State::Head) {
-            self.fields = true;
-            self.field(&line);
+        if matches!(self.state, State::Trailers) {
+            self.state = State::Head;
+            return false;
         }
-        line.clear();
-        self.line.bytes = line; // keeps its memory
+        if !self.fields {
+            return false; // empty lines before a request do not count (RFC 9112 2.2)
+        }
+        self.fields = false;
+        let found = std::mem::take(&mut self.conflict) || (self.chunked && self.length.is_some());
+        self.state = match (std::mem::take(&mut self.chunked), self.length.take()) {
+            (true, _) => State::ChunkSize {
+                size: 0,
+                done: false,
+            },
+            (false, Some(length)) if length > 0 => State::Body(length),
+            (false, _) => State::Head,
+        };
         found
     }
 

@@ -125,11 +125,12 @@ fn same(strip: &[u8], name: &[u8]) -> bool {
 
 /// Appends to a list-valued field, joining what is there.
 pub(super) fn append_to_list(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
-    let before: usize = headers.get_all(&name).iter().map(|v| v.len() + 2).sum();
-    if before == 0 {
+    if !headers.contains_key(&name) {
         headers.insert(name, value.clone());
         return;
     }
+    let lines = headers.get_all(&name).iter();
+    let before: usize = lines.map(|v| v.len() + 2).sum();
     let mut joined = Vec::with_capacity(before + value.len());
     for old in headers.get_all(&name) {
         joined.extend_from_slice(old.as_bytes());

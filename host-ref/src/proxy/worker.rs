@@ -10,7 +10,6 @@ use std::sync::{Arc, mpsc};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
 use http::header::HeaderValue;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
@@ -112,7 +111,8 @@ pub(super) struct WorkerState {
     empty: Notify,
     connections: Cell<u64>,
     requests: Cell<u64>,
-    id_prefix: [u8; 8],
+    /// 16 digits of the process, and room for 16 of the request.
+    id_prefix: [u8; 32],
     access: RefCell<AccessBuffer>,
     batch: BatchBell,
 }
@@ -176,12 +176,13 @@ impl WorkerState {
     /// The id of a request: unique in this process, and very likely among all.
     pub(super) fn request_id(&self, number: u64) -> HeaderValue {
         const HEX: &[u8; 16] = b"0123456789abcdef";
-        let mut id = BytesMut::with_capacity(32);
-        let hex = |byte: u8| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
-        for byte in self.id_prefix.into_iter().chain(number.to_be_bytes()) {
-            id.put_slice(&hex(byte));
+        let mut id = self.id_prefix;
+        let mut rest = number;
+        for digit in id[16..].iter_mut().rev() {
+            *digit = HEX[(rest & 15) as usize];
+            rest >>= 4;
         }
-        HeaderValue::from_maybe_shared(id.freeze()).expect("hexadecimal digits")
+        HeaderValue::from_bytes(&id).expect("hexadecimal digits")
     }
 
     /// Enters a connection into the list of those that a graceful end has to wait for.
@@ -285,7 +286,7 @@ pub(super) struct Start {
     pub stats: Arc<WorkerStats>,
     pub runtime: Arc<Runtime>,
     pub commands: async_mpsc::UnboundedReceiver<Command>,
-    pub id_prefix: [u8; 8],
+    pub id_prefix: [u8; 32],
 }
 
 /// A worker's thread.
