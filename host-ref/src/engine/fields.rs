@@ -72,6 +72,23 @@ struct Entry {
     sensitive: bool,
 }
 
+impl Entry {
+    #[inline]
+    fn name<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        &arena[self.at as usize..][..self.name as usize]
+    }
+
+    fn value<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        &arena[self.at as usize + self.name as usize..][..self.value as usize]
+    }
+
+    /// Looks at the bytes only where the length does not tell.
+    #[inline]
+    fn is_named(&self, arena: &[u8], name: &[u8]) -> bool {
+        self.name as usize == name.len() && self.name(arena) == name
+    }
+}
+
 impl FieldList {
     /// An empty list.
     #[must_use]
@@ -108,7 +125,8 @@ impl FieldList {
 
     /// The fields in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.entries.iter().map(|e| (self.name(e), self.value(e)))
+        let both = |e: &Entry| (e.name(&self.arena), e.value(&self.arena));
+        self.entries.iter().map(both)
     }
 
     /// The first value of `name`.
@@ -116,8 +134,8 @@ impl FieldList {
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
         self.entries
             .iter()
-            .find(|e| self.name(e) == name)
-            .map(|e| self.value(e))
+            .find(|e| e.is_named(&self.arena, name))
+            .map(|e| e.value(&self.arena))
     }
 
     fn store(&mut self, name: &[u8], value: &[u8], sensitive: bool) -> Entry {
@@ -135,33 +153,23 @@ impl FieldList {
         }
     }
 
-    fn name(&self, e: &Entry) -> &[u8] {
-        &self.arena[e.at as usize..][..e.name as usize]
-    }
-
     /// Marks all fields `name` as gone; whether there were any.
     fn remove(&mut self, name: &[u8]) -> bool {
         let mut found = false;
-        for i in 0..self.entries.len() {
-            if self.entries[i].live && self.name(&self.entries[i]) == name {
-                self.entries[i].live = false;
-                found = true;
+        for e in &mut self.entries {
+            if e.is_named(&self.arena, name) {
+                found |= e.live;
+                e.live = false;
             }
         }
         found
-    }
-
-    fn value(&self, e: &Entry) -> &[u8] {
-        &self.arena[e.at as usize + e.name as usize..][..e.value as usize]
     }
 }
 
 impl Fields for FieldList {
     fn view<'a>(&'a self, out: &mut Views<'a>) {
         out.extend(self.entries.iter().map(|e| {
-            let both = &self.arena[e.at as usize..][..e.name as usize + e.value as usize];
-            let (name, value) = both.split_at(e.name as usize);
-            let field = FieldView::new(name, value);
+            let field = FieldView::in_arena(&self.arena, e.at, e.name, e.value);
             if e.sensitive {
                 field.sensitive()
             } else {
@@ -193,7 +201,7 @@ impl Fields for FieldList {
                     holes |= self.remove(name);
                     let entry = self.store(name, value, sensitive);
                     if name.first() == Some(&b':') {
-                        front.retain(|e| self.name(e) != name);
+                        front.retain(|e| !e.is_named(&self.arena, name));
                         front.push(entry);
                     } else {
                         self.entries.push(entry);
@@ -213,7 +221,7 @@ impl Fields for FieldList {
                     value,
                     sensitive,
                 } if index < viewed && self.entries[index].live => {
-                    let name = self.name(&self.entries[index]).to_vec();
+                    let name = self.entries[index].name(&self.arena).to_vec();
                     self.entries[index] = self.store(&name, value, sensitive);
                 }
                 Edit::DeleteAt { index } if index < viewed => {

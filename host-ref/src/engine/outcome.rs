@@ -5,7 +5,7 @@ use proxy_golang_abi::{Action, BodyMode, ReplyFlags, ResultFlags, Status, Target
 use smallvec::SmallVec;
 
 /// A result of `on_event`, decoded and with its pointers checked, not yet judged by the engine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome<'a> {
     /// What to do.
     pub action: Action,
@@ -98,7 +98,7 @@ pub enum Payload<'a> {
 }
 
 /// A local reply.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Reply<'a> {
     /// 200 to 599, not yet checked.
     pub status: u32,
@@ -145,6 +145,177 @@ impl Outcome<'_> {
     }
 }
 
+impl<'a> Outcome<'a> {
+    /// Makes `to` a copy whose borrowed bytes lie in `room`, which grows to take them and never shrinks.
+    pub(super) fn copy_to<'b>(self, to: &mut Outcome<'b>, room: &'b mut Vec<u8>) {
+        let len = self.borrowed_len();
+        if room.len() < len {
+            room.resize(len, 0);
+        }
+        let mut free = &mut room[..];
+        self.lend_to(to, |bytes| {
+            let (copy, rest) = std::mem::take(&mut free).split_at_mut(bytes.len());
+            free = rest;
+            copy.copy_from_slice(bytes);
+            copy
+        });
+    }
+
+    fn borrowed_len(&self) -> usize {
+        let len = |bytes: [&[u8]; 3]| bytes.map(<[u8]>::len).iter().sum::<usize>();
+        let ops: usize = self.ops.iter().map(|op| len(op.kind.borrowed())).sum();
+        self.error.len() + ops + self.reply.as_ref().map_or(0, |r| r.borrowed_len())
+    }
+
+    /// Makes `to` the same outcome over other bytes: `lend` gives what stands for each borrowed slice, always in the
+    /// same order. In place, for an outcome is large.
+    fn lend_to<'b>(mut self, to: &mut Outcome<'b>, mut lend: impl FnMut(&'a [u8]) -> &'b [u8]) {
+        to.action = self.action;
+        to.flags = self.flags;
+        to.user = self.user;
+        to.unsubscribe = self.unsubscribe;
+        to.body_mode = self.body_mode;
+        to.more_bytes = self.more_bytes;
+        to.pend_ns = self.pend_ns;
+        to.error = lend(self.error);
+        to.ops.clear();
+        to.ops.extend(self.ops.drain(..).map(|op| Op {
+            must: op.must,
+            sensitive: op.sensitive,
+            kind: op.kind.map(&mut lend),
+        }));
+        to.reply = self.reply.map(|reply| Box::new(reply.map(&mut lend)));
+    }
+}
+
+impl<'a> OpKind<'a> {
+    /// What is borrowed; empty slices stand for what is not there.
+    fn borrowed(&self) -> [&'a [u8]; 3] {
+        match *self {
+            Self::Set { name, value, .. } | Self::Add { name, value, .. } => [name, value, &[]],
+            Self::Delete { name, .. } => [name, &[], &[]],
+            Self::SetAt { value, .. } => [value, &[], &[]],
+            Self::Inject(Payload::Borrowed(bytes))
+            | Self::BodyWrite {
+                bytes: Payload::Borrowed(bytes),
+                ..
+            }
+            | Self::Route(Some(bytes)) => [bytes, &[], &[]],
+            Self::Metadata {
+                namespace,
+                key,
+                value,
+            } => [namespace, key, value],
+            Self::DeleteAt { .. }
+            | Self::Pass(_)
+            | Self::Drop(_)
+            | Self::Inject(_)
+            | Self::BodyWrite { .. }
+            | Self::Metric { .. }
+            | Self::Route(None)
+            | Self::Unknown(_) => [&[]; 3],
+        }
+    }
+
+    #[inline]
+    fn map<'b>(self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> OpKind<'b> {
+        match self {
+            Self::Set {
+                target,
+                name,
+                value,
+            } => OpKind::Set {
+                target,
+                name: lend(name),
+                value: lend(value),
+            },
+            Self::Add {
+                target,
+                name,
+                value,
+            } => OpKind::Add {
+                target,
+                name: lend(name),
+                value: lend(value),
+            },
+            Self::Delete { target, name } => OpKind::Delete {
+                target,
+                name: lend(name),
+            },
+            Self::SetAt {
+                target,
+                index,
+                value,
+            } => OpKind::SetAt {
+                target,
+                index,
+                value: lend(value),
+            },
+            Self::DeleteAt { target, index } => OpKind::DeleteAt { target, index },
+            Self::Pass(n) => OpKind::Pass(n),
+            Self::Drop(n) => OpKind::Drop(n),
+            Self::Inject(bytes) => OpKind::Inject(bytes.map(lend)),
+            Self::BodyWrite { bytes, end } => OpKind::BodyWrite {
+                bytes: bytes.map(lend),
+                end,
+            },
+            Self::Metadata {
+                namespace,
+                key,
+                value,
+            } => OpKind::Metadata {
+                namespace: lend(namespace),
+                key: lend(key),
+                value: lend(value),
+            },
+            Self::Metric { id, value } => OpKind::Metric { id, value },
+            Self::Route(cluster) => OpKind::Route(cluster.map(lend)),
+            Self::Unknown(kind) => OpKind::Unknown(kind),
+        }
+    }
+}
+
+impl<'a> Reply<'a> {
+    fn borrowed_len(&self) -> usize {
+        let fields = self.fields.iter().chain(&self.trailers);
+        let body = self.body.iter().map(|payload| match payload {
+            Payload::Borrowed(bytes) => bytes.len(),
+            Payload::Shared(_) => 0,
+        });
+        let fields = fields.map(|(name, value)| name.len() + value.len());
+        self.details.len() + fields.sum::<usize>() + body.sum::<usize>()
+    }
+
+    fn map<'b>(self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> Reply<'b> {
+        Reply {
+            status: self.status,
+            flags: self.flags,
+            grpc_status: self.grpc_status,
+            fields: self
+                .fields
+                .iter()
+                .map(|(n, v)| (lend(n), lend(v)))
+                .collect(),
+            body: self.body.into_iter().map(|p| p.map(lend)).collect(),
+            trailers: self
+                .trailers
+                .iter()
+                .map(|(n, v)| (lend(n), lend(v)))
+                .collect(),
+            details: lend(self.details),
+        }
+    }
+}
+
+impl<'a> Payload<'a> {
+    fn map<'b>(self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> Payload<'b> {
+        match self {
+            Self::Borrowed(bytes) => Payload::Borrowed(lend(bytes)),
+            Self::Shared(bytes) => Payload::Shared(bytes),
+        }
+    }
+}
+
 impl Payload<'_> {
     /// The bytes.
     #[must_use]
@@ -165,129 +336,43 @@ impl Payload<'_> {
     }
 }
 
-/// An outcome that outlives its call: what `on_event` returned, once its views are gone, and what `complete` and
-/// `apply` accepted. All borrowed bytes lie in one arena.
+/// An outcome that outlives its call: what `complete` and `apply` accepted. All borrowed bytes lie in one arena.
 #[derive(Debug)]
 pub struct KeptOutcome {
     arena: Vec<u8>,
-    spans: Vec<(u32, u32)>,
+    /// The lengths of what was borrowed, in the order of the arena.
+    lens: Vec<usize>,
     kept: Outcome<'static>,
-}
-
-impl Default for KeptOutcome {
-    fn default() -> Self {
-        Self {
-            arena: Vec::new(),
-            spans: Vec::new(),
-            kept: Outcome::of(Action::UNSET, 0),
-        }
-    }
 }
 
 impl KeptOutcome {
     /// Copies what is borrowed.
     #[must_use]
     pub fn new(outcome: Outcome<'_>) -> Self {
-        let mut kept = Self::default();
-        kept.refill(outcome);
-        kept
-    }
-
-    /// Copies what is borrowed into the room that is there already.
-    pub fn refill(&mut self, outcome: Outcome<'_>) {
-        self.arena.clear();
-        self.spans.clear();
-        let mut keep = Keeper {
-            arena: &mut self.arena,
-            spans: &mut self.spans,
-        };
-        let error = keep.bytes(outcome.error);
-        self.kept.ops.clear();
-        for op in outcome.ops {
-            self.kept.ops.push(Op {
-                must: op.must,
-                sensitive: op.sensitive,
-                kind: keep.op(op.kind),
-            });
-        }
-        self.kept.reply = outcome.reply.map(|r| Box::new(Reply {
-            status: r.status,
-            flags: r.flags,
-            grpc_status: r.grpc_status,
-            fields: r
-                .fields
-                .iter()
-                .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
-                .collect(),
-            body: r.body.into_iter().map(|p| keep.payload(p)).collect(),
-            trailers: r
-                .trailers
-                .iter()
-                .map(|(n, v)| (keep.bytes(n), keep.bytes(v)))
-                .collect(),
-            details: keep.bytes(r.details),
-        }));
-        self.kept.action = outcome.action;
-        self.kept.flags = outcome.flags;
-        self.kept.user = outcome.user;
-        self.kept.unsubscribe = outcome.unsubscribe;
-        self.kept.body_mode = outcome.body_mode;
-        self.kept.more_bytes = outcome.more_bytes;
-        self.kept.pend_ns = outcome.pend_ns;
-        self.kept.error = error;
+        let mut arena = Vec::with_capacity(outcome.borrowed_len());
+        let mut lens = Vec::new();
+        let mut kept = Outcome::of(Action::UNSET, 0);
+        outcome.lend_to(&mut kept, |bytes| {
+            arena.extend_from_slice(bytes);
+            lens.push(bytes.len());
+            &[][..]
+        });
+        Self { arena, lens, kept }
     }
 
     /// The outcome again, borrowing from this.
     #[must_use]
     pub fn outcome(&self) -> Outcome<'_> {
-        let mut give = Giver {
-            arena: &self.arena,
-            spans: self.spans.iter(),
-        };
-        let k = &self.kept;
-        let error = give.bytes();
-        Outcome {
-            action: k.action,
-            flags: k.flags,
-            user: k.user,
-            unsubscribe: k.unsubscribe,
-            body_mode: k.body_mode,
-            more_bytes: k.more_bytes,
-            pend_ns: k.pend_ns,
-            error,
-            ops: k
-                .ops
-                .iter()
-                .map(|op| Op {
-                    must: op.must,
-                    sensitive: op.sensitive,
-                    kind: give.op(&op.kind),
-                })
-                .collect(),
-            reply: k.reply.as_ref().map(|r| Box::new(Reply {
-                status: r.status,
-                flags: r.flags,
-                grpc_status: r.grpc_status,
-                fields: r
-                    .fields
-                    .iter()
-                    .map(|_| (give.bytes(), give.bytes()))
-                    .collect(),
-                body: r.body.iter().map(|p| give.payload(p)).collect(),
-                trailers: r
-                    .trailers
-                    .iter()
-                    .map(|_| (give.bytes(), give.bytes()))
-                    .collect(),
-                details: give.bytes(),
-            })),
-        }
-    }
-
-    /// Releases what was owned; the room stays.
-    pub fn clear(&mut self) {
-        self.kept.ops.clear();
-        self.kept.reply = None;
+        let mut rest = &self.arena[..];
+        let mut lens = self.lens.iter();
+        let mut outcome = Outcome::of(Action::UNSET, 0);
+        self.kept.clone().lend_to(&mut outcome, |_| {
+            let len = lens.next().expect("one for each slice that was kept");
+            let (bytes, behind) = rest.split_at(*len);
+            rest = behind;
+            bytes
+        });
+        outcome
     }
 
     /// What kind of decision it is.
@@ -305,152 +390,5 @@ impl KeptOutcome {
             _ => 0,
         };
         outcome.ops.iter().map(written).sum()
-    }
-}
-
-/// Copies borrowed bytes into an arena and remembers where, in the order in which they come.
-struct Keeper<'k> {
-    arena: &'k mut Vec<u8>,
-    spans: &'k mut Vec<(u32, u32)>,
-}
-
-impl Keeper<'_> {
-    fn bytes(&mut self, bytes: &[u8]) -> &'static [u8] {
-        let cut = |n: usize| u32::try_from(n).expect("a result stays below 4 GiB");
-        self.spans.push((cut(self.arena.len()), cut(bytes.len())));
-        self.arena.extend_from_slice(bytes);
-        &[]
-    }
-
-    fn payload(&mut self, payload: Payload<'_>) -> Payload<'static> {
-        match payload {
-            Payload::Borrowed(bytes) => Payload::Borrowed(self.bytes(bytes)),
-            Payload::Shared(bytes) => Payload::Shared(bytes),
-        }
-    }
-
-    fn op(&mut self, op: OpKind<'_>) -> OpKind<'static> {
-        match op {
-            OpKind::Set {
-                target,
-                name,
-                value,
-            } => OpKind::Set {
-                target,
-                name: self.bytes(name),
-                value: self.bytes(value),
-            },
-            OpKind::Add {
-                target,
-                name,
-                value,
-            } => OpKind::Add {
-                target,
-                name: self.bytes(name),
-                value: self.bytes(value),
-            },
-            OpKind::Delete { target, name } => OpKind::Delete {
-                target,
-                name: self.bytes(name),
-            },
-            OpKind::SetAt {
-                target,
-                index,
-                value,
-            } => OpKind::SetAt {
-                target,
-                index,
-                value: self.bytes(value),
-            },
-            OpKind::DeleteAt { target, index } => OpKind::DeleteAt { target, index },
-            OpKind::Pass(n) => OpKind::Pass(n),
-            OpKind::Drop(n) => OpKind::Drop(n),
-            OpKind::Inject(p) => OpKind::Inject(self.payload(p)),
-            OpKind::BodyWrite { bytes, end } => OpKind::BodyWrite {
-                bytes: self.payload(bytes),
-                end,
-            },
-            OpKind::Metadata {
-                namespace,
-                key,
-                value,
-            } => OpKind::Metadata {
-                namespace: self.bytes(namespace),
-                key: self.bytes(key),
-                value: self.bytes(value),
-            },
-            OpKind::Metric { id, value } => OpKind::Metric { id, value },
-            OpKind::Route(cluster) => OpKind::Route(cluster.map(|c| self.bytes(c))),
-            OpKind::Unknown(kind) => OpKind::Unknown(kind),
-        }
-    }
-}
-
-/// The way back: hands out the spans in the order in which [`Keeper`] took them.
-struct Giver<'a> {
-    arena: &'a [u8],
-    spans: std::slice::Iter<'a, (u32, u32)>,
-}
-
-impl<'a> Giver<'a> {
-    fn bytes(&mut self) -> &'a [u8] {
-        let (at, len) = self
-            .spans
-            .next()
-            .expect("one span for each bytes that was kept");
-        &self.arena[*at as usize..][..*len as usize]
-    }
-
-    fn payload(&mut self, payload: &Payload<'static>) -> Payload<'a> {
-        match payload {
-            Payload::Borrowed(_) => Payload::Borrowed(self.bytes()),
-            Payload::Shared(bytes) => Payload::Shared(bytes.clone()),
-        }
-    }
-
-    fn op(&mut self, op: &OpKind<'static>) -> OpKind<'a> {
-        match op {
-            OpKind::Set { target, .. } => OpKind::Set {
-                target: *target,
-                name: self.bytes(),
-                value: self.bytes(),
-            },
-            OpKind::Add { target, .. } => OpKind::Add {
-                target: *target,
-                name: self.bytes(),
-                value: self.bytes(),
-            },
-            OpKind::Delete { target, .. } => OpKind::Delete {
-                target: *target,
-                name: self.bytes(),
-            },
-            OpKind::SetAt { target, index, .. } => OpKind::SetAt {
-                target: *target,
-                index: *index,
-                value: self.bytes(),
-            },
-            OpKind::DeleteAt { target, index } => OpKind::DeleteAt {
-                target: *target,
-                index: *index,
-            },
-            OpKind::Pass(n) => OpKind::Pass(*n),
-            OpKind::Drop(n) => OpKind::Drop(*n),
-            OpKind::Inject(p) => OpKind::Inject(self.payload(p)),
-            OpKind::BodyWrite { bytes, end } => OpKind::BodyWrite {
-                bytes: self.payload(bytes),
-                end: *end,
-            },
-            OpKind::Metadata { .. } => OpKind::Metadata {
-                namespace: self.bytes(),
-                key: self.bytes(),
-                value: self.bytes(),
-            },
-            OpKind::Metric { id, value } => OpKind::Metric {
-                id: *id,
-                value: *value,
-            },
-            OpKind::Route(cluster) => OpKind::Route(cluster.is_some().then(|| self.bytes())),
-            OpKind::Unknown(kind) => OpKind::Unknown(*kind),
-        }
     }
 }

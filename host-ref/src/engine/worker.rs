@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::guest::{Filter, Guest};
 use super::hub::{Hub, Mail};
-use super::outcome::KeptOutcome;
 use super::table::{FreeList, Settled, State};
 
 /// One loop thread. Not for other threads.
@@ -19,8 +18,8 @@ pub struct Worker {
     batch: Vec<Arc<dyn Guest>>,
     /// Places that pend, by their filter's configuration: what the cap counts.
     pending: HashMap<usize, u32>,
-    /// Room for the outcome of a call, kept between calls.
-    pub(crate) spare: Option<Box<KeptOutcome>>,
+    /// Room for what a guest returned, kept between calls.
+    pub(crate) room: Vec<u8>,
     pub(crate) attrs: Vec<u8>,
 }
 
@@ -36,7 +35,7 @@ impl Worker {
             free: FreeList::default(),
             batch: Vec::new(),
             pending: HashMap::new(),
-            spare: None,
+            room: Vec::new(),
             attrs: Vec::new(),
         }
     }

@@ -63,6 +63,28 @@ impl<'a> FieldView<'a> {
         }
     }
 
+    /// A field whose name and then value are bytes of `arena` from `at` on.
+    ///
+    /// # Panics
+    /// Where they reach beyond it.
+    #[inline]
+    pub(crate) fn in_arena(arena: &'a [u8], at: u32, name: u32, value: u32) -> Self {
+        let from = at as usize;
+        let both = &arena[from..from + name as usize + value as usize];
+        let part = |ptr: *const u8, len| abi::Str {
+            ptr: if len == 0 { std::ptr::null() } else { ptr },
+            len,
+            flags: abi::StrFlags(0),
+        };
+        Self {
+            raw: abi::Field {
+                name: part(both.as_ptr(), name),
+                value: part(both.as_ptr().wrapping_add(name as usize), value),
+            },
+            lives: PhantomData,
+        }
+    }
+
     /// The same field, its value marked as never to be logged.
     #[must_use]
     pub const fn sensitive(mut self) -> Self {
@@ -73,14 +95,14 @@ impl<'a> FieldView<'a> {
     /// The name.
     #[must_use]
     pub const fn name(&self) -> &'a [u8] {
-        // SAFETY: made by `new` from a slice that lives for `'a`.
+        // SAFETY: made from a slice that lives for `'a`.
         unsafe { bytes_of(&self.raw.name) }
     }
 
     /// The value.
     #[must_use]
     pub const fn value(&self) -> &'a [u8] {
-        // SAFETY: made by `new` from a slice that lives for `'a`.
+        // SAFETY: made from a slice that lives for `'a`.
         unsafe { bytes_of(&self.raw.value) }
     }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use proxy_golang_abi::{BodyMode, ConfigFlags, EventFlags, Phase, phase_bit};
+use proxy_golang_abi::{Action, BodyMode, ConfigFlags, EventFlags, Phase, phase_bit};
 use smallvec::SmallVec;
 
 use super::super::fields::{Fields, Views};
 use super::super::guest::{AttrSource, Chain, EventView, Filter};
-use super::super::outcome::{Fault, KeptOutcome, Outcome};
+use super::super::outcome::{Fault, Outcome};
 use super::super::table::State as Slot;
 use super::end::{Failure, Reason};
 use super::settle::Context;
@@ -78,7 +78,9 @@ impl<H: Fields> Stream<H> {
         }
         side.shown_flags = EventFlags(flags);
 
-        let mut taken = Taken::new(cx);
+        let user = self.places[at.place].user;
+        let mut room = std::mem::take(&mut cx.worker.room);
+        let mut taken = Taken::new(user);
         let mut shown_fields = [0; 2];
         {
             let flow = &self.flows[at.dir as usize];
@@ -120,7 +122,7 @@ impl<H: Fields> Stream<H> {
                 phase,
                 flags: EventFlags(flags),
                 worker: cx.worker.id(),
-                user: self.places[at.place].user,
+                user,
                 stream: self.places[at.place].handle,
                 token,
                 arg: 0,
@@ -132,7 +134,7 @@ impl<H: Fields> Stream<H> {
                 body_offset,
                 attrs: &views,
             };
-            taken.call(cx, filter, &event);
+            taken.call(cx, filter, &event, &mut room);
             drop(views);
             values.give_back(cx);
         }
@@ -150,13 +152,8 @@ impl<H: Fields> Stream<H> {
             late: false,
             ns: taken.ns,
         };
-        taken.give(cx, |cx, result| match result {
-            Ok(outcome) => {
-                self.places[at.place].user = outcome.user;
-                self.settle(cx, chain, context, outcome);
-            }
-            Err(fault) => self.refuse(cx, chain, context, &fault.into()),
-        });
+        self.take_effect(cx, chain, context, taken);
+        cx.worker.room = room;
     }
 
     /// Delivers WAKE or LOG, which have no direction.
@@ -182,7 +179,9 @@ impl<H: Fields> Stream<H> {
         if self.flows[Dir::Response as usize].upgraded {
             flags.0 |= EventFlags::UPGRADED.0;
         }
-        let mut taken = Taken::new(cx);
+        let user = self.places[place].user;
+        let mut room = std::mem::take(&mut cx.worker.room);
+        let mut taken = Taken::new(user);
         {
             let [mut fields, mut trailers, mut peer_fields, mut peer_trailers] =
                 std::array::from_fn(|_| Views::new());
@@ -207,7 +206,7 @@ impl<H: Fields> Stream<H> {
                 phase,
                 flags,
                 worker: cx.worker.id(),
-                user: self.places[place].user,
+                user,
                 stream: self.places[place].handle,
                 token: 0,
                 arg,
@@ -219,7 +218,7 @@ impl<H: Fields> Stream<H> {
                 body_offset: 0,
                 attrs: &views,
             };
-            taken.call(cx, filter, &event);
+            taken.call(cx, filter, &event, &mut room);
             drop(views);
             values.give_back(cx);
         }
@@ -233,13 +232,24 @@ impl<H: Fields> Stream<H> {
             late: false,
             ns: taken.ns,
         };
-        taken.give(cx, |cx, result| match result {
-            Ok(outcome) => {
-                self.places[place].user = outcome.user;
-                self.settle(cx, chain, context, outcome);
+        self.take_effect(cx, chain, context, taken);
+        cx.worker.room = room;
+    }
+
+    fn take_effect(
+        &mut self,
+        cx: &mut Cx<'_>,
+        chain: &Chain,
+        context: Context,
+        mut taken: Taken<'_>,
+    ) {
+        match taken.fault {
+            None => {
+                self.places[context.place].user = taken.outcome.user;
+                self.settle(cx, chain, context, &mut taken.outcome);
             }
-            Err(fault) => self.refuse(cx, chain, context, &fault.into()),
-        });
+            Some(fault) => self.refuse(cx, chain, context, &fault.into()),
+        }
     }
 
     /// The handle of this place, made at its first event, and a token if the phase may pend.
@@ -316,23 +326,30 @@ pub(super) fn project(filter: &Filter, phase: Phase, fields: &mut Views<'_>) {
     }
 }
 
-/// A guest's result, copied out of the call: the views that it may point into are gone when it takes effect.
-struct Taken {
-    kept: Box<KeptOutcome>,
+/// A guest's result, copied out of the call: the views that it may point into are gone when it takes effect
+/// (PXG-MEM-003).
+struct Taken<'r> {
+    outcome: Outcome<'r>,
     fault: Option<Fault>,
     ns: u64,
 }
 
-impl Taken {
-    fn new(cx: &mut Cx<'_>) -> Self {
+impl<'r> Taken<'r> {
+    fn new(user: u64) -> Self {
         Self {
-            kept: cx.worker.spare.take().unwrap_or_default(),
+            outcome: Outcome::of(Action::UNSET, user),
             fault: None,
             ns: 0,
         }
     }
 
-    fn call(&mut self, cx: &mut Cx<'_>, filter: &Filter, event: &EventView<'_>) {
+    fn call(
+        &mut self,
+        cx: &mut Cx<'_>,
+        filter: &Filter,
+        event: &EventView<'_>,
+        room: &'r mut Vec<u8>,
+    ) {
         let stats = filter.stats.phase(event.phase);
         stats.calls.inc();
         let before = if cx.worker.is_timing() {
@@ -340,28 +357,19 @@ impl Taken {
         } else {
             0
         };
-        let (kept, fault) = (&mut self.kept, &mut self.fault);
+        let (to, fault, mut room) = (&mut self.outcome, &mut self.fault, Some(room));
         filter.guest.event(event, &mut |result| match result {
-            Ok(outcome) => kept.refill(outcome),
+            Ok(outcome) => {
+                if let Some(room) = room.take() {
+                    outcome.copy_to(to, room);
+                }
+            }
             Err(found) => *fault = Some(found),
         });
         if cx.worker.is_timing() {
             self.ns = cx.worker.now().saturating_sub(before);
             stats.record_time(self.ns);
         }
-    }
-
-    fn give(
-        mut self,
-        cx: &mut Cx<'_>,
-        settle: impl FnOnce(&mut Cx<'_>, Result<&mut Outcome<'_>, Fault>),
-    ) {
-        match self.fault {
-            Some(fault) => settle(cx, Err(fault)),
-            None => settle(cx, Ok(&mut self.kept.outcome())),
-        }
-        self.kept.clear();
-        cx.worker.spare = Some(self.kept);
     }
 }
 

@@ -37,10 +37,13 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn part(&self) -> Option<PartOf> {
-        let at = self.at?;
-        [PartOf::Headers, PartOf::Body, PartOf::Trailers]
-            .into_iter()
-            .find(|p| at.dir.phase(*p) == self.phase)
+        self.at?;
+        match self.phase {
+            Phase::REQUEST_HEADERS | Phase::RESPONSE_HEADERS => Some(PartOf::Headers),
+            Phase::REQUEST_BODY | Phase::RESPONSE_BODY => Some(PartOf::Body),
+            Phase::REQUEST_TRAILERS | Phase::RESPONSE_TRAILERS => Some(PartOf::Trailers),
+            _ => None,
+        }
     }
 
     pub(super) fn has(&self, flag: EventFlags) -> bool {

@@ -11,16 +11,22 @@ impl<H: Fields> Stream<H> {
     /// Lets everything move that can.
     pub(super) fn run(&mut self, cx: &mut Cx<'_>) {
         let chain = self.chain.clone();
+        let sides = 2 * self.places.len();
         loop {
-            let mut moved = false;
-            for dir in Dir::BOTH {
-                for pos in 0..self.places.len() {
-                    while !self.closed && self.step(cx, &chain, dir, pos) {
-                        moved = true;
-                    }
+            // Once round all sides, and on until none of them has moved since.
+            let (mut next, mut idle) = (0_usize, 0);
+            while idle < sides && !self.closed {
+                let (dir, pos) = match next.checked_sub(self.places.len()) {
+                    None => (Dir::Request, next),
+                    Some(pos) => (Dir::Response, pos),
+                };
+                idle += 1;
+                while !self.closed && self.step(cx, &chain, dir, pos) {
+                    idle = 1;
                 }
+                next = if next + 1 == sides { 0 } else { next + 1 };
             }
-            if self.closed || (!moved && !self.release_written(cx, &chain)) {
+            if self.closed || !self.release_written(cx, &chain) {
                 break;
             }
         }
