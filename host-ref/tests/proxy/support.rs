@@ -145,7 +145,7 @@ impl Host {
     /// A request to the admin listener.
     pub(crate) fn admin(&self, method: &str, path: &str) -> Reply {
         let mut client = Client::new(self.admin);
-        client.send(&format!(
+        client.send(format!(
             "{method} {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n"
         ));
         client.reply()
