@@ -128,6 +128,11 @@ func (f *filter) ask(ctx context.Context, token string) (status int, subject str
 	}
 	req.Header.Set("Authorization", token)
 	resp, err := f.client.Do(req)
+	for tries := 0; tries < 3 && errors.Is(err, proxyfilter.ErrStreamGone) && ctx.Err() == nil; tries++ {
+		// Another stream died, not this one. net/http passes a connection on before it has delivered an answer without
+		// a body, and a request cancelled in that moment closes it under its next user, with its own cause.
+		resp, err = f.client.Do(req)
+	}
 	if err != nil {
 		return 0, "", err
 	}
