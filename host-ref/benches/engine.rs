@@ -55,30 +55,31 @@ impl Guest for Trivial {
         let mut outcome = Outcome::of(Action::CONTINUE, event.user);
         let target = Target::HEADERS;
         if event.phase == Phase::REQUEST_HEADERS {
-            let kinds = [
-                OpKind::Set {
-                    target,
-                    name: b"x-trace",
-                    value: b"0123456789abcdef",
-                },
-                OpKind::Add {
-                    target,
-                    name: b"x-policy",
-                    value: b"checked",
-                },
-                OpKind::Delete {
-                    target,
-                    name: b"x-internal",
-                },
-            ];
             let op = |kind| Op {
                 must: false,
                 sensitive: false,
                 kind,
             };
-            outcome
-                .ops
-                .extend(kinds.into_iter().take(self.edits).map(op));
+            if self.edits > 0 {
+                outcome.ops.push(op(OpKind::Set {
+                    target,
+                    name: b"x-trace",
+                    value: b"0123456789abcdef",
+                }));
+            }
+            if self.edits > 1 {
+                outcome.ops.push(op(OpKind::Add {
+                    target,
+                    name: b"x-policy",
+                    value: b"checked",
+                }));
+            }
+            if self.edits > 2 {
+                outcome.ops.push(op(OpKind::Delete {
+                    target,
+                    name: b"x-internal",
+                }));
+            }
         }
         take(Ok(outcome));
     }

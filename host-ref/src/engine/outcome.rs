@@ -146,8 +146,8 @@ impl Outcome<'_> {
 }
 
 impl<'a> Outcome<'a> {
-    /// Makes `to` a copy whose borrowed bytes lie in `room`, which grows to take them and never shrinks.
-    pub(super) fn copy_to<'b>(self, to: &mut Outcome<'b>, room: &'b mut Vec<u8>) {
+    /// Moves what this says to `to`, whose borrowed bytes lie in `room`. That grows to take them, and never shrinks.
+    pub(super) fn copy_to<'b>(&mut self, to: &mut Outcome<'b>, room: &'b mut Vec<u8>) {
         let len = self.borrowed_len();
         if room.len() < len {
             room.resize(len, 0);
@@ -167,9 +167,9 @@ impl<'a> Outcome<'a> {
         self.error.len() + ops + self.reply.as_ref().map_or(0, |r| r.borrowed_len())
     }
 
-    /// Makes `to` the same outcome over other bytes: `lend` gives what stands for each borrowed slice, always in the
+    /// Moves what this says to `to`, over other bytes: `lend` gives what stands for each borrowed slice, always in the
     /// same order. In place, for an outcome is large.
-    fn lend_to<'b>(mut self, to: &mut Outcome<'b>, mut lend: impl FnMut(&'a [u8]) -> &'b [u8]) {
+    fn lend_to<'b>(&mut self, to: &mut Outcome<'b>, mut lend: impl FnMut(&'a [u8]) -> &'b [u8]) {
         to.action = self.action;
         to.flags = self.flags;
         to.user = self.user;
@@ -179,12 +179,18 @@ impl<'a> Outcome<'a> {
         to.pend_ns = self.pend_ns;
         to.error = lend(self.error);
         to.ops.clear();
-        to.ops.extend(self.ops.drain(..).map(|op| Op {
-            must: op.must,
-            sensitive: op.sensitive,
-            kind: op.kind.map(&mut lend),
-        }));
-        to.reply = self.reply.map(|reply| Box::new(reply.map(&mut lend)));
+        to.ops.reserve(self.ops.len());
+        for op in &mut self.ops {
+            to.ops.push(Op {
+                must: op.must,
+                sensitive: op.sensitive,
+                kind: op.kind.lend(&mut lend),
+            });
+        }
+        to.reply = self
+            .reply
+            .take()
+            .map(|mut reply| Box::new(reply.lend(&mut lend)));
     }
 }
 
@@ -218,8 +224,8 @@ impl<'a> OpKind<'a> {
     }
 
     #[inline]
-    fn map<'b>(self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> OpKind<'b> {
-        match self {
+    fn lend<'b>(&mut self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> OpKind<'b> {
+        match *self {
             Self::Set {
                 target,
                 name,
@@ -254,9 +260,9 @@ impl<'a> OpKind<'a> {
             Self::DeleteAt { target, index } => OpKind::DeleteAt { target, index },
             Self::Pass(n) => OpKind::Pass(n),
             Self::Drop(n) => OpKind::Drop(n),
-            Self::Inject(bytes) => OpKind::Inject(bytes.map(lend)),
-            Self::BodyWrite { bytes, end } => OpKind::BodyWrite {
-                bytes: bytes.map(lend),
+            Self::Inject(ref mut bytes) => OpKind::Inject(bytes.lend(lend)),
+            Self::BodyWrite { ref mut bytes, end } => OpKind::BodyWrite {
+                bytes: bytes.lend(lend),
                 end,
             },
             Self::Metadata {
@@ -286,7 +292,7 @@ impl<'a> Reply<'a> {
         self.details.len() + fields.sum::<usize>() + body.sum::<usize>()
     }
 
-    fn map<'b>(self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> Reply<'b> {
+    fn lend<'b>(&mut self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> Reply<'b> {
         Reply {
             status: self.status,
             flags: self.flags,
@@ -296,7 +302,7 @@ impl<'a> Reply<'a> {
                 .iter()
                 .map(|(n, v)| (lend(n), lend(v)))
                 .collect(),
-            body: self.body.into_iter().map(|p| p.map(lend)).collect(),
+            body: self.body.iter_mut().map(|p| p.lend(lend)).collect(),
             trailers: self
                 .trailers
                 .iter()
@@ -308,10 +314,10 @@ impl<'a> Reply<'a> {
 }
 
 impl<'a> Payload<'a> {
-    fn map<'b>(self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> Payload<'b> {
+    fn lend<'b>(&mut self, lend: &mut impl FnMut(&'a [u8]) -> &'b [u8]) -> Payload<'b> {
         match self {
             Self::Borrowed(bytes) => Payload::Borrowed(lend(bytes)),
-            Self::Shared(bytes) => Payload::Shared(bytes),
+            Self::Shared(bytes) => Payload::Shared(std::mem::take(bytes)),
         }
     }
 }
@@ -348,7 +354,7 @@ pub struct KeptOutcome {
 impl KeptOutcome {
     /// Copies what is borrowed.
     #[must_use]
-    pub fn new(outcome: Outcome<'_>) -> Self {
+    pub fn new(mut outcome: Outcome<'_>) -> Self {
         let mut arena = Vec::with_capacity(outcome.borrowed_len());
         let mut lens = Vec::new();
         let mut kept = Outcome::of(Action::UNSET, 0);

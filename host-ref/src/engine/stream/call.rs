@@ -116,8 +116,10 @@ impl<H: Fields> Stream<H> {
                 chunks.extend(shown.chunks().map(StrView::new));
                 body_offset = side.offset - if observe { side.observed.len() } else { 0 };
             }
-            let values = Attrs::collect(cx, filter, phase, &self.metadata);
-            let views = values.views();
+            let mut values = Attrs::default();
+            values.collect(cx, filter, phase, &self.metadata);
+            let mut attrs = SmallVec::<[StrView<'_>; 8]>::new();
+            values.view(&mut attrs);
             let event = EventView {
                 phase,
                 flags: EventFlags(flags),
@@ -132,10 +134,10 @@ impl<H: Fields> Stream<H> {
                 peer_trailers: &peer_trailers,
                 chunks: &chunks,
                 body_offset,
-                attrs: &views,
+                attrs: &attrs,
             };
             taken.call(cx, filter, &event, &mut room);
-            drop(views);
+            drop(attrs);
             values.give_back(cx);
         }
         let side = &mut self.flows[at.dir as usize].sides[at.pos];
@@ -152,7 +154,8 @@ impl<H: Fields> Stream<H> {
             late: false,
             ns: taken.ns,
         };
-        self.take_effect(cx, chain, context, taken);
+        self.take_effect(cx, chain, context, &mut taken);
+        drop(taken);
         cx.worker.room = room;
     }
 
@@ -200,8 +203,10 @@ impl<H: Fields> Stream<H> {
                     &mut peer_trailers,
                 );
             }
-            let values = Attrs::collect(cx, filter, phase, &self.metadata);
-            let views = values.views();
+            let mut values = Attrs::default();
+            values.collect(cx, filter, phase, &self.metadata);
+            let mut attrs = SmallVec::<[StrView<'_>; 8]>::new();
+            values.view(&mut attrs);
             let event = EventView {
                 phase,
                 flags,
@@ -216,10 +221,10 @@ impl<H: Fields> Stream<H> {
                 peer_trailers: &peer_trailers,
                 chunks: &[],
                 body_offset: 0,
-                attrs: &views,
+                attrs: &attrs,
             };
             taken.call(cx, filter, &event, &mut room);
-            drop(views);
+            drop(attrs);
             values.give_back(cx);
         }
         let context = Context {
@@ -232,7 +237,8 @@ impl<H: Fields> Stream<H> {
             late: false,
             ns: taken.ns,
         };
-        self.take_effect(cx, chain, context, taken);
+        self.take_effect(cx, chain, context, &mut taken);
+        drop(taken);
         cx.worker.room = room;
     }
 
@@ -241,9 +247,9 @@ impl<H: Fields> Stream<H> {
         cx: &mut Cx<'_>,
         chain: &Chain,
         context: Context,
-        mut taken: Taken<'_>,
+        taken: &mut Taken<'_>,
     ) {
-        match taken.fault {
+        match taken.fault.take() {
             None => {
                 self.places[context.place].user = taken.outcome.user;
                 self.settle(cx, chain, context, &mut taken.outcome);
@@ -358,14 +364,16 @@ impl<'r> Taken<'r> {
             0
         };
         let (to, fault, mut room) = (&mut self.outcome, &mut self.fault, Some(room));
-        filter.guest.event(event, &mut |result| match result {
-            Ok(outcome) => {
-                if let Some(room) = room.take() {
-                    outcome.copy_to(to, room);
+        filter
+            .guest
+            .event(event, &mut |mut result| match &mut result {
+                Ok(outcome) => {
+                    if let Some(room) = room.take() {
+                        outcome.copy_to(to, room);
+                    }
                 }
-            }
-            Err(found) => *fault = Some(found),
-        });
+                Err(found) => *fault = Some(found.clone()),
+            });
         if cx.worker.is_timing() {
             self.ns = cx.worker.now().saturating_sub(before);
             stats.record_time(self.ns);
@@ -374,6 +382,7 @@ impl<'r> Taken<'r> {
 }
 
 /// The attributes of one event, in the order of the configuration.
+#[derive(Default)]
 struct Attrs<'m> {
     bytes: Vec<u8>,
     found: SmallVec<[Found<'m>; 8]>,
@@ -386,24 +395,26 @@ enum Found<'m> {
 }
 
 impl<'m> Attrs<'m> {
-    fn collect(cx: &mut Cx<'_>, filter: &Filter, phase: Phase, metadata: &'m [Metadata]) -> Self {
-        let mut attrs = Self {
-            bytes: Vec::new(),
-            found: SmallVec::new(),
-        };
+    fn collect(
+        &mut self,
+        cx: &mut Cx<'_>,
+        filter: &Filter,
+        phase: Phase,
+        metadata: &'m [Metadata],
+    ) {
         if filter.declared.attrs.is_empty() {
-            return attrs;
+            return;
         }
-        attrs.bytes = std::mem::take(&mut cx.worker.attrs);
-        attrs.bytes.clear();
+        self.bytes = std::mem::take(&mut cx.worker.attrs);
+        self.bytes.clear();
         for want in &filter.declared.attrs {
             let found = match &want.source {
                 _ if want.phases & phase_bit(phase) == 0 => Found::Absent,
                 AttrSource::Unknown => Found::Absent,
                 AttrSource::Host(attribute) => {
-                    let from = attrs.bytes.len();
-                    if cx.attrs.write(*attribute, &mut attrs.bytes) {
-                        Found::Written(from, attrs.bytes.len())
+                    let from = self.bytes.len();
+                    if cx.attrs.write(*attribute, &mut self.bytes) {
+                        Found::Written(from, self.bytes.len())
                     } else {
                         Found::Absent
                     }
@@ -413,18 +424,17 @@ impl<'m> Attrs<'m> {
                     .find(|m| m.namespace == namespace[..] && m.key == key[..])
                     .map_or(Found::Absent, |m| Found::Kept(&m.value)),
             };
-            attrs.found.push(found);
+            self.found.push(found);
         }
-        attrs
     }
 
-    fn views(&self) -> SmallVec<[StrView<'_>; 8]> {
+    fn view<'v>(&'v self, out: &mut SmallVec<[StrView<'v>; 8]>) {
         let view = |found: &Found<'m>| match *found {
             Found::Absent => StrView::ABSENT,
             Found::Written(from, to) => StrView::new(&self.bytes[from..to]),
             Found::Kept(bytes) => StrView::new(bytes),
         };
-        self.found.iter().map(view).collect()
+        out.extend(self.found.iter().map(view));
     }
 
     fn give_back(self, cx: &mut Cx<'_>) {

@@ -11,7 +11,7 @@ use super::super::outcome::{Op, OpKind, Outcome};
 use super::super::stateless::{refuse_edit, show};
 use super::call::project;
 use super::judge::Refusal;
-use super::settle::Context;
+use super::settle::{Context, Edits};
 use super::{At, BodyLength, Dir, PartOf, Stream};
 
 /// For each operation whether it is applied; the others are skipped and counted.
@@ -205,7 +205,15 @@ impl<H: Fields> Stream<H> {
             return Ok(());
         }
         let trailers = flow.end.as_ref().and_then(|end| end.trailers.as_ref());
-        let edits = self.edits(filter, context, at, &outcome.ops, &judged.applied);
+        let mut edits = [Edits::new(), Edits::new()];
+        self.edits(
+            filter,
+            context,
+            at,
+            &outcome.ops,
+            &judged.applied,
+            &mut edits,
+        );
         for ((list, edits), before) in [flow.head.as_ref(), trailers].iter().zip(edits).zip(shown) {
             let mut list = list.cloned().unwrap_or_else(|| H::from_fields([]));
             list.apply(&edits);

@@ -16,6 +16,9 @@ use super::judge::Refusal;
 use super::judge_ops::{Applied, Judged};
 use super::{At, BodyLength, Cx, Dir, Metadata, PartOf, Signal, State, Step, Stream};
 
+/// The field operations of a batch, for a head or for trailers.
+pub(super) type Edits<'o> = SmallVec<[Edit<'o>; 8]>;
+
 /// What a result answers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context {
@@ -297,19 +300,21 @@ impl<H: Fields> Stream<H> {
         applied: &Applied,
     ) {
         let Some(at) = context.at else { return };
-        let [head_edits, trailer_edits] = self.edits(filter, context, at, ops, applied);
+        let mut edits = [Edits::new(), Edits::new()];
+        self.edits(filter, context, at, ops, applied, &mut edits);
+        let [head_edits, trailer_edits] = &edits;
         let flow = &mut self.flows[at.dir as usize];
         if !head_edits.is_empty()
             && let Some(head) = &mut flow.head
         {
-            head.apply(&head_edits);
+            head.apply(head_edits);
             flow.sides[at.pos].changed = true;
         }
         if !trailer_edits.is_empty()
             && let Some(end) = &mut flow.end
         {
             let trailers = end.trailers.get_or_insert_with(|| H::from_fields([]));
-            trailers.apply(&trailer_edits);
+            trailers.apply(trailer_edits);
             if trailers.is_empty() {
                 end.trailers = None;
             } else if matches!(flow.length, BodyLength::Exact(_)) {
@@ -320,7 +325,7 @@ impl<H: Fields> Stream<H> {
         }
     }
 
-    /// The field operations that apply, for the head and for the trailers.
+    /// Appends the field operations that apply, for the head and for the trailers. In place, for the lists are large.
     pub(super) fn edits<'o>(
         &self,
         filter: &Filter,
@@ -328,10 +333,11 @@ impl<H: Fields> Stream<H> {
         at: At,
         ops: &'o [Op<'_>],
         applied: &Applied,
-    ) -> [SmallVec<[Edit<'o>; 8]>; 2] {
-        let mut batches: [SmallVec<[Edit<'_>; 8]>; 2] = Default::default();
+        edits: &mut [Edits<'o>; 2],
+    ) {
         for (op, _) in ops.iter().zip(applied).filter(|(_, applied)| **applied) {
             let sensitive = op.sensitive;
+            let in_full = |target, index| self.index_in_full(filter, context, at, target, index);
             let (target, edit) = match op.kind {
                 OpKind::Set {
                     target,
@@ -362,26 +368,24 @@ impl<H: Fields> Stream<H> {
                     target,
                     index,
                     value,
-                } => {
-                    let index = self.index_in_full(filter, context, at, target, index);
-                    (
-                        target,
-                        Edit::SetAt {
-                            index,
-                            value,
-                            sensitive,
-                        },
-                    )
-                }
-                OpKind::DeleteAt { target, index } => {
-                    let index = self.index_in_full(filter, context, at, target, index);
-                    (target, Edit::DeleteAt { index })
-                }
+                } => (
+                    target,
+                    Edit::SetAt {
+                        index: in_full(target, index),
+                        value,
+                        sensitive,
+                    },
+                ),
+                OpKind::DeleteAt { target, index } => (
+                    target,
+                    Edit::DeleteAt {
+                        index: in_full(target, index),
+                    },
+                ),
                 _ => continue,
             };
-            batches[usize::from(target == Target::TRAILERS)].push(edit);
+            edits[usize::from(target == Target::TRAILERS)].push(edit);
         }
-        batches
     }
 
     /// The index in the list of what a projected view showed at `index`; trailers are never projected.
