@@ -73,11 +73,15 @@ impl BodyBuf {
 
     /// Makes the pieces at most `max` (at least 1) by joining the oldest ones: what is shown is retained anyway, and
     /// a view has at most 64 pieces (PXG-BODY-008).
+    #[inline]
     pub fn coalesce(&mut self, max: usize) {
-        let excess = self.chunks.len().saturating_sub(max.max(1));
-        if excess == 0 {
-            return;
+        if self.chunks.len() > max.max(1) {
+            self.join_oldest(max);
         }
+    }
+
+    fn join_oldest(&mut self, max: usize) {
+        let excess = self.chunks.len() - max.max(1);
         // Half of the pieces at once, so that a stream of tiny ones costs a copy per byte and halving, not per piece.
         let join = (excess + 1).max(max / 2 + 1).min(self.chunks.len());
         let size = self.chunks.iter().take(join).map(Bytes::len).sum();

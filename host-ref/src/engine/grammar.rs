@@ -23,6 +23,7 @@ fn all(bytes: &[u8], passes: impl Fn(u8) -> bool) -> bool {
 
 /// Whether the field belongs to the connection or to the framing, and so to the host.
 #[must_use]
+#[inline]
 pub fn is_host_owned(name: &[u8]) -> bool {
     matches!(
         name,

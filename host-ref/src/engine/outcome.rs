@@ -129,6 +129,7 @@ pub struct Fault {
 impl Outcome<'_> {
     /// An outcome that says nothing but `action`.
     #[must_use]
+    #[inline]
     pub fn of(action: Action, user: u64) -> Self {
         Self {
             action,

@@ -32,22 +32,7 @@ pub(super) fn refuse_edit(kind: &OpKind<'_>) -> Option<String> {
             target,
             name,
             value,
-        } if name.first() == Some(&b':') => {
-            let known = matches!(
-                name,
-                b":method" | b":scheme" | b":authority" | b":path" | b":status"
-            );
-            if target == Target::TRAILERS || !known {
-                Some(format!(
-                    "{} is not a pseudo-header of this message",
-                    show(name)
-                ))
-            } else if !grammar::is_pseudo_value(name, value) {
-                Some(format!("{} is not a value of {}", show(value), show(name)))
-            } else {
-                None
-            }
-        }
+        } if name.first() == Some(&b':') => refuse_pseudo(target, name, value),
         OpKind::Set { name, value, .. } | OpKind::Add { name, value, .. } => {
             refuse_field(name, value)
         }
@@ -56,6 +41,24 @@ pub(super) fn refuse_edit(kind: &OpKind<'_>) -> Option<String> {
             Some(format!("{} is not a field value", show(value)))
         }
         _ => None,
+    }
+}
+
+/// Why a pseudo-header must not be set on any message.
+fn refuse_pseudo(target: Target, name: &[u8], value: &[u8]) -> Option<String> {
+    let known = matches!(
+        name,
+        b":method" | b":scheme" | b":authority" | b":path" | b":status"
+    );
+    if target == Target::TRAILERS || !known {
+        Some(format!(
+            "{} is not a pseudo-header of this message",
+            show(name)
+        ))
+    } else if !grammar::is_pseudo_value(name, value) {
+        Some(format!("{} is not a value of {}", show(value), show(name)))
+    } else {
+        None
     }
 }
 
@@ -83,19 +86,24 @@ pub(super) fn refuse_reply(reply: &Reply<'_>) -> Option<String> {
 }
 
 /// Why a field of a guest must not go on the wire, if so.
+#[inline]
 fn refuse_field(name: &[u8], value: &[u8]) -> Option<String> {
+    let legal = grammar::is_name(name) && !grammar::is_host_owned(name) && grammar::is_value(value);
+    (!legal).then(|| why_illegal(name, value))
+}
+
+#[cold]
+fn why_illegal(name: &[u8], value: &[u8]) -> String {
     if !grammar::is_name(name) {
-        Some(format!("{} is not a field name in lower case", show(name)))
+        format!("{} is not a field name in lower case", show(name))
     } else if grammar::is_host_owned(name) {
-        Some(format!("{} is the host's own field", show(name)))
-    } else if !grammar::is_value(value) {
-        Some(format!(
+        format!("{} is the host's own field", show(name))
+    } else {
+        format!(
             "the value of {} has a control byte or blanks at its ends: {}",
             show(name),
             show(value)
-        ))
-    } else {
-        None
+        )
     }
 }
 

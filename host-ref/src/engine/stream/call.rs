@@ -341,6 +341,7 @@ struct Taken<'r> {
 }
 
 impl<'r> Taken<'r> {
+    #[inline]
     fn new(user: u64) -> Self {
         Self {
             outcome: Outcome::of(Action::UNSET, user),
@@ -429,12 +430,13 @@ impl<'m> Attrs<'m> {
     }
 
     fn view<'v>(&'v self, out: &mut SmallVec<[StrView<'v>; 8]>) {
-        let view = |found: &Found<'m>| match *found {
-            Found::Absent => StrView::ABSENT,
-            Found::Written(from, to) => StrView::new(&self.bytes[from..to]),
-            Found::Kept(bytes) => StrView::new(bytes),
-        };
-        out.extend(self.found.iter().map(view));
+        for found in &self.found {
+            out.push(match *found {
+                Found::Absent => StrView::ABSENT,
+                Found::Written(from, to) => StrView::new(&self.bytes[from..to]),
+                Found::Kept(bytes) => StrView::new(bytes),
+            });
+        }
     }
 
     fn give_back(self, cx: &mut Cx<'_>) {
