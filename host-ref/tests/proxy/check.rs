@@ -1,9 +1,12 @@
 //! `pxg-host check`: each mistake is named with its place, what was expected and what to do.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use crate::support::{binary, c_guest};
+use crate::support::{PATIENCE, binary, c_guest};
 
 const GOOD: &str = r#"
 [[listeners]]
@@ -28,10 +31,36 @@ fn run(command: &str, config: &str) -> Verdict {
     let file = folder.path().join("pxg.toml");
     std::fs::write(&file, config).unwrap();
     std::fs::write(folder.path().join("not-elf.so"), "#!/bin/sh\n").unwrap();
-    let out = binary().arg(command).arg(&file).output().unwrap();
+    let mut child = binary()
+        .arg(command)
+        .arg(&file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let text = std::thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
+    // One that was to be refused and serves instead would never end.
+    let begin = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if begin.elapsed() > PATIENCE => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("`pxg-host {command}` did not end with this configuration:\n{config}");
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
     Verdict {
-        code: out.status.code().unwrap(),
-        text: String::from_utf8(out.stderr)
+        code: status.code().unwrap(),
+        text: text
+            .join()
+            .unwrap()
             .unwrap()
             .replace(folder.path().to_str().unwrap(), ""),
     }
