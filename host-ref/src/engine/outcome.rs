@@ -399,3 +399,96 @@ impl KeptOutcome {
         outcome.ops.iter().map(written).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kind of operation, and a reply, all of whose bytes are borrowed.
+    fn full() -> Outcome<'static> {
+        let target = Target::HEADERS;
+        let (name, value) = (&b"x-name"[..], &b"a value"[..]);
+        let kinds = [
+            OpKind::Set {
+                target,
+                name,
+                value,
+            },
+            OpKind::Add {
+                target,
+                name,
+                value: b"",
+            },
+            OpKind::Delete { target, name },
+            OpKind::SetAt {
+                target,
+                index: 3,
+                value,
+            },
+            OpKind::DeleteAt { target, index: 4 },
+            OpKind::Pass(5),
+            OpKind::Drop(6),
+            OpKind::Inject(Payload::Borrowed(b"injected")),
+            OpKind::Inject(Payload::Shared(Bytes::from_static(b"shared"))),
+            OpKind::BodyWrite {
+                bytes: Payload::Borrowed(b"written"),
+                end: true,
+            },
+            OpKind::Metadata {
+                namespace: b"space",
+                key: b"key",
+                value,
+            },
+            OpKind::Metric { id: 7, value: -8 },
+            OpKind::Route(Some(b"cluster")),
+            OpKind::Route(None),
+            OpKind::Unknown(99),
+        ];
+        let mut outcome = Outcome::of(Action::REPLY, 9);
+        outcome.error = b"why";
+        outcome.ops.extend(kinds.into_iter().map(|kind| Op {
+            must: true,
+            sensitive: false,
+            kind,
+        }));
+        outcome.reply = Some(Box::new(Reply {
+            status: 200,
+            flags: ReplyFlags(0),
+            grpc_status: 0,
+            fields: SmallVec::from_iter([(name, value)]),
+            body: SmallVec::from_iter([Payload::Borrowed(&b"body"[..])]),
+            trailers: SmallVec::from_iter([(name, value)]),
+            details: b"details",
+        }));
+        outcome
+    }
+
+    #[test]
+    fn a_copy_says_the_same_and_borrows_from_its_room_alone() {
+        let said = format!("{:?}", full());
+        let mut room = Vec::new();
+        for _ in 0..2 {
+            let mut copy = Outcome::of(Action::UNSET, 0);
+            full().copy_to(&mut copy, &mut room);
+            assert_eq!(format!("{copy:?}"), said);
+            let bytes = copy.ops.iter().flat_map(|op| op.kind.borrowed());
+            let lies: Vec<_> = bytes
+                .filter(|b| !b.is_empty())
+                .map(<[u8]>::as_ptr)
+                .collect();
+            drop(copy);
+            assert!(lies.iter().all(|at| room.as_ptr_range().contains(at)));
+            room.fill(b'!');
+        }
+        assert_eq!(room.len(), full().borrowed_len());
+    }
+
+    #[test]
+    fn a_kept_outcome_says_the_same_each_time() {
+        let said = format!("{:?}", full());
+        let kept = KeptOutcome::new(full());
+        assert_eq!(format!("{:?}", kept.outcome()), said);
+        assert_eq!(format!("{:?}", kept.outcome()), said);
+        assert_eq!(kept.written_bytes(), 7);
+    }
+}

@@ -83,6 +83,9 @@ impl<H: Fields> Stream<H> {
     ) -> Result<[BodyMode; 2], String> {
         let place = &self.places[context.place];
         let mut modes = place.mode;
+        if outcome.flags.0 == 0 && outcome.body_mode == [BodyMode::UNSET; 2] {
+            return Ok(modes);
+        }
         if outcome.flags.0 & ResultFlags::RESIZES.0 != 0 {
             let feature = match context.at.map(|at| at.dir) {
                 Some(Dir::Request) => Feature::RESIZE_REQUEST,

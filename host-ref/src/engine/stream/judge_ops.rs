@@ -48,6 +48,9 @@ impl<H: Fields> Stream<H> {
         outcome: &Outcome<'_>,
     ) -> Result<Judged, Refusal> {
         let mut judged = Judged::default();
+        if outcome.ops.is_empty() && context.part() != Some(PartOf::Body) {
+            return Ok(judged);
+        }
         let only_effects = matches!(
             outcome.action,
             Action::REPLY | Action::RESET | Action::ERROR
