@@ -243,11 +243,20 @@ impl Fields for Message {
     }
 
     fn value(&self, name: &[u8]) -> Option<&[u8]> {
-        if name.first() == Some(&b':') {
-            let mut pseudo = self.pseudo();
-            return pseudo
-                .find(|(n, _)| n.as_bytes() == name)
-                .map(|(_, value)| value);
+        // What the engine asks for at each head, without building or parsing anything.
+        match (name, &self.start) {
+            (b":method", Start::Request { method, .. }) => return Some(method.as_str().as_bytes()),
+            (b"content-type", _) => {
+                let value = self.headers.get(header::CONTENT_TYPE);
+                return value.map(HeaderValue::as_bytes);
+            }
+            ([b':', ..], _) => {
+                let mut pseudo = self.pseudo();
+                return pseudo
+                    .find(|(n, _)| n.as_bytes() == name)
+                    .map(|(_, value)| value);
+            }
+            _ => {}
         }
         let name = std::str::from_utf8(name).ok()?;
         self.headers.get(name).map(HeaderValue::as_bytes)

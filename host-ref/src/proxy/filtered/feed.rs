@@ -255,9 +255,28 @@ impl Driver {
     }
 
     pub(super) fn take_answer(&mut self, answer: Result<Answer, HostReply>) {
+        if let Some((head, length, switches)) = self.open_answer(answer) {
+            self.with(|stream, cx| {
+                if switches {
+                    stream.upgraded();
+                }
+                stream.response_head(cx, head, length);
+            });
+        }
+    }
+
+    /// The response's head for the engine, its length, and whether it switches protocols; none if the host replies
+    /// instead. The body is kept for later.
+    pub(super) fn open_answer(
+        &mut self,
+        answer: Result<Answer, HostReply>,
+    ) -> Option<(Message, BodyLength, bool)> {
         let Answer { response, lease } = match answer {
             Ok(answer) => answer,
-            Err(reply) => return self.reply(reply),
+            Err(reply) => {
+                self.reply(reply);
+                return None;
+            }
         };
         let (mut parts, body) = response.into_parts();
         let hop = exchange::response_head(&self.x, &mut parts.headers, &mut parts.version);
@@ -269,7 +288,10 @@ impl Driver {
                 (Some(upgrade), Some(protocol), true) => {
                     self.upstream_upgrade = Some((upgrade, protocol))
                 }
-                _ => return self.reply(HostReply::new(502, "host.unexpected_upgrade")),
+                _ => {
+                    self.reply(HostReply::new(502, "host.unexpected_upgrade"));
+                    return None;
+                }
             }
         }
         let cannot_have_body =
@@ -292,11 +314,6 @@ impl Driver {
             start: Start::Response(parts.status),
             headers: parts.headers,
         };
-        self.with(|stream, cx| {
-            if switches {
-                stream.upgraded();
-            }
-            stream.response_head(cx, head, length);
-        });
+        Some((head, length, switches))
     }
 }

@@ -317,6 +317,9 @@ pub(super) async fn run(
         Ok(response) => {
             if driver.has_work() {
                 tokio::task::spawn_local(driver.run_to_end());
+            } else if let Some(filtered) = x.filtered.get() {
+                // The end of a forwarded body would wake the connection's task for nothing.
+                filtered.driver.take();
             }
             Ok(response)
         }
@@ -473,8 +476,20 @@ impl Driver {
             .await
         };
         // None: a filter replied or reset; the engine has the rest.
-        if let Some(answer) = answer {
-            self.take_answer(answer);
+        if let Some((head, length, switches)) = answer.and_then(|a| self.open_answer(a)) {
+            let part = self.with(|stream, cx| {
+                if switches {
+                    stream.upgraded();
+                }
+                stream.response_head(cx, head, length);
+                stream.response_part(cx)
+            });
+            if let Some(part) = part {
+                self.take_response_part(part);
+            }
+            if let (Some(begin), false) = (self.begin.take(), filtered.reset_client.get()) {
+                return begin;
+            }
         }
         self.run_to_head().await
     }

@@ -228,7 +228,7 @@ impl Driver {
         }
     }
 
-    fn take_response_part(&mut self, part: Part<Message>) {
+    pub(super) fn take_response_part(&mut self, part: Part<Message>) {
         match part {
             Part::Head {
                 head,
