@@ -121,7 +121,8 @@ func (c *consumer) hand(done []pending, free []*C.pxgo_job) {
 		}
 		C.pxgo_complete_many(c.host.c, unsafe.SliceData(calls), C.uint64_t(n))
 		for i, d := range done {
-			if code := calls[i].code; code != C.PXG_OK && code != C.PXG_E_STALE {
+			// A positive status is a success, also one that this version does not know.
+			if code := calls[i].code; code < 0 && code != C.PXG_E_STALE {
 				bad = append(bad, d)
 			}
 			d.b.recycle()
