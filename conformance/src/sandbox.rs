@@ -260,7 +260,8 @@ fn judge(
         }
     } else {
         crashed = Some(Status::Timeout);
-        result.findings.push(timeout(case, &progress, ended, limit));
+        let rule = result.findings.first().map_or(case.rules[0].to_string(), |f| f.rule.clone());
+        result.findings.push(timeout(rule, &progress, ended, limit));
     }
     if ended.printed_bytes > 1 << 20 {
         result
@@ -399,11 +400,11 @@ fn crash(
     }
 }
 
-fn timeout(case: &Case, p: &Progress, ended: &Ended, limit: Duration) -> Finding {
+fn timeout(rule: String, p: &Progress, ended: &Ended, limit: Duration) -> Finding {
     let mut detail = vec![where_it_was(p)];
     detail.extend(ended.threads.iter().take(6).cloned());
     Finding {
-        rule: case.rules[0].to_string(),
+        rule,
         title: format!("did not end within {} s", limit.as_secs_f64()),
         detail,
     }

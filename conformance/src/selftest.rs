@@ -199,6 +199,9 @@ fn kill(m: &Mutant, library: &Path) -> Outcome {
 fn details(report: &Report, but: &str) -> String {
     let mut out = String::new();
     for c in &report.cases {
+        if out.lines().count() > 8 {
+            break;
+        }
         if c.status == Status::SuiteError {
             out.push_str(&format!("    {}: {}\n", c.case, c.reason));
         }

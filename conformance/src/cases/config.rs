@@ -209,7 +209,7 @@ const RESIDENT: u64 = 1536;
 fn no_leak(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let subjects = run.subjects_of(&rig);
-    let rounds: u64 = 400;
+    let rounds: u64 = 250;
     let mut any = false;
     for (i, s) in subjects.iter().enumerate() {
         let spec = rig.spec(s, i);

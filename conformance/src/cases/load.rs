@@ -399,7 +399,6 @@ fn each_feature_masked(run: &mut Run) {
         taken += confs.len();
         for c in &confs {
             rig.run(c, &messages::post(&[300, 5]), Options::default());
-            rig.run(c, &messages::chunked(), Options::default());
         }
         rig.drop_all(confs);
         run.checked(1);

@@ -7,7 +7,7 @@ use crate::finding::{note, remark};
 use crate::host::messages;
 use crate::host::rig::full;
 use crate::host::stream::Options;
-use crate::sys::threads;
+use crate::sys::{calls, threads};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -134,9 +134,11 @@ fn guest_threads(run: &mut Run) {
             rig.run(c, &messages::post(&[100, 100]), Options::default());
         }
     }
+    // Threads need a moment to set themselves up.
+    std::thread::sleep(Duration::from_millis(40));
     let own: Vec<(u64, String)> = threads::list()
         .into_iter()
-        .filter(|(tid, _)| !before.contains_key(tid))
+        .filter(|(tid, name)| !before.contains_key(tid) && name != calls::HOST_THREAD)
         .collect();
     rig.drop_all(confs);
     if own.is_empty() {

@@ -95,6 +95,7 @@ pub(crate) struct StrictHost {
     inner: Mutex<Inner>,
     changed: Condvar,
     events: AtomicU64,
+    forgotten: AtomicU64,
     values: AtomicU64,
     /// Tokens and handles are small numbers (PXG-ABI-009).
     small: std::sync::atomic::AtomicBool,
@@ -112,6 +113,7 @@ pub(crate) fn make(options: HostOptions) -> &'static StrictHost {
         inner: Mutex::default(),
         changed: Condvar::new(),
         events: AtomicU64::new(0),
+        forgotten: AtomicU64::new(0),
         values: AtomicU64::new(0),
         small: false.into(),
         metrics: crate::sys::calls::metrics_table(),
@@ -141,6 +143,15 @@ impl StrictHost {
 
     pub(crate) fn next_event(&self) -> u64 {
         self.events.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A token was never completed.
+    pub(crate) fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     pub(crate) fn use_small_values(&self) {

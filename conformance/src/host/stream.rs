@@ -259,7 +259,12 @@ impl<'a> Stream<'a> {
                 self.completed(&o);
                 return Step::Ran;
             }
-            let limit = self.opt.pend_limit;
+            // A guest that has forgotten one token is not waited for each time.
+            let limit = if self.rig.host.forgotten() > 0 {
+                self.opt.pend_limit.min(Duration::from_millis(60))
+            } else {
+                self.opt.pend_limit
+            };
             if p.since.elapsed() < limit {
                 return Step::Waits(token);
             }
@@ -270,6 +275,7 @@ impl<'a> Stream<'a> {
                     "token {token:#x} was PENDING for {limit:?}; the stream's deadline ended it"
                 )],
             );
+            self.rig.host.forget();
             self.fail();
             return Step::Ended;
         }
@@ -616,7 +622,7 @@ impl<'a> Stream<'a> {
         for (rule, text) in bad {
             note(rule, text, [format!("filter {}, exchange step {}", self.conf.label(), self.ran.events)]);
         }
-        if e.token != 0 && o.action != Action::PENDING && host.retire_issued(e.token) {
+        if e.token != 0 && o.action != Action::PENDING && host.retire_issued(e.token) && !illegal {
             note(
                 "PXG-ASY-005",
                 format!("{at}: completed its token and then returned {}", super::model::action_name(o.action)),

@@ -443,6 +443,9 @@ pub(crate) fn table_text(s: abi::Str) -> Text {
     .text(s)
 }
 
+/// The name of threads that this host starts.
+pub(crate) const HOST_THREAD: &str = "pxg-host";
+
 /// What a `release` did.
 pub(crate) enum Released {
     InTime,
@@ -452,7 +455,7 @@ pub(crate) enum Released {
 /// Calls `release` on a fresh thread, which must not call the host.
 pub(crate) fn release(at: u64, ctx: u64, limit: Duration) -> Released {
     let (done, wait) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
+    let spawned = std::thread::Builder::new().name(HOST_THREAD.into()).spawn(move || {
         IN_RELEASE.set(true);
         enter(Hook::Release, Lent::default());
         // SAFETY: the guest gave this function with an OWNED buffer, to be called once with `ctx` on any thread.
@@ -463,6 +466,10 @@ pub(crate) fn release(at: u64, ctx: u64, limit: Duration) -> Released {
         leave();
         let _ = done.send(());
     });
+    if let Err(e) = spawned {
+        crate::finding::suite_error(format!("no thread for `release`: {e}"));
+        return Released::InTime;
+    }
     match wait.recv_timeout(limit) {
         Ok(()) => Released::InTime,
         Err(_) => Released::TooLate,

@@ -7,7 +7,6 @@ use std::fs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {
     pub(crate) policy: i32,
-    pub(crate) nice: i32,
     pub(crate) affinity: Vec<usize>,
     pub(crate) timer_slack_ns: i32,
     pub(crate) blocked_signals: Vec<i32>,
@@ -23,7 +22,6 @@ pub(crate) fn attributes() -> Attributes {
         libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask);
         Attributes {
             policy: libc::sched_getscheduler(0),
-            nice: libc::getpriority(libc::PRIO_PROCESS, 0),
             affinity: (0..1024).filter(|i| libc::CPU_ISSET(*i, &cpus)).collect(),
             timer_slack_ns: libc::prctl(libc::PR_GET_TIMERSLACK),
             blocked_signals: (1..65)
