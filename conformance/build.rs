@@ -44,7 +44,7 @@ fn main() {
         &mut code,
         "SOURCES",
         &[("mutants/guest", "guest/"), ("include", "include/")],
-        &[".c", ".h", ".go", ".mod", ".toml", ".map", ".cc"],
+        &[".c", ".h", ".go", ".mod", ".toml", ".so", ".cc"],
     );
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     std::fs::write(out.join("embedded.rs"), code).expect("cannot write to OUT_DIR");

@@ -366,7 +366,8 @@ fn crash(
         "PXG-MEM-011"
     } else if wild.is_some_and(|w| w.pc == 0) {
         "PXG-NEG-004"
-    } else if p.hook == Hook::None && p.containment == 1 && says(&["goroutine ", "panicked at", "terminate called"]) {
+    } else if p.containment == 1 && (panicked_in_goroutine(text) || (p.hook == Hook::None && says(&["panicked at", "terminate called"])))
+    {
         "PXG-ERR-002"
     } else if p.containment == 1 && says(&["panic:", "panicked at", "terminate called", "fatal error:", "fatal runtime error"])
     {
@@ -398,6 +399,13 @@ fn crash(
         title: how,
         detail,
     }
+}
+
+/// Whether Go's report of a panic is about a goroutine of the guest's own, not about one that a hook runs in.
+fn panicked_in_goroutine(text: &str) -> bool {
+    text.split_once("panic: ")
+        .and_then(|(_, rest)| rest.split_once("goroutine "))
+        .is_some_and(|(_, rest)| rest.split("\n\n").next().is_some_and(|g| g.contains("created by ")))
 }
 
 fn timeout(rule: String, p: &Progress, ended: &Ended, limit: Duration) -> Finding {

@@ -1,6 +1,7 @@
 //! A loaded guest with its host, its configurations, and what cases do with them.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use proxy_golang_abi as abi;
@@ -39,6 +40,7 @@ pub(crate) struct Rig {
     pub(crate) guest: Guest,
     pub(crate) filters: Vec<String>,
     pub(crate) has_go: bool,
+    release_blocks: AtomicBool,
 }
 
 /// A full host.
@@ -161,6 +163,7 @@ impl Rig {
             },
             filters: Vec::new(),
             has_go,
+            release_blocks: AtomicBool::new(false),
         };
         if done.status.0 < 0 {
             let logs: Vec<String> = host.logs().into_iter().map(|(_, t)| t).collect();
@@ -345,9 +348,16 @@ impl Rig {
     /// Calls `release` of what passed to the host.
     pub(crate) fn release_owned(&self) {
         for (at, ctx) in self.host.take_owned() {
-            if let Released::TooLate = calls::release(at, ctx, Duration::from_millis(500)) {
-                note("PXG-MEM-007", "`release` did not return within 500 ms", []);
+            match calls::release(at, ctx, !self.release_blocks.load(Ordering::Relaxed)) {
+                Released::InTime => continue,
+                Released::Slept(ns) => note(
+                    "PXG-MEM-007",
+                    "`release` blocks",
+                    [format!("it slept for {} ms", ns / 1_000_000)],
+                ),
+                Released::Never => note("PXG-MEM-007", "`release` does not return", []),
             }
+            self.release_blocks.store(true, Ordering::Relaxed);
         }
     }
 

@@ -449,30 +449,37 @@ pub(crate) const HOST_THREAD: &str = "pxg-host";
 /// What a `release` did.
 pub(crate) enum Released {
     InTime,
-    TooLate,
+    /// It slept for so long, in nanoseconds.
+    Slept(u64),
+    Never,
 }
 
-/// Calls `release` on a fresh thread, which must not call the host.
-pub(crate) fn release(at: u64, ctx: u64, limit: Duration) -> Released {
+/// How long a `release` may sleep.
+const RELEASE_SLEEP: Duration = Duration::from_millis(200);
+
+/// Calls `release` on a fresh thread, which must not call the host. After one that blocked nobody waits for others.
+pub(crate) fn release(at: u64, ctx: u64, wait_for_it: bool) -> Released {
     let (done, wait) = std::sync::mpsc::channel();
     let spawned = std::thread::Builder::new().name(HOST_THREAD.into()).spawn(move || {
         IN_RELEASE.set(true);
-        enter(Hook::Release, Lent::default());
         // SAFETY: the guest gave this function with an OWNED buffer, to be called once with `ctx` on any thread.
-        unsafe {
+        let ((), took) = timed(|| unsafe {
             let f: unsafe extern "C" fn(u64) = std::mem::transmute(at as usize);
             f(ctx);
-        }
-        leave();
-        let _ = done.send(());
+        });
+        let _ = done.send(took.asleep_ns);
     });
     if let Err(e) = spawned {
         crate::finding::suite_error(format!("no thread for `release`: {e}"));
         return Released::InTime;
     }
-    match wait.recv_timeout(limit) {
-        Ok(()) => Released::InTime,
-        Err(_) => Released::TooLate,
+    if !wait_for_it {
+        return Released::InTime;
+    }
+    match wait.recv_timeout(Duration::from_secs(8)) {
+        Ok(asleep) if u128::from(asleep) > RELEASE_SLEEP.as_nanos() => Released::Slept(asleep),
+        Ok(_) => Released::InTime,
+        Err(_) => Released::Never,
     }
 }
 

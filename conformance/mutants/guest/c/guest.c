@@ -226,10 +226,12 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
 #elif defined(M_one_configuration)
   {
     static config *one[4];
-    if (!one[kind]) one[kind] = c;
+    if (one[kind]) free(c);
+    else one[kind] = c;
     out->config = (uint64_t)(uintptr_t)one[kind];
   }
 #elif defined(M_zero_configuration)
+  free(c);
   out->config = 0;
 #endif
   return PXG_OK;
@@ -423,7 +425,7 @@ static void on_cancel(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t strea
 
 static void release(uint64_t p) {
 #if defined(M_release_blocks)
-  struct timespec wait = {0, 900 * 1000 * 1000};
+  struct timespec wait = {0, 400 * 1000 * 1000};
   nanosleep(&wait, NULL);
 #elif defined(M_release_logs)
   if (hosts[0].host->log) hosts[0].host->log(hosts[0].host->ctx, PXG_LOG_ERROR, (const uint8_t *)"free", 4);
@@ -633,7 +635,8 @@ static void body(call *c, const config *conf) {
     return;
   }
 #elif defined(M_passes_while_held)
-  if (conf->kind == BODIES && conf->may_hold && ev->flags & PXG_EV_HEADERS_HELD && n && !(ev->flags & PXG_EV_BODY_END)) {
+  if (conf->kind == BODIES && conf->may_hold && ev->flags & PXG_EV_HEADERS_HELD && n &&
+      !(ev->flags & (PXG_EV_BODY_END | PXG_EV_OVER_LIMIT))) {
     if ((o = op(c, PXG_OP_PASS))) o->u0 = 1;
     done(c, PXG_ACT_MORE);
     return;
