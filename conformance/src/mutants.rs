@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! mutant NAME RULE [also RULE...]: what is wrong
-//! clean NAME: what it shows
+//! clean NAME [warns RULE...]: what it shows
 //! ```
 //!
 //! A C source is compiled with `-DM_name`, a Go one with the name in `main.mutant`.
@@ -23,7 +23,7 @@ pub(crate) struct Mutant {
     pub(crate) name: String,
     /// The rule that must kill it; none for a clean sample.
     pub(crate) rule: Option<String>,
-    /// Other rules that it breaks by what it does.
+    /// Other rules that it breaks by what it does; of a clean sample, warnings that its language's runtime earns.
     pub(crate) also: Vec<String>,
     pub(crate) about: String,
     pub(crate) file: &'static str,
@@ -66,10 +66,15 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
         }
         "clean" => {
             let name = words.next()?.to_string();
-            words.next().is_none().then(|| Mutant {
+            let also: Vec<String> = match words.next() {
+                None => Vec::new(),
+                Some("warns") => words.map(str::to_string).collect(),
+                Some(_) => return None,
+            };
+            Some(Mutant {
                 name,
                 rule: None,
-                also: Vec::new(),
+                also,
                 about: about.to_string(),
                 file,
             })

@@ -181,10 +181,13 @@ fn stale_operations(run: &mut Run) {
     }
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
-    // Where Go's heap begins: spans that were freed, and some that never were in use.
-    let stale = Some((0xc0_0000_0000, 0xc0_0040_0000));
+    // Where Go's heap begins. What was needed for large configurations is free again, and known to the collector.
+    for _ in 0..4 {
+        rig.large_configuration(6 << 20);
+    }
     for c in &confs {
         for n in 0..30 {
+            let stale = Some((0xc0_0000_0000 + n * 0x1_3000, 0xc0_0100_0000));
             let o = Options {
                 layout: Layout {
                     stale_ops: stale,
@@ -194,6 +197,7 @@ fn stale_operations(run: &mut Run) {
             };
             run.checked(rig.run(c, &messages::post(&[100, 100]), o).events);
             if n % 10 == 0 {
+                rig.large_configuration(6 << 20);
                 rig.disturb(Duration::from_millis(3));
             }
         }

@@ -366,21 +366,28 @@ impl Rig {
         self.has_go && (0xc0_0000_0000..0xd0_0000_0000).contains(&at)
     }
 
+    /// Has the guest look at `n` bytes of configuration, for a filter that it does not have.
+    pub(crate) fn large_configuration(&self, n: usize) {
+        let spec = ConfigSpec {
+            filter: b"pxg-conformance-no-such-filter".to_vec(),
+            name: b"large".to_vec(),
+            bytes: vec![b'x'; n],
+            features: self.host.options.features,
+            flags: 0,
+            parent: 0,
+        };
+        self.guest.on_config_new(&spec, Layout::default());
+    }
+
     /// Makes the guest work on another thread for `grace`: it allocates, and a collector runs.
     pub(crate) fn disturb(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                while Instant::now() < deadline {
-                    let spec = ConfigSpec {
-                        filter: b"pxg-conformance-no-such-filter".to_vec(),
-                        name: b"disturb".to_vec(),
-                        bytes: vec![b'x'; 16 << 10],
-                        features: self.host.options.features,
-                        flags: 0,
-                        parent: 0,
-                    };
-                    self.guest.on_config_new(&spec, Layout::default());
+                let mut rounds = 0;
+                while Instant::now() < deadline || rounds < 40 {
+                    self.large_configuration(64 << 10);
+                    rounds += 1;
                 }
             });
         });

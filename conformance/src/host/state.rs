@@ -338,7 +338,12 @@ impl StrictHost {
                 return Status::STALE;
             }
         }
-        if let Some(&lie) = t.lies.first() {
+        let mut context = t.context.clone();
+        context.way = Way::Complete;
+        let bad = context.judge(&outcome);
+        if bad.is_empty()
+            && let Some(&lie) = t.lies.first()
+        {
             t.lies.remove(0);
             if lie >= 0 {
                 t.accepted_with = Some(lie);
@@ -350,9 +355,6 @@ impl StrictHost {
             }
             return Status(lie);
         }
-        let mut context = t.context.clone();
-        context.way = Way::Complete;
-        let bad = context.judge(&outcome);
         let answer = if let Some((rule, _)) = bad.first() {
             match *rule {
                 "PXG-ABI-005" | "PXG-NEG-003" => Status::UNSUPPORTED,

@@ -242,7 +242,7 @@ impl Builder {
         };
         let ops: Vec<abi::Op> = (0..n as u64)
             .map(|i| {
-                let at = low + (i * 4096 + 64) % (high - low).max(1);
+                let at = low + (i * 0x7_e000 + 64) % (high - low).max(1);
                 let text = abi::Str {
                     ptr: at as *const u8,
                     len: 24,

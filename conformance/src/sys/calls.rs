@@ -286,6 +286,63 @@ impl Guest {
         EventDone { outcome, took }
     }
 
+    /// Calls `on_event` with the same event again and again until `until`, without new views: how often, and how long
+    /// the thread slept meanwhile.
+    pub(crate) fn hammer(&self, e: &Event, until: Instant) -> (u64, Took) {
+        let lent = self.lent(Hook::Event, e.phase.0, e.stream);
+        let layout = Layout::default();
+        let mut b = Builder::new(layout, lent);
+        let ev = b.event(e);
+        let ops = b.scratch_ops();
+        let scratch_ops = b.scratch(Kind::ScratchOps, ops.len(), &ops);
+        let scratch = b.scratch(Kind::Scratch, layout.scratch, &vec![0; layout.scratch]);
+        // SAFETY: zero is valid for the struct.
+        let mut preset: abi::EventResult = unsafe { std::mem::zeroed() };
+        preset.scratch_ops = scratch_ops.start as *mut abi::Op;
+        preset.scratch_ops_cap = layout.scratch_ops as u64;
+        preset.scratch = scratch.start as *mut u8;
+        preset.scratch_cap = layout.scratch as u64;
+        let out = b.out(Kind::Result, &preset, 0);
+        preset.size = u32::try_from(size_of::<abi::EventResult>()).unwrap_or(0);
+        let mut calls = 0;
+        let ctx = self.table.ctx;
+        let ((), running) = self.with_scratch(&b, Hook::Event, &[scratch_ops, scratch], &[], || {});
+        drop(running);
+        let ((), took) = timed(|| {
+            while Instant::now() < until {
+                out.write(0, peek::as_bytes(&preset));
+                let ((), running) = self.with_scratch(&b, Hook::Event, &[scratch_ops, scratch], &[], || {
+                    if let Some(f) = self.table.on_event {
+                        // SAFETY: as in on_event; the views and the result live until the loop ends.
+                        unsafe { f(ctx, ev, out.start as *mut abi::EventResult) };
+                    }
+                });
+                for p in &running.more {
+                    p.close();
+                }
+                calls += 1;
+                let reader = Reader {
+                    scratch: &[],
+                    views: &[],
+                };
+                if let Ok(o) = reader.outcome(out.start, preset.size) {
+                    for (at, ctx) in o.owned() {
+                        // SAFETY: an OWNED buffer's release, called once.
+                        unsafe {
+                            let f: unsafe extern "C" fn(u64) = std::mem::transmute(at as usize);
+                            f(ctx);
+                        }
+                    }
+                    if o.user != 0 {
+                        self.on_stream_end(e.config, o.user, e.stream, e.worker);
+                    }
+                }
+            }
+        });
+        b.close();
+        (calls, took)
+    }
+
     /// `on_config_new`.
     pub(crate) fn on_config_new(&self, c: &ConfigSpec, layout: Layout) -> ConfigMade {
         let lent = self.lent(Hook::ConfigNew, 0, 0);

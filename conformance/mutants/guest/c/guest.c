@@ -59,11 +59,11 @@
  * mutant keeps-table PXG-LOAD-012: reads the host's copy of its table later
  * mutant exports-helper PXG-LOAD-013: exports a helper
  * mutant late-read PXG-MEM-002: a thread reads a header after the return
- * mutant late-write PXG-MEM-002: a thread writes to a header after the return
+ * mutant late-write PXG-MEM-002 also PXG-MEM-009: a thread writes to a header after the return
  * mutant reads-after-pending PXG-MEM-002: its worker reads the event's headers while it is PENDING
  * mutant reuses-borrowed PXG-MEM-004: a thread writes to borrowed memory after the return
  * mutant release-blocks PXG-MEM-007: release sleeps
- * mutant release-logs PXG-MEM-007: release calls the host
+ * mutant release-calls PXG-MEM-007: release calls the host
  * mutant frees-view PXG-MEM-008: frees the array of fields
  * mutant resizes-scratch PXG-MEM-008: reallocates the scratch that it was lent
  * mutant writes-view PXG-MEM-009: makes a header's value lower case in place
@@ -327,7 +327,7 @@ static void finish(job *j) {
     static volatile uint8_t sink;
     struct timespec wait = {0, 3 * 1000 * 1000};
     nanosleep(&wait, NULL);
-    sink = *j->value;
+    if (j->value) sink = *j->value;
   }
 #endif
 #if defined(M_retries_unknown_status)
@@ -427,8 +427,9 @@ static void release(uint64_t p) {
 #if defined(M_release_blocks)
   struct timespec wait = {0, 400 * 1000 * 1000};
   nanosleep(&wait, NULL);
-#elif defined(M_release_logs)
-  if (hosts[0].host->log) hosts[0].host->log(hosts[0].host->ctx, PXG_LOG_ERROR, (const uint8_t *)"free", 4);
+#elif defined(M_release_calls)
+  if (hosts[0].host->get_ext)
+    (void)hosts[0].host->get_ext(hosts[0].host->ctx, (const uint8_t *)PXG_METRICS_V1_ID, sizeof PXG_METRICS_V1_ID - 1);
 #endif
   free((void *)(uintptr_t)p);
 }

@@ -1,13 +1,13 @@
 // The Go guest of the self-test, written against the header alone. As it is built
 // without a name it must be found clean; with a name in `mutant` it has one defect.
 //
-// clean go-guest: headers, goroutines that complete, a contained panic, OWNED buffers
+// clean go-guest warns PXG-RT-004: headers, goroutines that complete, a contained panic, OWNED buffers
 //
 // mutant go-late-read PXG-MEM-002: a goroutine reads a header view after the return
 // mutant go-swallowed-fault PXG-MEM-002: the same, under recover and SetPanicOnFault
 // mutant go-heap-pointer PXG-MEM-011: hands out a pointer into Go's heap that nothing pins
-// mutant go-typed-pointers PXG-MEM-010: writes operations through Go pointers while it collects
-// mutant go-handle-is-pointer PXG-ABI-009: keeps the stream's handle in a pointer while its stack grows
+// mutant go-typed-pointers PXG-MEM-010 also PXG-RT-005: writes operations through Go pointers while it collects
+// mutant go-handle-is-pointer PXG-ABI-009 also PXG-RT-005: keeps the stream's handle in a pointer while its stack grows
 // mutant go-no-barrier PXG-ABI-007: indexes the fields without a look, and recovers from nothing
 // mutant go-panic-in-goroutine PXG-ERR-002: a goroutine panics, and nothing contains it
 // mutant go-panic-without-prefix PXG-ERR-006: reports a contained panic in words of its own
