@@ -8,7 +8,7 @@ use crate::finding::note;
 use crate::host::messages::{self, Rng};
 use crate::host::stream::Options;
 use crate::sys::boundary::Layout;
-use crate::sys::calls;
+use crate::sys::{calls, heap};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -181,13 +181,17 @@ fn stale_operations(run: &mut Run) {
     }
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
-    // Where Go's heap begins. What was needed for large configurations is free again, and known to the collector.
+    // What was needed for large configurations is free again, and known to the collector.
     for _ in 0..4 {
         rig.large_configuration(6 << 20);
     }
+    let Some((low, high)) = heap::go_heap() else {
+        run.not_applicable("Go's heap was not found");
+        return;
+    };
     for c in &confs {
         for n in 0..30 {
-            let stale = Some((0xc0_0000_0000 + n * 0x1_3000, 0xc0_0100_0000));
+            let stale = Some((low + n * 0x1_3000 % (high - low), high));
             let o = Options {
                 layout: Layout {
                     stale_ops: stale,

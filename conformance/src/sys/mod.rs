@@ -7,6 +7,7 @@ pub(crate) mod boundary;
 pub(crate) mod calls;
 pub(crate) mod entry;
 pub(crate) mod fault;
+pub(crate) mod heap;
 pub(crate) mod peek;
 pub(crate) mod process;
 pub(crate) mod shared;

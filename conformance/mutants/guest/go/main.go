@@ -58,6 +58,7 @@ var (
 	kept    [][]byte
 	texts   = map[string]uintptr{}
 	sink    byte
+	escape  []byte
 	collect sync.Once
 )
 
@@ -184,6 +185,8 @@ func goEvent(ctx C.uint64_t, ev *C.pxg_event, out *C.pxg_result) {
 		for i := range heap {
 			heap[i] = 'h'
 		}
+		escape = heap
+		escape = nil
 		ops[0].val = rawStr{ptr: uintptr(unsafe.Pointer(&heap[0])), len: 64}
 	}
 	(*resultTail)(unsafe.Pointer(out)).ops = uintptr(unsafe.Pointer(out.scratch_ops))
