@@ -29,10 +29,19 @@ fn main() {
             let mut found = Vec::new();
             files(&root.join(dir), &mut found);
             for f in found {
-                let below = f.strip_prefix(root.join(dir)).expect("inside").display().to_string();
+                let below = f
+                    .strip_prefix(root.join(dir))
+                    .expect("inside")
+                    .display()
+                    .to_string();
                 if endings.iter().any(|e| below.ends_with(e)) {
                     any = true;
-                    let _ = writeln!(code, "    ({:?}, include_str!({:?})),", format!("{prefix}{below}"), f.display().to_string());
+                    let _ = writeln!(
+                        code,
+                        "    ({:?}, include_str!({:?})),",
+                        format!("{prefix}{below}"),
+                        f.display().to_string()
+                    );
                 }
             }
         }

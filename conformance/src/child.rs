@@ -46,10 +46,18 @@ pub(crate) fn run(order: &Order) {
         return;
     };
     fault::set_heal(order.heal);
-    let mut run = Run::new(order.guest.clone(), order.has_go, order.seed, order.subjects.clone());
+    let mut run = Run::new(
+        order.guest.clone(),
+        order.has_go,
+        order.seed,
+        order.subjects.clone(),
+    );
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&mut run)));
     if ended.is_err() {
-        suite_error(format!("the case {} panicked; its text is in the output", case.name));
+        suite_error(format!(
+            "the case {} panicked; its text is in the output",
+            case.name
+        ));
         return;
     }
     if let Some(s) = shared::current() {
@@ -60,7 +68,9 @@ pub(crate) fn run(order: &Order) {
     }
     let children = threads::children();
     if !children.is_empty() {
-        record(&Record::Remark(format!("the guest left processes behind: {children:?}")));
+        record(&Record::Remark(format!(
+            "the guest left processes behind: {children:?}"
+        )));
     }
     record(&Record::Checked(run.checked_so_far()));
 }

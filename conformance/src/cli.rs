@@ -15,7 +15,11 @@ use crate::suite::{self, Plan, Verdict};
 use crate::{cases, coverage, elf, explain, rules, selftest, subject};
 
 #[derive(Parser)]
-#[command(name = "pxg-conformance", version, about = "Checks that a guest keeps the rules of the proxy_golang ABI.")]
+#[command(
+    name = "pxg-conformance",
+    version,
+    about = "Checks that a guest keeps the rules of the proxy_golang ABI."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -278,7 +282,14 @@ fn list(list_rules: bool, json: bool) -> Result<()> {
                 });
                 writeln!(out, "{v}")?;
             } else {
-                writeln!(out, "{}  {:6}  {:7}  {}", r.id, r.level.name(), r.party, r.text)?;
+                writeln!(
+                    out,
+                    "{}  {:6}  {:7}  {}",
+                    r.id,
+                    r.level.name(),
+                    r.party,
+                    r.text
+                )?;
             }
         }
         return Ok(());
@@ -338,7 +349,9 @@ fn guest(g: &Guest) -> Result<u8> {
     }
     if let Err(text) = sandbox::check_file(&g.library) {
         // A verdict on the guest: it is no library at all.
-        println!("FAIL  load/symbols  [PXG-LOAD-001]\n  {text}\n\n0 cases ran      NOT CONFORMANT: not a library");
+        println!(
+            "FAIL  load/symbols  [PXG-LOAD-001]\n  {text}\n\n0 cases ran      NOT CONFORMANT: not a library"
+        );
         return Ok(Verdict::NotConformant.code());
     }
     if g.in_process || g.gdb {
@@ -356,14 +369,34 @@ fn guest(g: &Guest) -> Result<u8> {
 /// One case in this process, or under a debugger.
 fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
     let [case] = selected else {
-        anyhow::bail!("--in-process and --gdb take one case; {} are selected: add --only CASE", selected.len());
+        anyhow::bail!(
+            "--in-process and --gdb take one case; {} are selected: add --only CASE",
+            selected.len()
+        );
     };
     if g.gdb {
         let status = std::process::Command::new("gdb")
-            .args(["-ex", "handle SIGSEGV nostop noprint pass", "-ex", "handle SIGURG nostop noprint pass", "--args"])
+            .args([
+                "-ex",
+                "handle SIGSEGV nostop noprint pass",
+                "-ex",
+                "handle SIGURG nostop noprint pass",
+                "--args",
+            ])
             .arg(std::env::current_exe()?)
-            .args(["guest", "--in-process", "--only", case.name, "--seed", &p.seed.to_string()])
-            .args(g.config.iter().flat_map(|c| [std::ffi::OsStr::new("--config"), c.as_os_str()]))
+            .args([
+                "guest",
+                "--in-process",
+                "--only",
+                case.name,
+                "--seed",
+                &p.seed.to_string(),
+            ])
+            .args(
+                g.config
+                    .iter()
+                    .flat_map(|c| [std::ffi::OsStr::new("--config"), c.as_os_str()]),
+            )
             .args(g.filter.iter().flat_map(|f| ["--filter", f.as_str()]))
             .arg(&g.library)
             .status()
@@ -382,7 +415,9 @@ fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
     let shared = crate::sys::shared::Shared::create()?;
     crate::sys::shared::install(shared);
     for (k, v) in case.env {
-        eprintln!("note: the case sets {k}={v} in a process of its own; set it yourself for the same run");
+        eprintln!(
+            "note: the case sets {k}={v} in a process of its own; set it yourself for the same run"
+        );
     }
     child::run(&order);
     let shared = crate::sys::shared::current().context("installed above")?;
@@ -394,7 +429,12 @@ fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
     let faults = shared.faults();
     for f in &faults {
         let f = crate::fault_text::Fault::read(f);
-        println!("fault: {} of {:#x} at {:#x}", if f.write { "write" } else { "read" }, f.at, f.pc);
+        println!(
+            "fault: {} of {:#x} at {:#x}",
+            if f.write { "write" } else { "read" },
+            f.at,
+            f.pc
+        );
     }
     crate::sys::process::exit_now(i32::from(bad || !faults.is_empty()));
 }
@@ -416,7 +456,9 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
                 println!("            {r}");
             }
         }
-        let mut d = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut d = done
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         d.0 += 1;
         d.1 += usize::from(c.status.is_bad());
         if terminal && !g.quiet && !g.verbose {
@@ -433,7 +475,9 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
         }
         Ok(())
     };
-    write(&g.report, &|| Ok(serde_json::to_string_pretty(&report)? + "\n"))?;
+    write(&g.report, &|| {
+        Ok(serde_json::to_string_pretty(&report)? + "\n")
+    })?;
     write(&g.junit, &|| machine::junit(&report))?;
     write(&g.tap, &|| Ok(machine::tap(&report)))?;
     write(&g.html, &|| Ok(html::page(&report)))?;
@@ -446,7 +490,11 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
         print!("{}", human::last(&report, colour));
     } else {
         print!("{}", human::whole(&report, colour));
-        for c in report.cases.iter().filter(|c| c.status == Status::NotApplicable && g.verbose) {
+        for c in report
+            .cases
+            .iter()
+            .filter(|c| c.status == Status::NotApplicable && g.verbose)
+        {
             println!("n/a {}: {}", c.case, c.reason);
         }
     }

@@ -53,7 +53,10 @@ pub(crate) fn of(r: &Rule) -> Covered {
             .filter(|m| m.rule.is_none())
             .map(|m| m.name.clone())
             .collect(),
-        untestable: UNTESTABLE.iter().find(|(id, _)| *id == r.id).map(|(_, why)| *why),
+        untestable: UNTESTABLE
+            .iter()
+            .find(|(id, _)| *id == r.id)
+            .map(|(_, why)| *why),
         cases,
     }
 }
@@ -92,8 +95,16 @@ pub(crate) fn table() -> (String, bool) {
             r.id,
             r.level.name(),
             r.party,
-            if c.cases.is_empty() { "-".into() } else { c.cases.join(",") },
-            if c.mutants.is_empty() { "-".into() } else { c.mutants.join(",") },
+            if c.cases.is_empty() {
+                "-".into()
+            } else {
+                c.cases.join(",")
+            },
+            if c.mutants.is_empty() {
+                "-".into()
+            } else {
+                c.mutants.join(",")
+            },
         );
     }
     for (id, _) in UNTESTABLE {

@@ -22,8 +22,12 @@ fn parse<'a>(path: &Path, data: &'a [u8]) -> Result<ElfFile64<'a>, String> {
         _ => "something else",
     };
     let expected = format!("a 64-bit ELF shared object for {}", std::env::consts::ARCH);
-    let file: ElfFile64<'a> = ElfFile64::parse(data)
-        .map_err(|e| format!("{}: found {found} ({e}), expected {expected}", path.display()))?;
+    let file: ElfFile64<'a> = ElfFile64::parse(data).map_err(|e| {
+        format!(
+            "{}: found {found} ({e}), expected {expected}",
+            path.display()
+        )
+    })?;
     let here = match std::env::consts::ARCH {
         "x86_64" => Architecture::X86_64,
         "aarch64" => Architecture::Aarch64,
@@ -67,8 +71,12 @@ pub(crate) fn has_go(path: &Path) -> bool {
         return false;
     };
     parse(path, &data).is_ok_and(|f| {
-        f.sections()
-            .any(|s| matches!(s.name(), Ok(".go.buildinfo" | ".gopclntab" | ".data.rel.ro.gopclntab")))
+        f.sections().any(|s| {
+            matches!(
+                s.name(),
+                Ok(".go.buildinfo" | ".gopclntab" | ".data.rel.ro.gopclntab")
+            )
+        })
     })
 }
 

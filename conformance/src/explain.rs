@@ -45,7 +45,11 @@ fn text(r: &Rule) -> String {
         let _ = writeln!(
             out,
             "  fix   {}{fix}",
-            if language.is_empty() { String::new() } else { format!("({language}) ") }
+            if language.is_empty() {
+                String::new()
+            } else {
+                format!("({language}) ")
+            }
         );
     }
     if let Some(c) = r.guest_check() {

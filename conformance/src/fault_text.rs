@@ -58,38 +58,68 @@ impl Fault {
     /// The rule, and what happened in a few words. `by`: the function that made the access.
     fn rule(&self, by: Option<&str>) -> (&'static str, String) {
         use Kind::{
-            Attr, Attrs, Chunk, Chunks, ConfigIn, ConfigOut, ConfigText, Event, Extension, Fields, GuestTable, HostTable,
-            HostText, Name, Page, Result, Scratch, ScratchMore, ScratchOps, Value,
+            Attr, Attrs, Chunk, Chunks, ConfigIn, ConfigOut, ConfigText, Event, Extension, Fields,
+            GuestTable, HostTable, HostText, Name, Page, Result, Scratch, ScratchMore, ScratchOps,
+            Value,
         };
         let what = self.what();
         let allocator = by.is_some_and(|f| {
             let f = f.trim_start_matches('_');
-            ["libc_free", "free", "libc_realloc", "realloc", "malloc_usable_size", "int_free", "cfree"]
-                .iter()
-                .any(|n| f == *n)
+            [
+                "libc_free",
+                "free",
+                "libc_realloc",
+                "realloc",
+                "malloc_usable_size",
+                "int_free",
+                "cfree",
+            ]
+            .iter()
+            .any(|n| f == *n)
         });
         if allocator && (-64..0).contains(&self.offset()) {
-            return ("PXG-MEM-008", format!("freed or resized {what}, which is the host's"));
+            return (
+                "PXG-MEM-008",
+                format!("freed or resized {what}, which is the host's"),
+            );
         }
         let Some(kind) = self.kind else {
             return ("PXG-MEM-002", format!("accessed {what}"));
         };
         if self.closed != 0 {
             return match kind {
-                Scratch | ScratchMore | ScratchOps | Result | ConfigOut => {
-                    ("PXG-MEM-013", format!("{what} used after its hook returned"))
-                }
-                GuestTable => ("PXG-LOAD-012", "the pxg_guest of init used after init returned".to_string()),
-                _ => ("PXG-MEM-002", format!("{what} used after its hook returned")),
+                Scratch | ScratchMore | ScratchOps | Result | ConfigOut => (
+                    "PXG-MEM-013",
+                    format!("{what} used after its hook returned"),
+                ),
+                GuestTable => (
+                    "PXG-LOAD-012",
+                    "the pxg_guest of init used after init returned".to_string(),
+                ),
+                _ => (
+                    "PXG-MEM-002",
+                    format!("{what} used after its hook returned"),
+                ),
             };
         }
         if self.inside() {
-            return ("PXG-MEM-009", format!("wrote to {what}, which is read-only"));
+            return (
+                "PXG-MEM-009",
+                format!("wrote to {what}, which is read-only"),
+            );
         }
-        let way = if self.offset() < 0 { "before" } else { "behind" };
+        let way = if self.offset() < 0 {
+            "before"
+        } else {
+            "behind"
+        };
         match kind {
-            Scratch | ScratchMore | ScratchOps => ("PXG-MEM-010", format!("accessed memory {way} {what}")),
-            Result | ConfigOut | GuestTable if self.write => ("PXG-ABI-004", format!("wrote {way} {what}")),
+            Scratch | ScratchMore | ScratchOps => {
+                ("PXG-MEM-010", format!("accessed memory {way} {what}"))
+            }
+            Result | ConfigOut | GuestTable if self.write => {
+                ("PXG-ABI-004", format!("wrote {way} {what}"))
+            }
             Event | ConfigIn | HostTable | Page | Extension | Result | ConfigOut | GuestTable => {
                 ("PXG-ABI-003", format!("read {way} {what}"))
             }
@@ -114,14 +144,21 @@ impl Fault {
             Some(Kind::Value) => format!("the value of {list}field {i}"),
             Some(Kind::Chunk) => format!("chunk {i} of the body"),
             Some(Kind::Attr) => format!("attribute {i}"),
-            Some(Kind::Fields) => format!("the array of {}", ["fields", "trailers", "peer_fields", "peer_trailers"][(self.index & 3) as usize]),
+            Some(Kind::Fields) => format!(
+                "the array of {}",
+                ["fields", "trailers", "peer_fields", "peer_trailers"][(self.index & 3) as usize]
+            ),
             Some(Kind::Chunks) => "the array of chunks".into(),
             Some(Kind::Attrs) => "the array of attributes".into(),
-            Some(Kind::ConfigText) => ["the filter's name", "the instance's name", "the configuration's bytes"]
-                .get(self.index as usize)
-                .copied()
-                .unwrap_or("a string of the configuration")
-                .into(),
+            Some(Kind::ConfigText) => [
+                "the filter's name",
+                "the instance's name",
+                "the configuration's bytes",
+            ]
+            .get(self.index as usize)
+            .copied()
+            .unwrap_or("a string of the configuration")
+            .into(),
             Some(Kind::Result) => "the pxg_result".into(),
             Some(Kind::ConfigOut) => "the pxg_config_out".into(),
             Some(Kind::GuestTable) => "the pxg_guest".into(),

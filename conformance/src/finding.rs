@@ -73,7 +73,9 @@ static SEEN: Mutex<Option<HashMap<String, u32>>> = Mutex::new(None);
 pub(crate) fn note(rule: &str, title: impl Into<String>, detail: impl IntoIterator<Item = String>) {
     let title = title.into();
     {
-        let mut seen = SEEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut seen = SEEN
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let n = seen
             .get_or_insert_default()
             .entry(format!("{rule} {title}"))

@@ -121,19 +121,29 @@ impl Mutant {
         } else {
             let cpp = Path::new(self.file).extension().is_some_and(|e| e == "cc");
             let mut c = Command::new(if cpp { "c++" } else { "cc" });
-            c.args(["-O1", "-g", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-builtin-free"])
-                .arg(if cpp { "-std=c++11" } else { "-std=gnu99" })
-                .arg(format!("-DM_{}=1", self.name.replace('-', "_")))
-                .arg(format!("-I{}", include.display()))
-                .arg(&source)
-                .arg("-o")
-                .arg(&out)
-                .arg("-lpthread");
+            c.args([
+                "-O1",
+                "-g",
+                "-shared",
+                "-fPIC",
+                "-fvisibility=hidden",
+                "-fno-builtin-free",
+            ])
+            .arg(if cpp { "-std=c++11" } else { "-std=gnu99" })
+            .arg(format!("-DM_{}=1", self.name.replace('-', "_")))
+            .arg(format!("-I{}", include.display()))
+            .arg(&source)
+            .arg("-o")
+            .arg(&out)
+            .arg("-lpthread");
             c
         };
-        let done = c
-            .output()
-            .with_context(|| format!("cannot run {:?}; the self-test needs a C compiler and Go", c.get_program()))?;
+        let done = c.output().with_context(|| {
+            format!(
+                "cannot run {:?}; the self-test needs a C compiler and Go",
+                c.get_program()
+            )
+        })?;
         if !done.status.success() {
             bail!(
                 "{} does not build:\n{}",

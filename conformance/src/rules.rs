@@ -158,6 +158,9 @@ mod tests {
     #[test]
     fn a_slip_of_the_pen_is_understood() {
         let ids = all().iter().map(|r| r.id.as_str());
-        assert_eq!(did_you_mean("PXG-MEM-02", ids).first(), Some(&"PXG-MEM-002"));
+        assert_eq!(
+            did_you_mean("PXG-MEM-02", ids).first(),
+            Some(&"PXG-MEM-002")
+        );
     }
 }

@@ -78,7 +78,10 @@ impl Status {
     /// The guest is not conformant.
     #[must_use]
     pub(crate) fn is_bad(self) -> bool {
-        matches!(self, Self::Fail | Self::Crash | Self::Timeout | Self::UnexpectedPass)
+        matches!(
+            self,
+            Self::Fail | Self::Crash | Self::Timeout | Self::UnexpectedPass
+        )
     }
 }
 
@@ -221,7 +224,9 @@ fn judge(
                 offset,
             }),
             Ok(Record::SuiteError(why)) => suite_errors.push(why),
-            Ok(Record::Remark(text)) if !result.remarks.contains(&text) => result.remarks.push(text),
+            Ok(Record::Remark(text)) if !result.remarks.contains(&text) => {
+                result.remarks.push(text)
+            }
             Ok(Record::Remark(_)) => {}
             Ok(Record::Guest(g)) => told.guest = Some(g),
             Ok(Record::Configured(f)) => told.configured.push(f),
@@ -244,7 +249,10 @@ fn judge(
         && !before_events
         && blocked.is_none()
         && let Some(f) = result.findings.first()
-        && result.findings.iter().all(|f| OF_THE_TABLE.contains(&f.rule.as_str()))
+        && result
+            .findings
+            .iter()
+            .all(|f| OF_THE_TABLE.contains(&f.rule.as_str()))
     {
         blocked = Some(format!("{}: {}", f.rule, f.title));
         result.findings.clear();
@@ -254,13 +262,21 @@ fn judge(
         if progress.stage != Stage::Finished {
             let wild = shared.wild().map(|w| Fault::read(&w));
             crashed = Some(Status::Crash);
-            result
-                .findings
-                .push(crash(case, &progress, status, ended, wild.as_ref(), &mut symbols));
+            result.findings.push(crash(
+                case,
+                &progress,
+                status,
+                ended,
+                wild.as_ref(),
+                &mut symbols,
+            ));
         }
     } else {
         crashed = Some(Status::Timeout);
-        let rule = result.findings.first().map_or(case.rules[0].to_string(), |f| f.rule.clone());
+        let rule = result
+            .findings
+            .first()
+            .map_or(case.rules[0].to_string(), |f| f.rule.clone());
         result.findings.push(timeout(rule, &progress, ended, limit));
     }
     if ended.printed_bytes > 1 << 20 {
@@ -360,16 +376,33 @@ fn crash(
         "free(): double free",
     ]) {
         "PXG-MEM-008"
-    } else if says(&["found bad pointer in Go heap", "invalid pointer found on stack", "bad pointer in write barrier"]) {
+    } else if says(&[
+        "found bad pointer in Go heap",
+        "invalid pointer found on stack",
+        "bad pointer in write barrier",
+    ]) {
         case.rules[0]
-    } else if says(&["unpinned Go pointer", "cgo result has Go pointer", "cgo argument has Go pointer"]) {
+    } else if says(&[
+        "unpinned Go pointer",
+        "cgo result has Go pointer",
+        "cgo argument has Go pointer",
+    ]) {
         "PXG-MEM-011"
     } else if wild.is_some_and(|w| w.pc == 0) {
         "PXG-NEG-004"
-    } else if p.containment == 1 && (panicked_in_goroutine(text) || (p.hook == Hook::None && says(&["panicked at", "terminate called"])))
+    } else if p.containment == 1
+        && (panicked_in_goroutine(text)
+            || (p.hook == Hook::None && says(&["panicked at", "terminate called"])))
     {
         "PXG-ERR-002"
-    } else if p.containment == 1 && says(&["panic:", "panicked at", "terminate called", "fatal error:", "fatal runtime error"])
+    } else if p.containment == 1
+        && says(&[
+            "panic:",
+            "panicked at",
+            "terminate called",
+            "fatal error:",
+            "fatal runtime error",
+        ])
     {
         "PXG-ABI-007"
     } else {
@@ -382,16 +415,28 @@ fn crash(
             "{} of address {:#x}{}",
             if w.write { "write" } else { "read or call" },
             w.at,
-            if w.at < 4096 { ", behind a NULL or a small number" } else { "" }
+            if w.at < 4096 {
+                ", behind a NULL or a small number"
+            } else {
+                ""
+            }
         ));
         if let Some(s) = own.or(first) {
             detail.push(format!("by {s}"));
         }
     }
-    if let Some(line) = text
-        .lines()
-        .find(|l| ["panic:", "fatal error:", "panicked at", "terminate called", "(): ", "unexpected fault"].iter().any(|w| l.contains(w)))
-    {
+    if let Some(line) = text.lines().find(|l| {
+        [
+            "panic:",
+            "fatal error:",
+            "panicked at",
+            "terminate called",
+            "(): ",
+            "unexpected fault",
+        ]
+        .iter()
+        .any(|w| l.contains(w))
+    }) {
         detail.push(format!("it said: {}", line.trim()));
     }
     Finding {
@@ -405,7 +450,11 @@ fn crash(
 fn panicked_in_goroutine(text: &str) -> bool {
     text.split_once("panic: ")
         .and_then(|(_, rest)| rest.split_once("goroutine "))
-        .is_some_and(|(_, rest)| rest.split("\n\n").next().is_some_and(|g| g.contains("created by ")))
+        .is_some_and(|(_, rest)| {
+            rest.split("\n\n")
+                .next()
+                .is_some_and(|g| g.contains("created by "))
+        })
 }
 
 fn timeout(rule: String, p: &Progress, ended: &Ended, limit: Duration) -> Finding {

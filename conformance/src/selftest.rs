@@ -55,7 +55,8 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
         .filter(|m| {
             asked.only.is_empty()
                 || asked.only.iter().any(|w| {
-                    glob::Pattern::new(w).is_ok_and(|p| p.matches(&m.name)) || m.rule.as_deref() == Some(w.as_str())
+                    glob::Pattern::new(w).is_ok_and(|p| p.matches(&m.name))
+                        || m.rule.as_deref() == Some(w.as_str())
                 })
         })
         .collect();
@@ -103,7 +104,9 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
             .unwrap_or_default();
         say(clean(&name, &[], sample, asked));
     }
-    let outcomes = outcomes.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let outcomes = outcomes
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut ok = summary(&outcomes, started);
     // Each case must have passed on some clean sample: else nobody knows that it can.
     if asked.only.is_empty() {
@@ -121,14 +124,23 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
 }
 
 fn summary(outcomes: &[Outcome], started: Instant) -> bool {
-    let count = |mutant: bool, ok: bool| outcomes.iter().filter(|o| o.mutant == mutant && o.ok == ok).count();
+    let count = |mutant: bool, ok: bool| {
+        outcomes
+            .iter()
+            .filter(|o| o.mutant == mutant && o.ok == ok)
+            .count()
+    };
     let names = |mutant: bool| {
         let v: Vec<&str> = outcomes
             .iter()
             .filter(|o| o.mutant == mutant && !o.ok)
             .map(|o| o.name.as_str())
             .collect();
-        if v.is_empty() { String::new() } else { format!(" ({})", v.join(", ")) }
+        if v.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", v.join(", "))
+        }
     };
     println!(
         "mutants: {} killed by their own rule, {} not{}; clean samples: {} clean, {} not{}; {:.1} s",
@@ -176,7 +188,10 @@ fn kill(m: &Mutant, library: &Path) -> Outcome {
         .collect();
     let ok = found.contains(&rule) && unrelated.is_empty() && errors.is_empty();
     let text = if !found.contains(&rule) {
-        format!("SURVIVED  {} ({rule}): {}; found {found:?} {errors:?}", m.name, m.about)
+        format!(
+            "SURVIVED  {} ({rule}): {}; found {found:?} {errors:?}",
+            m.name, m.about
+        )
     } else if !unrelated.is_empty() || !errors.is_empty() {
         format!(
             "UNRELATED {} ({rule}): also killed by {}\n{}",
@@ -211,7 +226,10 @@ fn details(report: &Report, but: &str) -> String {
             out.push_str(&format!("    {}: {}\n", c.case, c.reason));
         }
         for f in c.findings.iter().filter(|f| f.rule != but) {
-            out.push_str(&format!("    {} {} {} {:?}\n", c.case, f.rule, f.title, f.detail));
+            out.push_str(&format!(
+                "    {} {} {} {:?}\n",
+                c.case, f.rule, f.title, f.detail
+            ));
         }
     }
     out
@@ -256,7 +274,12 @@ fn clean(name: &str, warns: &[String], library: &Path, asked: &Asked) -> Outcome
             }
             match suite::run(&plan, |_| {}) {
                 Ok(r) => {
-                    passed.extend(r.cases.iter().filter(|c| c.status == Status::Pass).map(|c| c.case.clone()));
+                    passed.extend(
+                        r.cases
+                            .iter()
+                            .filter(|c| c.status == Status::Pass)
+                            .map(|c| c.case.clone()),
+                    );
                     let warned = r
                         .cases
                         .iter()

@@ -83,8 +83,10 @@ pub(crate) const FILE_NAME: &str = "pxg-conformance.toml";
 
 /// Reads settings from `path`.
 pub(crate) fn read(path: &Path) -> Result<Settings> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let file: File = toml::from_str(&text).with_context(|| format!("{} is not as expected", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file: File =
+        toml::from_str(&text).with_context(|| format!("{} is not as expected", path.display()))?;
     let mut subjects = Vec::new();
     for e in file.filter {
         let config = match (e.config, e.config_file) {
@@ -135,7 +137,11 @@ pub(crate) fn read(path: &Path) -> Result<Settings> {
 fn is_date(s: &str) -> bool {
     let b = s.as_bytes();
     b.len() == 10
-        && b.iter()
-            .enumerate()
-            .all(|(i, c)| if i == 4 || i == 7 { *c == b'-' } else { c.is_ascii_digit() })
+        && b.iter().enumerate().all(|(i, c)| {
+            if i == 4 || i == 7 {
+                *c == b'-'
+            } else {
+                c.is_ascii_digit()
+            }
+        })
 }

@@ -153,7 +153,12 @@ impl Report {
         let ran = self
             .cases
             .iter()
-            .filter(|c| !matches!(c.status, Status::Skip | Status::NotApplicable | Status::Blocked))
+            .filter(|c| {
+                !matches!(
+                    c.status,
+                    Status::Skip | Status::NotApplicable | Status::Blocked
+                )
+            })
             .count();
         if bad > 0 {
             return (Verdict::NotConformant, format!("{bad} cases failed"));
@@ -165,7 +170,10 @@ impl Report {
             return (Verdict::Incomplete, "no case ran".into());
         }
         if let Some(c) = self.cases.iter().find(|c| c.status == Status::Blocked) {
-            return (Verdict::Incomplete, format!("{} was blocked: {}", c.case, c.reason));
+            return (
+                Verdict::Incomplete,
+                format!("{} was blocked: {}", c.case, c.reason),
+            );
         }
         let skipped = self.count(Status::Skip);
         if skipped > 0 {
@@ -188,10 +196,13 @@ impl Report {
     pub(crate) fn reached(&self) -> u8 {
         (1..=self.level)
             .take_while(|l| {
-                self.cases
-                    .iter()
-                    .filter(|c| c.level == *l)
-                    .all(|c| !c.status.is_bad() && !matches!(c.status, Status::SuiteError | Status::Blocked | Status::Skip))
+                self.cases.iter().filter(|c| c.level == *l).all(|c| {
+                    !c.status.is_bad()
+                        && !matches!(
+                            c.status,
+                            Status::SuiteError | Status::Blocked | Status::Skip
+                        )
+                })
             })
             .last()
             .unwrap_or(0)
@@ -210,12 +221,17 @@ pub(crate) fn select(plan: &Plan) -> Result<Vec<&'static Case>> {
                     r.id
                 );
             }
-            let known = cases::all().map(|c| c.name).chain(rules::all().iter().map(|r| r.id.as_str()));
+            let known = cases::all()
+                .map(|c| c.name)
+                .chain(rules::all().iter().map(|r| r.id.as_str()));
             let near = rules::did_you_mean(word, known);
             if near.is_empty() {
                 bail!("no case or rule {word:?}; `pxg-conformance list` shows them");
             }
-            bail!("no case or rule {word:?}; did you mean {}?", near.join(" or "));
+            bail!(
+                "no case or rule {word:?}; did you mean {}?",
+                near.join(" or ")
+            );
         }
     }
     Ok(cases::all()
@@ -245,7 +261,10 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
     let mut selected = select(plan)?;
     let guest = std::fs::canonicalize(&plan.guest).unwrap_or_else(|_| plan.guest.clone());
     let data = std::fs::read(&guest).unwrap_or_default();
-    let sha256 = Sha256::digest(&data).iter().map(|b| format!("{b:02x}")).collect();
+    let sha256 = Sha256::digest(&data)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     let go = elf::has_go(&guest);
     if plan.shuffle {
         let mut rng = crate::host::messages::Rng::new(plan.seed);
@@ -278,10 +297,13 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                     } else {
                         let (mut result, told) = sandbox::run(case, &order, &plan.limits);
                         if plan.traces && told.faults > 0 && result.status.is_bad() {
-                            result.trace = sandbox::trace(case, &order, &plan.limits).unwrap_or_default();
+                            result.trace =
+                                sandbox::trace(case, &order, &plan.limits).unwrap_or_default();
                         }
                         if let Some(g) = told.guest {
-                            *info.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = g;
+                            *info
+                                .lock()
+                                .unwrap_or_else(std::sync::PoisonError::into_inner) = g;
                         }
                         configured
                             .lock()
@@ -296,10 +318,16 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
             });
         }
     });
-    let mut cases = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut cases = results
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     cases.sort_by_key(|c| c.0);
-    let info = info.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let configured = configured.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let info = info
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let configured = configured
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut report = Report {
         schema: SCHEMA,
         suite: env!("CARGO_PKG_VERSION").to_string(),
@@ -310,7 +338,12 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
         ),
         guest: plan.guest.clone(),
         sha256,
-        unconfigured: info.filters.iter().filter(|f| !configured.contains(*f)).cloned().collect(),
+        unconfigured: info
+            .filters
+            .iter()
+            .filter(|f| !configured.contains(*f))
+            .cloned()
+            .collect(),
         info,
         go,
         level: plan.level,
@@ -368,7 +401,10 @@ fn expected(r: &mut CaseResult, plan: &Plan) {
         r.reason = format!("[expect] {name:?} has run out on {}", x.until);
     } else if r.status == Status::Pass {
         r.status = Status::UnexpectedPass;
-        r.reason = format!("[expect] {name:?} says {}, and it passes: remove the entry", x.status);
+        r.reason = format!(
+            "[expect] {name:?} says {}, and it passes: remove the entry",
+            x.status
+        );
     }
 }
 

@@ -100,7 +100,10 @@ impl Loaded {
                         .as_ref()
                         .and_then(|n| n.demangle().ok().map(std::borrow::Cow::into_owned));
                     line = f.location.as_ref().and_then(|l| {
-                        let file = Path::new(l.file?).file_name()?.to_string_lossy().into_owned();
+                        let file = Path::new(l.file?)
+                            .file_name()?
+                            .to_string_lossy()
+                            .into_owned();
                         Some(format!("{file}:{}", l.line?))
                     });
                 }
@@ -128,7 +131,11 @@ impl Symbols {
 
     /// Where `pc` is; `None` if it is in no mapped file.
     pub(crate) fn at(&mut self, pc: u64) -> Option<Site> {
-        let m = self.modules.iter().find(|m| (m.low..m.high).contains(&pc))?.clone();
+        let m = self
+            .modules
+            .iter()
+            .find(|m| (m.low..m.high).contains(&pc))?
+            .clone();
         let loaded = self
             .loaded
             .entry(m.path.clone())
@@ -159,7 +166,10 @@ impl Symbols {
                 continue;
             };
             let runtime = s.function.as_deref().is_some_and(|f| {
-                f.starts_with("runtime.") || f.starts_with("internal/") || f.starts_with("crosscall") || f.starts_with("_cgo")
+                f.starts_with("runtime.")
+                    || f.starts_with("internal/")
+                    || f.starts_with("crosscall")
+                    || f.starts_with("_cgo")
             });
             if s.in_guest && s.function.is_some() && !runtime {
                 own = Some(s);

@@ -64,7 +64,11 @@ fn exact_structs(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
     for c in &confs {
-        for e in [messages::get(), messages::chunked(), messages::post(&[33, 44, 55])] {
+        for e in [
+            messages::get(),
+            messages::chunked(),
+            messages::post(&[33, 44, 55]),
+        ] {
             run.checked(rig.run(c, &e, Options::default()).events);
         }
         let late = Options {
@@ -98,7 +102,11 @@ fn larger_structs(run: &mut Run) {
         note(
             "PXG-ABI-005",
             "accepts other configurations when pxg_config_in is 64 bytes longer",
-            [format!("{:?} before, {:?} now", labels(&plain), labels(&larger))],
+            [format!(
+                "{:?} before, {:?} now",
+                labels(&plain),
+                labels(&larger)
+            )],
         );
     }
     for (a, b) in plain.iter().zip(&larger) {
@@ -109,11 +117,18 @@ fn larger_structs(run: &mut Run) {
         if declared(a) != declared(b) {
             note(
                 "PXG-ABI-005",
-                format!("{}: declares something else when the structs are longer", a.label()),
+                format!(
+                    "{}: declares something else when the structs are longer",
+                    a.label()
+                ),
                 [format!("{:x?} before, {:x?} now", declared(a), declared(b))],
             );
         }
-        for e in [messages::get(), messages::chunked(), messages::post(&[40, 2])] {
+        for e in [
+            messages::get(),
+            messages::chunked(),
+            messages::post(&[40, 2]),
+        ] {
             let first = shapes(&rig, a, &e, Options::default());
             let again = shapes(&rig, a, &e, Options::default());
             let tailed = shapes(
@@ -136,7 +151,10 @@ fn larger_structs(run: &mut Run) {
             );
             run.checked(3);
             if first.shapes != again.shapes {
-                remark(format!("{}: decides by more than its input, so nothing was compared", a.label()));
+                remark(format!(
+                    "{}: decides by more than its input, so nothing was compared",
+                    a.label()
+                ));
                 continue;
             }
             for (ran, what) in [
@@ -171,7 +189,11 @@ fn odd_strings(run: &mut Run) {
                 wild_empty,
                 ..Layout::default()
             };
-            for e in [messages::odd(&mut rng), messages::chunked(), messages::binary(&mut rng)] {
+            for e in [
+                messages::odd(&mut rng),
+                messages::chunked(),
+                messages::binary(&mut rng),
+            ] {
                 let o = Options {
                     layout,
                     ..Options::default()

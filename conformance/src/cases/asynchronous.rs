@@ -12,7 +12,13 @@ use crate::host::stream::{Options, Step, Stream};
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "async/completes",
-        rules: &["PXG-ASY-001", "PXG-ASY-005", "PXG-ASY-010", "PXG-ACT-006", "PXG-ACT-008"],
+        rules: &[
+            "PXG-ASY-001",
+            "PXG-ASY-005",
+            "PXG-ASY-010",
+            "PXG-ACT-006",
+            "PXG-ACT-008",
+        ],
         level: 4,
         about: "every pending token is completed, with a legal result",
         run: completes,
@@ -74,14 +80,20 @@ fn completes(run: &mut Run) {
     if pending(run, &confs) {
         let mut pended = 0;
         for c in confs.iter().filter(may_pend) {
-            for e in [messages::get(), messages::post(&[200, 200]), messages::chunked()] {
+            for e in [
+                messages::get(),
+                messages::post(&[200, 200]),
+                messages::chunked(),
+            ] {
                 let ran = rig.run(c, &e, Options::default());
                 pended += ran.pended;
                 run.checked(1);
             }
         }
         if pended == 0 {
-            remark("no event was answered with PENDING: give requests what the filter waits for (request_headers)");
+            remark(
+                "no event was answered with PENDING: give requests what the filter waits for (request_headers)",
+            );
         }
     }
     rig.drop_all(confs);
@@ -104,12 +116,19 @@ fn unknown_status(run: &mut Run) {
                 };
                 let mut s = Stream::new(&rig, c, &messages::get(), opt);
                 let until = Instant::now() + Duration::from_millis(250);
+                let mut batched = false;
                 loop {
                     match s.step() {
                         Step::Ended => break,
                         Step::Ran => {}
                         Step::Waits(token) => {
-                            if let Some(o) = rig.host.wait(token, Instant::now() + Duration::from_millis(10)) {
+                            if !std::mem::replace(&mut batched, true) {
+                                rig.batch_end(0);
+                            }
+                            if let Some(o) = rig
+                                .host
+                                .wait(token, Instant::now() + Duration::from_millis(10))
+                            {
                                 s.completed(&o);
                             } else if gives_up && Instant::now() > until {
                                 s.abort();
@@ -126,8 +145,13 @@ fn unknown_status(run: &mut Run) {
                 if calls > 20 {
                     note(
                         "PXG-ABI-013",
-                        format!("called `complete` {calls} times after a status that it did not know"),
-                        ["an unknown negative status means INTERNAL, an unknown positive one OK".to_string()],
+                        format!(
+                            "called `complete` {calls} times after a status that it did not know"
+                        ),
+                        [
+                            "an unknown negative status means INTERNAL, an unknown positive one OK"
+                                .to_string(),
+                        ],
                     );
                 }
             }
@@ -174,7 +198,9 @@ fn cancel_does_not_wait(run: &mut Run) {
     for c in confs.iter().filter(may_pend) {
         rig.host.set_gate(Gate::Closed);
         let e = messages::get();
-        let mut streams: Vec<Stream> = (0..2).map(|_| Stream::new(&rig, c, &e, Options::default())).collect();
+        let mut streams: Vec<Stream> = (0..2)
+            .map(|_| Stream::new(&rig, c, &e, Options::default()))
+            .collect();
         for s in &mut streams {
             for _ in 0..8 {
                 if let Step::Waits(_) | Step::Ended = s.step() {
@@ -182,7 +208,7 @@ fn cancel_does_not_wait(run: &mut Run) {
                 }
             }
         }
-        rig.guest.on_batch_end(0);
+        rig.batch_end(0);
         let held = rig.host.wait_occupied(Duration::from_millis(400));
         let other = streams
             .iter_mut()
@@ -219,7 +245,9 @@ fn cancel_does_not_wait(run: &mut Run) {
         }
     }
     if !held_any {
-        run.not_applicable("no thread of the guest came to `complete` while two streams were pending");
+        run.not_applicable(
+            "no thread of the guest came to `complete` while two streams were pending",
+        );
     }
     rig.drop_all(confs);
 }
@@ -248,7 +276,7 @@ fn many_streams(run: &mut Run) {
                         Step::Ended => *slot = None,
                     }
                 }
-                rig.guest.on_batch_end(0);
+                rig.batch_end(0);
                 std::thread::sleep(Duration::from_micros(200));
             }
             run.checked(64);

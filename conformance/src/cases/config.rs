@@ -62,7 +62,11 @@ pub(super) const CASES: &[Case] = &[
 
 fn unknown_filter(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
-    let mut names: Vec<Vec<u8>> = vec![b"pxg-conformance-no-such-filter".to_vec(), Vec::new(), vec![0xff, 0, 0x80]];
+    let mut names: Vec<Vec<u8>> = vec![
+        b"pxg-conformance-no-such-filter".to_vec(),
+        Vec::new(),
+        vec![0xff, 0, 0x80],
+    ];
     for f in &rig.filters {
         names.push(format!("{f}x").into_bytes());
         names.push(f.as_bytes()[..f.len() - 1].to_vec());
@@ -85,7 +89,10 @@ fn unknown_filter(run: &mut Run) {
         if made.status != Status::NOTFOUND.0 {
             note(
                 "PXG-CFG-001",
-                format!("on_config_new answered {} for a filter that it does not have", made.status),
+                format!(
+                    "on_config_new answered {} for a filter that it does not have",
+                    made.status
+                ),
                 [
                     format!("filter {:?}", String::from_utf8_lossy(&filter)),
                     format!("expected NOTFOUND ({})", Status::NOTFOUND.0),
@@ -204,7 +211,7 @@ fn check_side_effects(rig: &Rig, files: &BTreeMap<String, String>, metrics: usiz
 
 /// What a configuration may grow the process by, in bytes: the allocators' own noise.
 const C_HEAP: u64 = 16;
-const RESIDENT: u64 = 1536;
+const RESIDENT: u64 = 6 << 10;
 
 fn no_leak(run: &mut Run) {
     let Some(rig) = run.rig() else { return };

@@ -146,12 +146,19 @@ fn symbols(run: &mut Run) {
     let exports = match elf::exports(&run.path) {
         Ok(e) => e,
         Err(text) => {
-            note("PXG-LOAD-001", "not a shared library of this machine", [text]);
+            note(
+                "PXG-LOAD-001",
+                "not a shared library of this machine",
+                [text],
+            );
             return;
         }
     };
     run.checked(1);
-    if !exports.iter().any(|e| e.name == "pxg_guest_init_v1" && e.is_function) {
+    if !exports
+        .iter()
+        .any(|e| e.name == "pxg_guest_init_v1" && e.is_function)
+    {
         note(
             "PXG-LOAD-001",
             "the dynamic symbol table defines no function pxg_guest_init_v1",
@@ -165,7 +172,10 @@ fn symbols(run: &mut Run) {
         if major.is_empty() || !major.bytes().all(|b| b.is_ascii_digit()) || !e.is_function {
             note(
                 "PXG-LOAD-001",
-                format!("exports {}, which is no entry function of a major version", e.name),
+                format!(
+                    "exports {}, which is no entry function of a major version",
+                    e.name
+                ),
                 [],
             );
         }
@@ -178,7 +188,10 @@ fn symbols(run: &mut Run) {
     if !others.is_empty() {
         note(
             "PXG-LOAD-013",
-            format!("exports {} symbols besides its entry functions", others.len()),
+            format!(
+                "exports {} symbols besides its entry functions",
+                others.len()
+            ),
             [
                 format!("among them {}", others[..others.len().min(6)].join(", ")),
                 "hide them with a version script or -fvisibility=hidden".to_string(),
@@ -188,7 +201,10 @@ fn symbols(run: &mut Run) {
 }
 
 fn is_linkers_own(name: &str) -> bool {
-    matches!(name, "_init" | "_fini" | "_edata" | "_end" | "__bss_start" | "_etext")
+    matches!(
+        name,
+        "_init" | "_fini" | "_edata" | "_end" | "__bss_start" | "_etext"
+    )
 }
 
 fn bare_process(run: &mut Run) {
@@ -210,13 +226,26 @@ fn init_again(run: &mut Run) {
     if again.status.0 < 0 {
         note(
             "PXG-LOAD-006",
-            format!("init answered {} when it was called again with the same host", again.status.0),
+            format!(
+                "init answered {} when it was called again with the same host",
+                again.status.0
+            ),
             [],
         );
         return;
     }
-    let bytes = |t: &proxy_golang_abi::Guest| peek::as_bytes(t).to_vec();
-    if bytes(&again.table) != bytes(&rig.guest.table) {
+    // Strings may lie elsewhere, if they say the same.
+    let says = |t: &proxy_golang_abi::Guest| {
+        let mut bare = *t;
+        let texts = [t.name, t.version].map(|s| calls::table_text(s).bytes);
+        let filters: Option<Vec<_>> =
+            calls::filters(t).map(|f| f.into_iter().map(|t| t.bytes).collect());
+        bare.name = proxy_golang_abi::Str::EMPTY;
+        bare.version = proxy_golang_abi::Str::EMPTY;
+        bare.filters = std::ptr::null();
+        (peek::as_bytes(&bare).to_vec(), texts, filters)
+    };
+    if says(&again.table) != says(&rig.guest.table) {
         note(
             "PXG-LOAD-006",
             "init filled another table when it was called again with the same host",
@@ -241,7 +270,10 @@ fn init_again(run: &mut Run) {
         note(
             "PXG-LOAD-006",
             "a second host got the same ctx as the first one",
-            [format!("ctx {:#x}; completions can't find their host", other.table.ctx)],
+            [format!(
+                "ctx {:#x}; completions can't find their host",
+                other.table.ctx
+            )],
         );
     }
 }
@@ -295,7 +327,9 @@ fn host_threads(run: &mut Run) {
 }
 
 fn other_major(run: &mut Run) {
-    let Some(library) = rig::load(&run.path) else { return };
+    let Some(library) = rig::load(&run.path) else {
+        return;
+    };
     for major in [2, 0] {
         let mut o = full();
         o.major = major;
@@ -358,7 +392,9 @@ fn no_page(run: &mut Run) {
 fn no_features(run: &mut Run) {
     let mut o = full();
     o.features = [0; 4];
-    let Some(library) = rig::load(&run.path) else { return };
+    let Some(library) = rig::load(&run.path) else {
+        return;
+    };
     let (host, _, done) = rig::init(library, o);
     run.checked(1);
     if done.status.0 < 0 {
@@ -366,7 +402,10 @@ fn no_features(run: &mut Run) {
             note(
                 "PXG-NEG-003",
                 format!("init answered {} to a host without features", done.status.0),
-                [format!("expected OK, or UNSUPPORTED ({})", Status::UNSUPPORTED.0)],
+                [format!(
+                    "expected OK, or UNSUPPORTED ({})",
+                    Status::UNSUPPORTED.0
+                )],
             );
         }
         return;
@@ -422,10 +461,19 @@ fn guest_extensions(run: &mut Run) {
         "draft.none/1",
         "",
     ];
-    let first: Vec<u64> = ids.iter().map(|id| rig.guest.get_ext(id).unwrap_or(0)).collect();
+    let first: Vec<u64> = ids
+        .iter()
+        .map(|id| rig.guest.get_ext(id).unwrap_or(0))
+        .collect();
     let found: Vec<Vec<u64>> = std::thread::scope(|s| {
         let handles: Vec<_> = (0..4)
-            .map(|_| s.spawn(|| ids.iter().map(|id| rig.guest.get_ext(id).unwrap_or(0)).collect()))
+            .map(|_| {
+                s.spawn(|| {
+                    ids.iter()
+                        .map(|id| rig.guest.get_ext(id).unwrap_or(0))
+                        .collect()
+                })
+            })
             .collect();
         handles.into_iter().filter_map(|h| h.join().ok()).collect()
     });
@@ -450,7 +498,11 @@ fn guest_extensions(run: &mut Run) {
                 format!("the table of {id:?} begins with {size}, which is no size"),
                 [],
             ),
-            Err(_) => note("PXG-EXT-002", format!("the table of {id:?} can't be read"), []),
+            Err(_) => note(
+                "PXG-EXT-002",
+                format!("the table of {id:?} can't be read"),
+                [],
+            ),
         }
     }
 }

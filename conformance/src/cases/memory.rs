@@ -93,7 +93,11 @@ fn late_use(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
     for c in &confs {
-        for e in [messages::get(), messages::post(&[700, 700]), messages::chunked()] {
+        for e in [
+            messages::get(),
+            messages::post(&[700, 700]),
+            messages::chunked(),
+        ] {
             run.checked(rig.run(c, &e, Options::default()).events);
         }
     }
@@ -107,7 +111,11 @@ fn left_aligned(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
     for c in &confs {
-        for e in [messages::get(), messages::post(&[700, 3]), messages::chunked()] {
+        for e in [
+            messages::get(),
+            messages::post(&[700, 3]),
+            messages::chunked(),
+        ] {
             let o = Options {
                 layout: calls::left(),
                 ..Options::default()

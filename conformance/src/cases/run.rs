@@ -105,7 +105,11 @@ fn exchanges(run: &mut Run) {
             let ran = rig.run(c, &e, Options::default());
             run.checked(ran.events);
             for text in ran.errors.iter().filter(|_| !c.subject.panics) {
-                remark(format!("{}: answered ERROR to {}: {text}", c.label(), e.name));
+                remark(format!(
+                    "{}: answered ERROR to {}: {text}",
+                    c.label(),
+                    e.name
+                ));
             }
         }
         let local = Options {
@@ -130,7 +134,11 @@ fn views(run: &mut Run) {
                 run.checked(rig.run(c, &messages::post(sizes), o).events);
             }
         }
-        for e in [messages::large(200 << 10), messages::chunked(), messages::grpc()] {
+        for e in [
+            messages::large(200 << 10),
+            messages::chunked(),
+            messages::grpc(),
+        ] {
             let o = Options {
                 max_body: 20 << 10,
                 late_end: true,
@@ -176,7 +184,10 @@ fn chunks(run: &mut Run) {
             if first.failed != ran.failed {
                 note(
                     "PXG-BODY-008",
-                    format!("{}: fails on a view of {n} chunks and not on one of 1", c.label()),
+                    format!(
+                        "{}: fails on a view of {n} chunks and not on one of 1",
+                        c.label()
+                    ),
                     ran.errors.clone(),
                 );
             } else if first.bodies == again.bodies && first.bodies != ran.bodies {
@@ -267,7 +278,10 @@ fn panics(run: &mut Run) {
         if !text.starts_with("panic: ") {
             note(
                 "PXG-ERR-006",
-                format!("{}: the text of a contained panic does not begin with `panic: `", c.label()),
+                format!(
+                    "{}: the text of a contained panic does not begin with `panic: `",
+                    c.label()
+                ),
                 [format!("found {text:?}")],
             );
         }
@@ -299,7 +313,11 @@ fn blocking(run: &mut Run) {
             for _ in 0..5 {
                 let ran = rig.run(c, &e, Options::default());
                 run.checked(ran.events);
-                let now = (ran.slowest.asleep_ns, ran.slowest_phase, ran.slowest.wall_ns);
+                let now = (
+                    ran.slowest.asleep_ns,
+                    ran.slowest_phase,
+                    ran.slowest.wall_ns,
+                );
                 if least.is_none_or(|l| now.0 < l.0) {
                     least = Some(now);
                 }

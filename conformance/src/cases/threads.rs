@@ -8,7 +8,7 @@ use super::{Case, Run};
 use crate::finding::{note, remark};
 use crate::host::messages;
 use crate::host::model::Event;
-use crate::host::rig::{Conf, full};
+use crate::host::rig::{Conf, Rig, full};
 use crate::host::stream::Options;
 use crate::sys::{calls, threads};
 
@@ -55,7 +55,11 @@ fn in_call(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
     for c in &confs {
-        for e in [messages::get(), messages::post(&[700, 700]), messages::chunked()] {
+        for e in [
+            messages::get(),
+            messages::post(&[700, 700]),
+            messages::chunked(),
+        ] {
             run.checked(rig.run(c, &e, Options::default()).events);
             let aborted = Options {
                 abort_pending: true,
@@ -71,10 +75,40 @@ fn in_call(run: &mut Run) {
 
 const WORKERS: u32 = 4;
 /// Share of a loop thread's time, in percent, that it may sleep inside calls that have nothing to wait for.
-const WAITS: u64 = 20;
+const WAITS: u64 = 50;
 
 fn usable(c: &Conf) -> bool {
     c.made.pend_phases == 0 && c.made.subscribes(Phase::REQUEST_HEADERS) && !c.subject.panics
+}
+
+/// As many loop threads as were said call at once: the share of their time, in percent, that they slept, and how often
+/// they called.
+fn attempt(rig: &Rig, c: &Conf) -> (u64, u64) {
+    let time = Duration::from_millis(150);
+    let asleep: Vec<(u64, u64)> = std::thread::scope(|s| {
+        let handles: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                s.spawn(move || {
+                    let e = Event {
+                        phase: Phase::REQUEST_HEADERS,
+                        flags: EventFlags(EventFlags::END_STREAM.0 | EventFlags::CAN_REPLY.0),
+                        worker,
+                        config: c.made.config,
+                        stream: rig.host.open_handle(false),
+                        fields: messages::get().request.fields,
+                        ..Event::default()
+                    };
+                    let (calls, took) = rig.guest.hammer(&e, Instant::now() + time);
+                    (took.asleep_ns, calls)
+                })
+            })
+            .collect();
+        handles.into_iter().filter_map(|h| h.join().ok()).collect()
+    });
+
+    let total: u64 = asleep.iter().map(|a| a.0).sum();
+    let share = total * 100 / (u64::from(WORKERS) * u64::try_from(time.as_nanos()).unwrap_or(1));
+    (share, asleep.iter().map(|a| a.1).sum())
 }
 
 fn workers(run: &mut Run) {
@@ -89,34 +123,15 @@ fn workers(run: &mut Run) {
     for c in confs.iter().filter(|c| usable(c)) {
         for w in 1..WORKERS {
             let rig = &rig;
-            std::thread::scope(|s| s.spawn(move || rig.guest.on_worker(w, true)).join().unwrap_or(()));
+            std::thread::scope(|s| {
+                s.spawn(move || rig.guest.on_worker(w, true))
+                    .join()
+                    .unwrap_or(())
+            });
         }
-        let time = Duration::from_millis(300);
-        let asleep: Vec<(u64, u64)> = std::thread::scope(|s| {
-            let handles: Vec<_> = (0..WORKERS)
-                .map(|worker| {
-                    let rig = &rig;
-                    s.spawn(move || {
-                        let e = Event {
-                            phase: Phase::REQUEST_HEADERS,
-                            flags: EventFlags(EventFlags::END_STREAM.0 | EventFlags::CAN_REPLY.0),
-                            worker,
-                            config: c.made.config,
-                            stream: rig.host.open_handle(false),
-                            fields: messages::get().request.fields,
-                            ..Event::default()
-                        };
-                        let (calls, took) = rig.guest.hammer(&e, Instant::now() + time);
-                        (took.asleep_ns, calls)
-                    })
-                })
-                .collect();
-            handles.into_iter().filter_map(|h| h.join().ok()).collect()
-        });
         run.checked(1);
-        let total: u64 = asleep.iter().map(|a| a.0).sum();
-        let share = total * 100 / (u64::from(WORKERS) * u64::try_from(time.as_nanos()).unwrap_or(1));
-        let calls: u64 = asleep.iter().map(|a| a.1).sum();
+        // What other programs do to the machine is not in all of three attempts.
+        let (share, calls) = (0..3).map(|_| attempt(&rig, c)).min().unwrap_or_default();
         remark(format!(
             "{}: {WORKERS} loop threads slept {share}% of their time in {calls} calls",
             c.label()
@@ -124,8 +139,13 @@ fn workers(run: &mut Run) {
         if share > WAITS {
             note(
                 "PXG-RT-005",
-                format!("{}: loop threads wait for each other inside the guest", c.label()),
-                [format!("{share}% of the time of {WORKERS} threads, with {WAITS}% allowed")],
+                format!(
+                    "{}: loop threads wait for each other inside the guest",
+                    c.label()
+                ),
+                [format!(
+                    "{share}% of the time of {WORKERS} threads, with {WAITS}% allowed"
+                )],
             );
         }
     }
@@ -164,7 +184,11 @@ fn guest_threads(run: &mut Run) {
     if !preempting.is_empty() {
         note(
             "PXG-RT-004",
-            format!("{} of the guest's {} threads may preempt loop threads", preempting.len(), own.len()),
+            format!(
+                "{} of the guest's {} threads may preempt loop threads",
+                preempting.len(),
+                own.len()
+            ),
             [
                 preempting[..preempting.len().min(8)].join(", "),
                 "give them SCHED_BATCH, or a lower priority".to_string(),
@@ -173,7 +197,11 @@ fn guest_threads(run: &mut Run) {
     }
     for (tid, name) in &own {
         if matches!(threads::policy_of(*tid), libc::SCHED_FIFO | libc::SCHED_RR) {
-            note("PXG-RT-004", format!("thread {tid} {name} has a real-time policy"), []);
+            note(
+                "PXG-RT-004",
+                format!("thread {tid} {name} has a real-time policy"),
+                [],
+            );
         }
     }
 }

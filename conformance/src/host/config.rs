@@ -130,25 +130,36 @@ impl ConfigMade {
             return false;
         }
         if self.config == 0 {
-            put("PXG-CFG-008", "answered OK with the configuration value 0".into());
+            put(
+                "PXG-CFG-008",
+                "answered OK with the configuration value 0".into(),
+            );
         } else if live.contains(&self.config) {
             put(
                 "PXG-CFG-008",
-                format!("answered the value {:#x} for a second live configuration", self.config),
+                format!(
+                    "answered the value {:#x} for a second live configuration",
+                    self.config
+                ),
             );
         }
         let known = mask_of(&HTTP) | mask_of(&L4);
         if self.subscribe & !known != 0 {
             put(
                 "PXG-CFG-009",
-                format!("subscribe has undefined bits {:#x}", self.subscribe & !known),
+                format!(
+                    "subscribe has undefined bits {:#x}",
+                    self.subscribe & !known
+                ),
             );
         }
         if self.subscribe & mask_of(&L4) != 0 && !Feature::L4.is_in(features) {
-            put("PXG-CFG-009", "subscribes to L4 phases; the host lacks the feature L4".into());
+            put(
+                "PXG-CFG-009",
+                "subscribes to L4 phases; the host lacks the feature L4".into(),
+            );
         }
-        let may = self.subscribe
-            & !mask_of(&[Phase::LOG, Phase::WAKE, Phase::L4_CLOSE]);
+        let may = self.subscribe & !mask_of(&[Phase::LOG, Phase::WAKE, Phase::L4_CLOSE]);
         if self.pend_phases & !may != 0 {
             put(
                 "PXG-CFG-009",
@@ -164,18 +175,28 @@ impl ConfigMade {
             {
                 put(
                     "PXG-CFG-009",
-                    format!("pend_phases has {}; the host lacks {}", phase_name(*p), feature_name(f)),
+                    format!(
+                        "pend_phases has {}; the host lacks {}",
+                        phase_name(*p),
+                        feature_name(f)
+                    ),
                 );
             }
         }
         for (dir, mode) in self.body_mode.iter().enumerate() {
             let phase = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY][dir];
             if mode.0 > BodyMode::OBSERVE.0 {
-                put("PXG-CFG-009", format!("body_mode[{dir}] is {}, which is not a mode", mode.0));
+                put(
+                    "PXG-CFG-009",
+                    format!("body_mode[{dir}] is {}, which is not a mode", mode.0),
+                );
             } else if mode.0 > BodyMode::SKIP.0 && !self.subscribes(phase) {
                 put(
                     "PXG-CFG-009",
-                    format!("body_mode[{dir}] is set without {} in subscribe", phase_name(phase)),
+                    format!(
+                        "body_mode[{dir}] is set without {} in subscribe",
+                        phase_name(phase)
+                    ),
                 );
             }
             if let Some(f) = mode_feature(*mode, dir)
@@ -183,7 +204,11 @@ impl ConfigMade {
             {
                 put(
                     "PXG-CFG-009",
-                    format!("body_mode[{dir}] is {}; the host lacks {}", mode.0, feature_name(f)),
+                    format!(
+                        "body_mode[{dir}] is {}; the host lacks {}",
+                        mode.0,
+                        feature_name(f)
+                    ),
                 );
             }
         }
@@ -197,42 +222,64 @@ impl ConfigMade {
         if self.flags & !0x7f != 0 {
             put(
                 "PXG-CFG-009",
-                format!("config_out.flags has undefined bits {:#x}", self.flags & !0x7f),
+                format!(
+                    "config_out.flags has undefined bits {:#x}",
+                    self.flags & !0x7f
+                ),
             );
         }
         for (bit, f) in flags {
             if self.flags & bit != 0 && !f.is_in(features) {
                 put(
                     "PXG-CFG-009",
-                    format!("config_out.flags has {bit:#x}; the host lacks {}", feature_name(f)),
+                    format!(
+                        "config_out.flags has {bit:#x}; the host lacks {}",
+                        feature_name(f)
+                    ),
                 );
             }
         }
         self.judge_arrays(&mut put);
         let legal = bad.is_empty();
         for (rule, text) in bad {
-            note(rule, text, ["a host refuses this configuration".to_string()]);
+            note(
+                rule,
+                text,
+                ["a host refuses this configuration".to_string()],
+            );
         }
         legal
     }
 
     fn judge_arrays(&self, put: &mut impl FnMut(&'static str, String)) {
         if self.attrs.items.is_none() {
-            put("PXG-ABI-012", format!("attrs: {} elements that can't be read", self.attrs.count));
+            put(
+                "PXG-ABI-012",
+                format!("attrs: {} elements that can't be read", self.attrs.count),
+            );
         }
         for (i, a) in self.attrs.get().iter().enumerate() {
             check_text(&a.name, &format!("attrs[{i}].name"), false, put);
             if a.flags & !1 != 0 {
-                put("PXG-CFG-009", format!("attrs[{i}].flags has undefined bits {:#x}", a.flags & !1));
+                put(
+                    "PXG-CFG-009",
+                    format!("attrs[{i}].flags has undefined bits {:#x}", a.flags & !1),
+                );
             }
             if a.reserved0 != 0 {
-                put("PXG-ABI-005", format!("attrs[{i}].reserved0 is {}", a.reserved0));
+                put(
+                    "PXG-ABI-005",
+                    format!("attrs[{i}].reserved0 is {}", a.reserved0),
+                );
             }
         }
         if self.projection.items.is_none() {
             put(
                 "PXG-ABI-012",
-                format!("projection: {} elements that can't be read", self.projection.count),
+                format!(
+                    "projection: {} elements that can't be read",
+                    self.projection.count
+                ),
             );
         }
         for (i, p) in self.projection.get().iter().enumerate() {
@@ -240,7 +287,10 @@ impl ConfigMade {
             if p.name.get().iter().any(u8::is_ascii_uppercase) {
                 put(
                     "PXG-HDR-010",
-                    format!("projection[{i}] names {:?}", String::from_utf8_lossy(p.name.get())),
+                    format!(
+                        "projection[{i}] names {:?}",
+                        String::from_utf8_lossy(p.name.get())
+                    ),
                 );
             }
         }

@@ -6,7 +6,8 @@ use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase};
 
 use super::config::{feature_name, mode_feature};
 use super::model::{
-    Array, Buffer, Field, Op, Outcome, Region, Reply, ReplyFound, Text, action_name, op_name, phase_name,
+    Array, Buffer, Field, Op, Outcome, Region, Reply, ReplyFound, Text, action_name, op_name,
+    phase_name,
 };
 
 /// What a result is judged by.
@@ -50,10 +51,18 @@ fn lossy(b: &[u8]) -> String {
 }
 
 /// A string that a guest handed in.
-pub(crate) fn check_text(t: &Text, what: &str, buffer: bool, put: &mut impl FnMut(&'static str, String)) {
+pub(crate) fn check_text(
+    t: &Text,
+    what: &str,
+    buffer: bool,
+    put: &mut impl FnMut(&'static str, String),
+) {
     let known = if buffer { BUF_FLAGS } else { STR_FLAGS };
     if t.flags & !known != 0 {
-        put("PXG-ABI-005", format!("{what} has undefined flag bits {:#x}", t.flags & !known));
+        put(
+            "PXG-ABI-005",
+            format!("{what} has undefined flag bits {:#x}", t.flags & !known),
+        );
     }
     if buffer && t.flags & 0x30 == 0x30 {
         put("PXG-ABI-005", format!("{what} is both STATIC and OWNED"));
@@ -61,14 +70,20 @@ pub(crate) fn check_text(t: &Text, what: &str, buffer: bool, put: &mut impl FnMu
     if t.flags & 1 != 0 && (t.len != 0 || t.ptr != 0) {
         put(
             "PXG-ABI-012",
-            format!("{what} is ABSENT with pointer {:#x} and length {}", t.ptr, t.len),
+            format!(
+                "{what} is ABSENT with pointer {:#x} and length {}",
+                t.ptr, t.len
+            ),
         );
     }
     if t.len == 0 {
         return;
     }
     match t.region {
-        Region::Null => put("PXG-ABI-012", format!("{what} is NULL with length {}", t.len)),
+        Region::Null => put(
+            "PXG-ABI-012",
+            format!("{what} is NULL with length {}", t.len),
+        ),
         Region::Scratch(room) | Region::View(room) if u64::from(t.len) > room => put(
             "PXG-MEM-012",
             format!(
@@ -100,10 +115,16 @@ fn check_array<T>(a: &Array<T>, what: &str, put: &mut impl FnMut(&'static str, S
         return;
     }
     match a.region {
-        Region::Null => put("PXG-ABI-012", format!("{what} is NULL with a count of {}", a.count)),
+        Region::Null => put(
+            "PXG-ABI-012",
+            format!("{what} is NULL with a count of {}", a.count),
+        ),
         Region::Scratch(room) | Region::View(room) if a.bytes > room => put(
             "PXG-MEM-012",
-            format!("{what} begins in lent memory and ends outside: {} of {room} bytes", a.bytes),
+            format!(
+                "{what} begins in lent memory and ends outside: {} of {room} bytes",
+                a.bytes
+            ),
         ),
         Region::Foreign => put(
             "PXG-MEM-013",
@@ -157,30 +178,55 @@ fn is_pseudo_value(name: &[u8], v: &[u8]) -> bool {
                 && v.iter().all(|c| (0x21..=0x7e).contains(c) && *c != b'#')
         }
         b":status" => {
-            v.len() == 3
-                && v.iter().all(u8::is_ascii_digit)
-                && (b'2'..=b'5').contains(&v[0])
+            v.len() == 3 && v.iter().all(u8::is_ascii_digit) && (b'2'..=b'5').contains(&v[0])
         }
         _ => false,
     }
 }
 
 /// A name and value that a guest hands in as an ordinary field.
-fn check_field(name: &[u8], value: Option<&[u8]>, what: &str, put: &mut impl FnMut(&'static str, String)) {
+fn check_field(
+    name: &[u8],
+    value: Option<&[u8]>,
+    what: &str,
+    put: &mut impl FnMut(&'static str, String),
+) {
     if name.iter().any(u8::is_ascii_uppercase) {
-        put("PXG-HDR-010", format!("{what} has the name {}, which is not lower case", lossy(name)));
+        put(
+            "PXG-HDR-010",
+            format!(
+                "{what} has the name {}, which is not lower case",
+                lossy(name)
+            ),
+        );
     }
     let lower = name.to_ascii_lowercase();
     if OWNED_FIELDS.contains(&lower.as_slice()) {
-        put("PXG-HDR-008", format!("{what} names {}, a field that the host owns", lossy(name)));
+        put(
+            "PXG-HDR-008",
+            format!("{what} names {}, a field that the host owns", lossy(name)),
+        );
     }
     if !is_token(name) {
-        put("PXG-HDR-005", format!("{what} has the name {}, which is no field name", lossy(name)));
+        put(
+            "PXG-HDR-005",
+            format!(
+                "{what} has the name {}, which is no field name",
+                lossy(name)
+            ),
+        );
     }
     if let Some(v) = value
         && !is_value(v)
     {
-        put("PXG-HDR-005", format!("{what} ({}) has a value that is no field value: {}", lossy(name), lossy(v)));
+        put(
+            "PXG-HDR-005",
+            format!(
+                "{what} ({}) has a value that is no field value: {}",
+                lossy(name),
+                lossy(v)
+            ),
+        );
     }
 }
 
@@ -214,7 +260,10 @@ impl Context {
     }
 
     fn is_trailers(&self) -> bool {
-        matches!(self.phase, Phase::REQUEST_TRAILERS | Phase::RESPONSE_TRAILERS)
+        matches!(
+            self.phase,
+            Phase::REQUEST_TRAILERS | Phase::RESPONSE_TRAILERS
+        )
     }
 
     fn is_log(&self) -> bool {
@@ -247,13 +296,22 @@ impl Context {
             Way::Apply => "apply".to_string(),
         };
         if o.flags & !0x3 != 0 {
-            put("PXG-ABI-005", format!("{at}: result.flags has undefined bits {:#x}", o.flags & !3));
+            put(
+                "PXG-ABI-005",
+                format!("{at}: result.flags has undefined bits {:#x}", o.flags & !3),
+            );
         }
         if o.reserved0 != 0 {
-            put("PXG-ABI-005", format!("{at}: result.reserved0 is {}", o.reserved0));
+            put(
+                "PXG-ABI-005",
+                format!("{at}: result.reserved0 is {}", o.reserved0),
+            );
         }
         if !o.tail_is_zero {
-            put("PXG-ABI-005", format!("{at}: the result's tail behind version 1.0 is not zero"));
+            put(
+                "PXG-ABI-005",
+                format!("{at}: the result's tail behind version 1.0 is not zero"),
+            );
         }
         check_text(&o.error, &format!("{at}: result.error"), false, &mut put);
         if !self.judge_action(o, &at, &mut put) {
@@ -270,9 +328,14 @@ impl Context {
         match (&o.reply, o.action) {
             (ReplyFound::Some(r), Action::REPLY) => self.judge_reply(r, &at, &mut put),
             (ReplyFound::Unreadable(p), _) => {
-                put("PXG-MEM-004", format!("{at}: result.reply points to {p:#x}, which can't be read"));
+                put(
+                    "PXG-MEM-004",
+                    format!("{at}: result.reply points to {p:#x}, which can't be read"),
+                );
             }
-            (ReplyFound::None, Action::REPLY) => put("PXG-RPL-001", format!("{at}: REPLY without a reply")),
+            (ReplyFound::None, Action::REPLY) => {
+                put("PXG-RPL-001", format!("{at}: REPLY without a reply"))
+            }
             (ReplyFound::Some(_), a) => put(
                 "PXG-RPL-001",
                 format!("{at}: a reply with the action {}", action_name(a)),
@@ -283,13 +346,21 @@ impl Context {
     }
 
     /// False where the rest of the result means nothing.
-    fn judge_action(&self, o: &Outcome, at: &str, put: &mut impl FnMut(&'static str, String)) -> bool {
+    fn judge_action(
+        &self,
+        o: &Outcome,
+        at: &str,
+        put: &mut impl FnMut(&'static str, String),
+    ) -> bool {
         let name = action_name(o.action);
         if self.way != Way::Event {
             let legal = match o.action {
                 Action::CONTINUE | Action::REPLY | Action::RESET => true,
                 Action::ERROR => self.way == Way::Complete,
-                Action::MORE => self.way == Way::Complete && (self.is_headers() || self.is_body() || self.is_l4_data()),
+                Action::MORE => {
+                    self.way == Way::Complete
+                        && (self.is_headers() || self.is_body() || self.is_l4_data())
+                }
                 _ => false,
             };
             if !legal {
@@ -317,9 +388,15 @@ impl Context {
             }
             Action::REPLY => {
                 if self.replied {
-                    put("PXG-RPL-001", format!("{at}: a second REPLY for one stream"));
+                    put(
+                        "PXG-RPL-001",
+                        format!("{at}: a second REPLY for one stream"),
+                    );
                 }
-                if self.is_log() || self.phase.0 >= 16 || (self.is_body() && self.mode_after(o) == BodyMode::OBSERVE) {
+                if self.is_log()
+                    || self.phase.0 >= 16
+                    || (self.is_body() && self.mode_after(o) == BodyMode::OBSERVE)
+                {
                     put("PXG-RPL-001", format!("{at}: REPLY is not possible here"));
                 }
                 true
@@ -332,7 +409,10 @@ impl Context {
         if self.pend_phases & (1 << self.phase.0) == 0 {
             put(
                 "PXG-ACT-006",
-                format!("{at} was answered with PENDING; pend_phases is {:#x}", self.pend_phases),
+                format!(
+                    "{at} was answered with PENDING; pend_phases is {:#x}",
+                    self.pend_phases
+                ),
             );
         }
         let mut with = Vec::new();
@@ -358,7 +438,10 @@ impl Context {
             with.push("error");
         }
         if !with.is_empty() {
-            put("PXG-ACT-008", format!("{at}: PENDING with {}", with.join(", ")));
+            put(
+                "PXG-ACT-008",
+                format!("{at}: PENDING with {}", with.join(", ")),
+            );
         }
     }
 
@@ -369,15 +452,23 @@ impl Context {
             return;
         }
         if self.flag(EventFlags::END_STREAM) || self.flag(EventFlags::BODY_END) {
-            put("PXG-ACT-003", format!("{at} was answered with MORE at the end of the body"));
+            put(
+                "PXG-ACT-003",
+                format!("{at} was answered with MORE at the end of the body"),
+            );
         }
         if self.is_headers() && mode == BodyMode::STREAM {
             let f = [Feature::HOLD_REQUEST, Feature::HOLD_RESPONSE][self.dir().unwrap_or(0)];
             if !self.has(f) {
-                put("PXG-NEG-003", format!("{at}: MORE needs {}, which the host lacks", feature_name(f)));
+                put(
+                    "PXG-NEG-003",
+                    format!("{at}: MORE needs {}, which the host lacks", feature_name(f)),
+                );
             }
         }
-        let legal = mode == BodyMode::STREAM || (self.is_headers() && mode == BodyMode::WHOLE) || self.is_l4_data();
+        let legal = mode == BodyMode::STREAM
+            || (self.is_headers() && mode == BodyMode::WHOLE)
+            || self.is_l4_data();
         if !legal {
             put(
                 "PXG-ACT-003",
@@ -388,7 +479,11 @@ impl Context {
 
     fn judge_modes(&self, o: &Outcome, at: &str, put: &mut impl FnMut(&'static str, String)) {
         if self.way == Way::Apply {
-            if o.body_mode != [BodyMode::UNSET; 2] || o.unsubscribe != 0 || o.more_bytes != 0 || o.flags & 1 != 0 {
+            if o.body_mode != [BodyMode::UNSET; 2]
+                || o.unsubscribe != 0
+                || o.more_bytes != 0
+                || o.flags & 1 != 0
+            {
                 put(
                     "PXG-ASY-010",
                     format!("{at} with unsubscribe, body_mode, more_bytes or RESIZES"),
@@ -401,20 +496,29 @@ impl Context {
                 continue;
             }
             if mode.0 > BodyMode::OBSERVE.0 {
-                put("PXG-BODY-015", format!("{at}: body_mode[{dir}] is {}, which is not a mode", mode.0));
+                put(
+                    "PXG-BODY-015",
+                    format!("{at}: body_mode[{dir}] is {}, which is not a mode", mode.0),
+                );
                 continue;
             }
             let phase = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY][dir];
             if mode.0 > BodyMode::SKIP.0 && self.subscribe & (1 << phase.0) == 0 {
                 put(
                     "PXG-BODY-015",
-                    format!("{at}: body_mode[{dir}] turns on {}, which is not subscribed", phase_name(phase)),
+                    format!(
+                        "{at}: body_mode[{dir}] turns on {}, which is not subscribed",
+                        phase_name(phase)
+                    ),
                 );
             }
             if let Some(f) = mode_feature(*mode, dir)
                 && !self.has(f)
             {
-                put("PXG-NEG-003", format!("{at}: body_mode[{dir}] needs {}", feature_name(f)));
+                put(
+                    "PXG-NEG-003",
+                    format!("{at}: body_mode[{dir}] needs {}", feature_name(f)),
+                );
             }
         }
         if o.flags & 1 != 0 {
@@ -422,12 +526,21 @@ impl Context {
                 Some(d) => {
                     let f = [Feature::RESIZE_REQUEST, Feature::RESIZE_RESPONSE][d];
                     if !self.has(f) {
-                        put("PXG-NEG-003", format!("{at}: RESIZES needs {}", feature_name(f)));
+                        put(
+                            "PXG-NEG-003",
+                            format!("{at}: RESIZES needs {}", feature_name(f)),
+                        );
                     } else if !(self.is_headers() || self.held) {
-                        put("PXG-HDR-007", format!("{at}: RESIZES after the headers have left"));
+                        put(
+                            "PXG-HDR-007",
+                            format!("{at}: RESIZES after the headers have left"),
+                        );
                     }
                 }
-                None => put("PXG-HDR-007", format!("{at}: RESIZES where there is no body")),
+                None => put(
+                    "PXG-HDR-007",
+                    format!("{at}: RESIZES where there is no body"),
+                ),
             }
         }
     }
@@ -441,11 +554,17 @@ impl Context {
         put: &mut impl FnMut(&'static str, String),
     ) {
         if op.kind == 0 {
-            put("PXG-ABI-011", format!("{what}: an operation that was left zero"));
+            put(
+                "PXG-ABI-011",
+                format!("{what}: an operation that was left zero"),
+            );
             return;
         }
         if op.flags & !0x3 != 0 {
-            put("PXG-ABI-005", format!("{what}: undefined flag bits {:#x}", op.flags & !3));
+            put(
+                "PXG-ABI-005",
+                format!("{what}: undefined flag bits {:#x}", op.flags & !3),
+            );
         }
         check_text(&op.key, &format!("{what}: key"), false, put);
         check_buffer(&op.val, &format!("{what}: val"), put);
@@ -458,21 +577,32 @@ impl Context {
             4 => (true, false, true, true),
             5 => (true, false, false, true),
             8 | 9 => (true, false, false, false),
-            10 => (false, false, true, self.phase.0 >= 16 || self.way == Way::Apply),
+            10 => (
+                false,
+                false,
+                true,
+                self.phase.0 >= 16 || self.way == Way::Apply,
+            ),
             11 => (false, false, true, false),
             16 => (true, true, true, false),
             17 => (true, false, false, true),
             18 => (false, true, true, false),
             _ => {
                 if op.flags & 1 != 0 {
-                    put("PXG-NEG-003", format!("{what}: an unknown operation with the flag MUST"));
+                    put(
+                        "PXG-NEG-003",
+                        format!("{what}: an unknown operation with the flag MUST"),
+                    );
                 }
                 return;
             }
         };
         let unused = [
             (!uses_u0 && op.u0 != 0, "u0"),
-            (!uses_key && (op.key.ptr != 0 || op.key.len != 0 || op.key.flags != 0), "key"),
+            (
+                !uses_key && (op.key.ptr != 0 || op.key.len != 0 || op.key.flags != 0),
+                "key",
+            ),
             (
                 !uses_val
                     && (op.val.text.ptr != 0
@@ -485,18 +615,27 @@ impl Context {
             (!uses_target && op.target != 0, "target"),
         ];
         for (_, name) in unused.iter().filter(|(bad, _)| *bad) {
-            put("PXG-MUT-006", format!("{what}: the unused member {name} is not zero"));
+            put(
+                "PXG-MUT-006",
+                format!("{what}: the unused member {name} is not zero"),
+            );
         }
-        if matches!(action, Action::REPLY | Action::RESET | Action::ERROR) && !matches!(op.kind, 16 | 17) {
+        if matches!(action, Action::REPLY | Action::RESET | Action::ERROR)
+            && !matches!(op.kind, 16 | 17)
+        {
             return;
         }
         match op.kind {
             1..=5 => self.judge_field_op(op, what, put),
             8..=10 => {
-                let here = (self.is_body() && self.mode_here() != BodyMode::OBSERVE) || self.is_l4_data();
+                let here =
+                    (self.is_body() && self.mode_here() != BodyMode::OBSERVE) || self.is_l4_data();
                 let l4_inject = op.kind == 10 && self.phase.0 >= 16;
                 if !here && !l4_inject {
-                    put("PXG-MUT-006", format!("{what}: only for the view of a body"));
+                    put(
+                        "PXG-MUT-006",
+                        format!("{what}: only for the view of a body"),
+                    );
                 }
                 match op.kind {
                     8 => {
@@ -518,7 +657,10 @@ impl Context {
                 if op.kind != 10 && !self.is_l4_data() && here && cursor.at > self.view_len {
                     put(
                         "PXG-BODY-006",
-                        format!("{what}: reaches byte {} of a view of {}", cursor.at, self.view_len),
+                        format!(
+                            "{what}: reaches byte {} of a view of {}",
+                            cursor.at, self.view_len
+                        ),
                     );
                 }
             }
@@ -527,17 +669,27 @@ impl Context {
             }
             16 => {
                 if op.flags & 1 != 0 && !self.has(Feature::METADATA) {
-                    put("PXG-NEG-003", format!("{what}: MUST needs METADATA, which the host lacks"));
+                    put(
+                        "PXG-NEG-003",
+                        format!("{what}: MUST needs METADATA, which the host lacks"),
+                    );
                 }
                 let ok = |b: &[u8], dot: bool| {
                     (1..=128).contains(&b.len())
-                        && b.iter()
-                            .all(|c| c.is_ascii_alphanumeric() || b"_-/".contains(c) || (dot && *c == b'.'))
+                        && b.iter().all(|c| {
+                            c.is_ascii_alphanumeric() || b"_-/".contains(c) || (dot && *c == b'.')
+                        })
                 };
                 let key = op.key.get();
                 let n = usize::try_from(op.u0).unwrap_or(usize::MAX);
-                if n > key.len() || (n > 0 && !ok(&key[..n], false)) || !ok(key.get(n..).unwrap_or_default(), true) {
-                    put("PXG-MUT-006", format!("{what}: {} is no namespace and key", lossy(key)));
+                if n > key.len()
+                    || (n > 0 && !ok(&key[..n], false))
+                    || !ok(key.get(n..).unwrap_or_default(), true)
+                {
+                    put(
+                        "PXG-MUT-006",
+                        format!("{what}: {} is no namespace and key", lossy(key)),
+                    );
                 }
             }
             18 => {
@@ -545,13 +697,22 @@ impl Context {
                     || (self.phase == Phase::REQUEST_BODY && self.held)
                     || self.way == Way::Apply;
                 if !here {
-                    put("PXG-MUT-006", format!("{what}: only while the request's headers are held"));
+                    put(
+                        "PXG-MUT-006",
+                        format!("{what}: only while the request's headers are held"),
+                    );
                 }
                 if !matches!(op.key.get(), b"cluster" | b"recompute") {
-                    put("PXG-MUT-006", format!("{what}: the key {}", lossy(op.key.get())));
+                    put(
+                        "PXG-MUT-006",
+                        format!("{what}: the key {}", lossy(op.key.get())),
+                    );
                 }
                 if op.flags & 1 != 0 && !self.has(Feature::ROUTE) {
-                    put("PXG-NEG-003", format!("{what}: MUST needs ROUTE, which the host lacks"));
+                    put(
+                        "PXG-NEG-003",
+                        format!("{what}: MUST needs ROUTE, which the host lacks"),
+                    );
                 }
             }
             _ => {}
@@ -564,7 +725,10 @@ impl Context {
 
     fn judge_field_op(&self, op: &Op, what: &str, put: &mut impl FnMut(&'static str, String)) {
         if !(self.is_headers() || self.is_body() || self.is_trailers()) || self.way == Way::Apply {
-            put("PXG-MUT-006", format!("{what}: no fields can be changed here"));
+            put(
+                "PXG-MUT-006",
+                format!("{what}: no fields can be changed here"),
+            );
             return;
         }
         if self.is_body() && self.mode_here() == BodyMode::OBSERVE {
@@ -594,11 +758,22 @@ impl Context {
                 check_field(name, (op.kind != 3).then_some(value), what, put);
             }
         } else {
-            let view = if trailers { &self.trailers } else { &self.fields };
+            let view = if trailers {
+                &self.trailers
+            } else {
+                &self.fields
+            };
             let in_view = self.is_headers() || self.held || trailers;
             match usize::try_from(op.u0).ok().and_then(|i| view.get(i)) {
                 Some(f) if f.name.first() == Some(&b':') => {
-                    self.judge_pseudo(if op.kind == 4 { 1 } else { 3 }, &f.name, value, trailers, what, put);
+                    self.judge_pseudo(
+                        if op.kind == 4 { 1 } else { 3 },
+                        &f.name,
+                        value,
+                        trailers,
+                        what,
+                        put,
+                    );
                 }
                 Some(f) => check_field(&f.name, (op.kind == 4).then_some(value), what, put),
                 None if in_view => put(
@@ -610,12 +785,22 @@ impl Context {
         }
         // MUST makes what would be skipped a failure.
         if op.flags & 1 != 0 {
-            let out = [Feature::TRAILERS_OUT_REQUEST, Feature::TRAILERS_OUT_RESPONSE][self.dir().unwrap_or(0)];
-            let at_end = self.is_trailers() || (self.is_body() && self.flag(EventFlags::END_STREAM));
+            let out = [
+                Feature::TRAILERS_OUT_REQUEST,
+                Feature::TRAILERS_OUT_RESPONSE,
+            ][self.dir().unwrap_or(0)];
+            let at_end =
+                self.is_trailers() || (self.is_body() && self.flag(EventFlags::END_STREAM));
             if trailers && !self.has(out) {
-                put("PXG-NEG-003", format!("{what}: MUST needs {}", feature_name(out)));
+                put(
+                    "PXG-NEG-003",
+                    format!("{what}: MUST needs {}", feature_name(out)),
+                );
             } else if (trailers && !at_end) || (!trailers && !self.is_headers() && !self.held) {
-                put("PXG-HDR-011", format!("{what}: MUST, and it is too late or too early here"));
+                put(
+                    "PXG-HDR-011",
+                    format!("{what}: MUST, and it is too late or too early here"),
+                );
             }
         }
     }
@@ -635,15 +820,30 @@ impl Context {
             _ => &[],
         };
         if kind != 1 {
-            put("PXG-HDR-006", format!("{what}: {} can only be set", lossy(name)));
+            put(
+                "PXG-HDR-006",
+                format!("{what}: {} can only be set", lossy(name)),
+            );
         } else if !here.contains(&name) {
-            put("PXG-HDR-006", format!("{what}: {} is not of this message", lossy(name)));
+            put(
+                "PXG-HDR-006",
+                format!("{what}: {} is not of this message", lossy(name)),
+            );
         } else if !is_pseudo_value(name, value) {
-            put("PXG-HDR-005", format!("{what}: {} is no value of {}", lossy(value), lossy(name)));
+            put(
+                "PXG-HDR-005",
+                format!("{what}: {} is no value of {}", lossy(value), lossy(name)),
+            );
         }
     }
 
-    fn judge_cursor(&self, o: &Outcome, c: &Cursor, at: &str, put: &mut impl FnMut(&'static str, String)) {
+    fn judge_cursor(
+        &self,
+        o: &Outcome,
+        c: &Cursor,
+        at: &str,
+        put: &mut impl FnMut(&'static str, String),
+    ) {
         if !self.is_body() {
             return;
         }
@@ -655,19 +855,31 @@ impl Context {
                     format!("{at}: PASS or INJECT with MORE while the headers are held"),
                 );
             } else if c.moved && !self.has(Feature::PARTIAL_RELEASE) {
-                put("PXG-NEG-003", format!("{at}: PASS, DROP or INJECT with MORE needs PARTIAL_RELEASE"));
+                put(
+                    "PXG-NEG-003",
+                    format!("{at}: PASS, DROP or INJECT with MORE needs PARTIAL_RELEASE"),
+                );
             }
-            if self.flag(EventFlags::OVER_LIMIT) && (self.mode_after(o) == BodyMode::WHOLE || kept > self.max_body) {
+            if self.flag(EventFlags::OVER_LIMIT)
+                && (self.mode_after(o) == BodyMode::WHOLE || kept > self.max_body)
+            {
                 put(
                     "PXG-BODY-014",
-                    format!("{at}: MORE keeps {kept} bytes over the limit of {}", self.max_body),
+                    format!(
+                        "{at}: MORE keeps {kept} bytes over the limit of {}",
+                        self.max_body
+                    ),
                 );
             }
         }
         if let Some(left) = self.length_left
             && matches!(o.action, Action::CONTINUE | Action::MORE)
         {
-            let rest = if o.action == Action::CONTINUE { kept } else { 0 };
+            let rest = if o.action == Action::CONTINUE {
+                kept
+            } else {
+                0
+            };
             if c.sent + rest > left {
                 put(
                     "PXG-HDR-007",
@@ -686,24 +898,42 @@ impl Context {
             let zero = r.size == 0 && r.status == 0;
             put(
                 if zero { "PXG-ABI-011" } else { "PXG-ABI-002" },
-                format!("{at}: the reply has size {}; it has {v1} bytes in version 1.0", r.size),
+                format!(
+                    "{at}: the reply has size {}; it has {v1} bytes in version 1.0",
+                    r.size
+                ),
             );
             return;
         }
         if !r.tail_is_zero {
-            put("PXG-ABI-005", format!("{at}: the reply's tail behind version 1.0 is not zero"));
+            put(
+                "PXG-ABI-005",
+                format!("{at}: the reply's tail behind version 1.0 is not zero"),
+            );
         }
         if !(200..=599).contains(&r.status) {
-            put("PXG-RPL-001", format!("{at}: a reply with the status {}", r.status));
+            put(
+                "PXG-RPL-001",
+                format!("{at}: a reply with the status {}", r.status),
+            );
         }
         if r.flags & !0x7 != 0 {
-            put("PXG-ABI-005", format!("{at}: reply.flags has undefined bits {:#x}", r.flags & !7));
+            put(
+                "PXG-ABI-005",
+                format!("{at}: reply.flags has undefined bits {:#x}", r.flags & !7),
+            );
         }
         if r.flags & 1 != 0 && !(0..=16).contains(&r.grpc_status) {
-            put("PXG-RPL-001", format!("{at}: grpc_status {}", r.grpc_status));
+            put(
+                "PXG-RPL-001",
+                format!("{at}: grpc_status {}", r.grpc_status),
+            );
         }
         if r.flags & 2 != 0 && !(self.has(Feature::STREAM_REPLY) && self.has(Feature::APPLY)) {
-            put("PXG-NEG-003", format!("{at}: OPEN needs STREAM_REPLY and APPLY"));
+            put(
+                "PXG-NEG-003",
+                format!("{at}: OPEN needs STREAM_REPLY and APPLY"),
+            );
         }
         for (fields, name) in [(&r.fields, "fields"), (&r.trailers, "trailers")] {
             check_array(fields, &format!("{at}: reply.{name}"), put);

@@ -137,7 +137,10 @@ pub(crate) fn chunked() -> Exchange {
     exchange(
         "chunked with trailers",
         request("PUT", "/chunked")
-            .body(vec![b"one ".to_vec(), b"two ".to_vec(), b"three".to_vec()], false)
+            .body(
+                vec![b"one ".to_vec(), b"two ".to_vec(), b"three".to_vec()],
+                false,
+            )
             .trailers(tail()),
         response("200")
             .body(vec![b"alpha ".to_vec(), b"beta".to_vec()], false)
@@ -169,7 +172,11 @@ fn head() -> Exchange {
 }
 
 fn no_content() -> Exchange {
-    exchange("204", request("DELETE", "/thing/1"), Message::default().with(":status", "204"))
+    exchange(
+        "204",
+        request("DELETE", "/thing/1"),
+        Message::default().with(":status", "204"),
+    )
 }
 
 fn upgrade() -> Exchange {
@@ -248,7 +255,13 @@ pub(crate) fn odd(rng: &mut Rng) -> Exchange {
 
 /// A body with NULs, bytes that are no UTF-8, and matches across reads.
 pub(crate) fn binary(rng: &mut Rng) -> Exchange {
-    let reads = vec![rng.bytes(1), rng.bytes(300), vec![0; 5], rng.bytes(4095), rng.bytes(17)];
+    let reads = vec![
+        rng.bytes(1),
+        rng.bytes(300),
+        vec![0; 5],
+        rng.bytes(4095),
+        rng.bytes(17),
+    ];
     exchange(
         "binary bodies",
         request("POST", "/bin")

@@ -115,7 +115,10 @@ fn record_modules() {
 }
 
 /// Calls init on a new host.
-pub(crate) fn init(library: Library, options: HostOptions) -> (&'static StrictHost, u64, Initialised) {
+pub(crate) fn init(
+    library: Library,
+    options: HostOptions,
+) -> (&'static StrictHost, u64, Initialised) {
     let host = state::make(options);
     let table_at = calls::host_table(host, &host.options);
     let mask = threads::block_signals();
@@ -131,7 +134,11 @@ impl Rig {
         Self::with_library(load(path)?, has_go, options)
     }
 
-    pub(crate) fn with_library(library: Library, has_go: bool, options: HostOptions) -> Option<Self> {
+    pub(crate) fn with_library(
+        library: Library,
+        has_go: bool,
+        options: HostOptions,
+    ) -> Option<Self> {
         let (host, table_at, done) = init(library, options);
         Self::made(library, has_go, host, table_at, &done)
     }
@@ -189,12 +196,19 @@ impl Rig {
             note(
                 "PXG-ABI-002",
                 format!("pxg_guest.size is {} after init", t.size),
-                [format!("the host gave {}, and version 1.0 has {v1} bytes", done.given)],
+                [format!(
+                    "the host gave {}, and version 1.0 has {v1} bytes",
+                    done.given
+                )],
             );
             return None;
         }
         if t.major != abi::VERSION_MAJOR {
-            note("PXG-LOAD-010", format!("pxg_guest.major is {}", t.major), []);
+            note(
+                "PXG-LOAD-010",
+                format!("pxg_guest.major is {}", t.major),
+                [],
+            );
             return None;
         }
         if t.flags.0 & !1 != 0 {
@@ -215,10 +229,18 @@ impl Rig {
         .filter_map(|(name, bad)| bad.then_some(name))
         .collect();
         if !missing.is_empty() {
-            note("PXG-LOAD-010", format!("the table lacks {}", missing.join(", ")), []);
+            note(
+                "PXG-LOAD-010",
+                format!("the table lacks {}", missing.join(", ")),
+                [],
+            );
         }
         if t.n_filters == 0 || t.n_filters > 4096 {
-            note("PXG-LOAD-010", format!("the table says {} filters", t.n_filters), []);
+            note(
+                "PXG-LOAD-010",
+                format!("the table says {} filters", t.n_filters),
+                [],
+            );
             return None;
         }
         let Some(filters) = calls::filters(t) else {
@@ -234,7 +256,12 @@ impl Rig {
             check_text(f, &format!("filters[{i}]"), false, &mut put);
         }
         for (name, s) in [("name", t.name), ("version", t.version)] {
-            check_text(&calls::table_text(s), &format!("pxg_guest.{name}"), false, &mut put);
+            check_text(
+                &calls::table_text(s),
+                &format!("pxg_guest.{name}"),
+                false,
+                &mut put,
+            );
         }
         let names: Vec<String> = filters
             .iter()
@@ -244,7 +271,11 @@ impl Rig {
             if n.is_empty() {
                 note("PXG-LOAD-010", "a filter has an empty name", []);
             } else if names[..i].contains(n) {
-                note("PXG-LOAD-010", format!("two filters have the name {n:?}"), []);
+                note(
+                    "PXG-LOAD-010",
+                    format!("two filters have the name {n:?}"),
+                    [],
+                );
             }
         }
         if !missing.is_empty() {
@@ -252,7 +283,9 @@ impl Rig {
         }
         let lacks = abi::feature::missing(&t.required, &self.host.options.features);
         if lacks != [0; 4] {
-            record(&Record::Blocked(format!("the guest requires features {lacks:x?}")));
+            record(&Record::Blocked(format!(
+                "the guest requires features {lacks:x?}"
+            )));
             return None;
         }
         let aborts = t.flags.0 & 1 != 0;
@@ -277,7 +310,8 @@ impl Rig {
     }
 
     pub(crate) fn exact_eos(&self, d: usize) -> bool {
-        [Feature::EXACT_EOS_REQUEST, Feature::EXACT_EOS_RESPONSE][d].is_in(&self.host.options.features)
+        [Feature::EXACT_EOS_REQUEST, Feature::EXACT_EOS_RESPONSE][d]
+            .is_in(&self.host.options.features)
     }
 
     pub(crate) fn spec(&self, s: &Subject, index: usize) -> ConfigSpec {
@@ -296,7 +330,12 @@ impl Rig {
         self.configure_with(subjects, Layout::default(), &self.host.options.features)
     }
 
-    pub(crate) fn configure_with(&self, subjects: &[Subject], layout: Layout, features: &FeatureSet) -> Vec<Conf> {
+    pub(crate) fn configure_with(
+        &self,
+        subjects: &[Subject],
+        layout: Layout,
+        features: &FeatureSet,
+    ) -> Vec<Conf> {
         let mut out: Vec<Conf> = Vec::new();
         for (i, s) in subjects.iter().enumerate() {
             if !self.filters.contains(&s.filter) {
@@ -338,11 +377,14 @@ impl Rig {
 
     /// Puts one exchange through.
     pub(crate) fn run(&self, conf: &Conf, e: &Exchange, opt: Options) -> Ran {
-        let ran = Stream::new(self, conf, e, opt).run();
-        if ran.pended > 0 {
-            self.guest.on_batch_end(0);
+        Stream::new(self, conf, e, opt).run()
+    }
+
+    /// The end of a loop iteration in which an event was answered with PENDING.
+    pub(crate) fn batch_end(&self, worker: u32) {
+        if Feature::BATCH_END.is_in(&self.host.options.features) {
+            self.guest.on_batch_end(worker);
         }
-        ran
     }
 
     /// Calls `release` of what passed to the host.

@@ -187,7 +187,9 @@ impl StrictHost {
 
     pub(crate) fn open_handle(&self, wakes: bool) -> u64 {
         let value = self.next_value();
-        self.lock().handles.insert(value, Handle { live: true, wakes });
+        self.lock()
+            .handles
+            .insert(value, Handle { live: true, wakes });
         value
     }
 
@@ -219,9 +221,12 @@ impl StrictHost {
     /// `on_event` returned something else: whether the token had been completed before.
     pub(crate) fn retire_issued(&self, token: u64) -> bool {
         let mut i = self.lock();
-        i.tokens
-            .get_mut(&token)
-            .is_some_and(|t| matches!(std::mem::replace(&mut t.state, TokenState::Retired), TokenState::Early(_)))
+        i.tokens.get_mut(&token).is_some_and(|t| {
+            matches!(
+                std::mem::replace(&mut t.state, TokenState::Retired),
+                TokenState::Early(_)
+            )
+        })
     }
 
     /// Waits until a pending token is completed, at most until `deadline`.
@@ -230,7 +235,8 @@ impl StrictHost {
         loop {
             if let Some(t) = i.tokens.get_mut(&token)
                 && let TokenState::Completed(_) = t.state
-                && let TokenState::Completed(o) = std::mem::replace(&mut t.state, TokenState::Retired)
+                && let TokenState::Completed(o) =
+                    std::mem::replace(&mut t.state, TokenState::Retired)
             {
                 return Some(*o);
             }
@@ -249,9 +255,12 @@ impl StrictHost {
     /// Cancels: true if the token was pending, false if a completion came first.
     pub(crate) fn cancel(&self, token: u64) -> bool {
         let mut i = self.lock();
-        i.tokens
-            .get_mut(&token)
-            .is_some_and(|t| matches!(std::mem::replace(&mut t.state, TokenState::Retired), TokenState::Pending))
+        i.tokens.get_mut(&token).is_some_and(|t| {
+            matches!(
+                std::mem::replace(&mut t.state, TokenState::Retired),
+                TokenState::Pending
+            )
+        })
     }
 
     /// The next answers to `complete` for this token are these, whatever it says.
@@ -441,7 +450,11 @@ impl StrictHost {
 
     pub(crate) fn log(&self, level: LogLevel, text: Option<Vec<u8>>) {
         if text.is_none() {
-            note("PXG-ABI-012", "handed memory that can't be read to `log`", []);
+            note(
+                "PXG-ABI-012",
+                "handed memory that can't be read to `log`",
+                [],
+            );
         }
         let mut i = self.lock();
         i.log_calls += 1;
@@ -453,7 +466,11 @@ impl StrictHost {
 
     pub(crate) fn get_ext(&self, id: Option<Vec<u8>>) -> u64 {
         let Some(id) = id else {
-            note("PXG-ABI-012", "handed memory that can't be read to `get_ext`", []);
+            note(
+                "PXG-ABI-012",
+                "handed memory that can't be read to `get_ext`",
+                [],
+            );
             return 0;
         };
         let id = String::from_utf8_lossy(&id).into_owned();

@@ -134,7 +134,11 @@ impl Side {
             trailers: m.trailers.clone(),
             reads: m.reads.iter().cloned().collect(),
             ends_at_headers: m.ends_at_headers(),
-            mode: if mode == BodyMode::UNSET { BodyMode::SKIP } else { mode },
+            mode: if mode == BodyMode::UNSET {
+                BodyMode::SKIP
+            } else {
+                mode
+            },
             held: false,
             passed_headers: false,
             view: Vec::new(),
@@ -288,7 +292,11 @@ impl<'a> Stream<'a> {
             self.end(if self.replied { 5 } else { 6 });
             return Step::Ended;
         }
-        match self.sides.iter().position(|s| !matches!(s.at, At::Done | At::Cut)) {
+        match self
+            .sides
+            .iter()
+            .position(|s| !matches!(s.at, At::Done | At::Cut))
+        {
             Some(dir) => {
                 self.advance(dir);
                 if self.ended { Step::Ended } else { Step::Ran }
@@ -302,11 +310,16 @@ impl<'a> Stream<'a> {
 
     /// Runs to the end, waiting for completions.
     pub(crate) fn run(mut self) -> Ran {
+        let mut batched = None;
         loop {
             match self.step() {
                 Step::Ran => {}
                 Step::Ended => return self.finish(),
                 Step::Waits(token) => {
+                    // The loop would block here: the end of an iteration in which an event pended (PXG-THR-004).
+                    if batched.replace(token) != Some(token) {
+                        self.rig.batch_end(self.opt.worker);
+                    }
                     let deadline = Instant::now() + Duration::from_millis(20);
                     if let Some(o) = self.rig.host.wait(token, deadline) {
                         self.completed(&o);
@@ -374,7 +387,11 @@ impl<'a> Stream<'a> {
             self.deliver(d, BODY[d], flags, true);
         } else {
             self.sides[d].pass_headers();
-            self.sides[d].at = if self.sides[d].ends_at_headers { At::Done } else { At::Flow };
+            self.sides[d].at = if self.sides[d].ends_at_headers {
+                At::Done
+            } else {
+                At::Flow
+            };
         }
     }
 
@@ -445,7 +462,9 @@ impl<'a> Stream<'a> {
                         }
                     }
                 } else {
-                    flags |= EventFlags::WHOLE_BODY.0 | EventFlags::BODY_END.0 | EventFlags::END_STREAM.0;
+                    flags |= EventFlags::WHOLE_BODY.0
+                        | EventFlags::BODY_END.0
+                        | EventFlags::END_STREAM.0;
                     s.body_end = true;
                     s.trailers_shown = true;
                     ends = true;
@@ -485,7 +504,8 @@ impl<'a> Stream<'a> {
 
     fn trailers(&mut self, d: usize) {
         let s = &mut self.sides[d];
-        if s.trailers.is_some() && !s.trailers_shown && self.subscribe & phase_bit(TRAILERS[d]) != 0 {
+        if s.trailers.is_some() && !s.trailers_shown && self.subscribe & phase_bit(TRAILERS[d]) != 0
+        {
             s.trailers_shown = true;
             self.deliver(d, TRAILERS[d], EventFlags::END_STREAM.0, true);
         } else {
@@ -555,7 +575,8 @@ impl<'a> Stream<'a> {
                 flags |= EventFlags::RESUMED.0;
             }
             let s = &self.sides[d];
-            let shows_fields = phase == HEADERS[d] || (phase == BODY[d] && flags & EventFlags::HEADERS_HELD.0 != 0);
+            let shows_fields = phase == HEADERS[d]
+                || (phase == BODY[d] && flags & EventFlags::HEADERS_HELD.0 != 0);
             if shows_fields {
                 e.fields.clone_from(&s.fields);
                 if d == 1 && self.conf.made.flags & 8 != 0 {
@@ -620,13 +641,27 @@ impl<'a> Stream<'a> {
         }
         let illegal = !bad.is_empty();
         for (rule, text) in bad {
-            note(rule, text, [format!("filter {}, exchange step {}", self.conf.label(), self.ran.events)]);
+            note(
+                rule,
+                text,
+                [format!(
+                    "filter {}, exchange step {}",
+                    self.conf.label(),
+                    self.ran.events
+                )],
+            );
         }
         if e.token != 0 && o.action != Action::PENDING && host.retire_issued(e.token) && !illegal {
             note(
                 "PXG-ASY-005",
-                format!("{at}: completed its token and then returned {}", super::model::action_name(o.action)),
-                ["the completion is discarded; answer PENDING where the token is used".to_string()],
+                format!(
+                    "{at}: completed its token and then returned {}",
+                    super::model::action_name(o.action)
+                ),
+                [
+                    "the completion is discarded; answer PENDING where the token is used"
+                        .to_string(),
+                ],
             );
         }
         if illegal {
@@ -761,7 +796,11 @@ impl<'a> Stream<'a> {
                     if op.kind == 1 {
                         list.retain(|f| f.name != op.key.get());
                     }
-                    let at = if op.key.get().first() == Some(&b':') { 0 } else { list.len() };
+                    let at = if op.key.get().first() == Some(&b':') {
+                        0
+                    } else {
+                        list.len()
+                    };
                     list.insert(
                         at,
                         Field {
@@ -774,7 +813,11 @@ impl<'a> Stream<'a> {
                 (3, Some(list)) => list.retain(|f| f.name != op.key.get()),
                 // An index means the field that stood there in the delivered view.
                 (4 | 5, Some(list)) => {
-                    let view = if op.target == 1 { &context.trailers } else { &context.fields };
+                    let view = if op.target == 1 {
+                        &context.trailers
+                    } else {
+                        &context.fields
+                    };
                     if let Some(f) = usize::try_from(op.u0).ok().and_then(|i| view.get(i))
                         && let Some(at) = list.iter().position(|g| g == f)
                     {
@@ -786,12 +829,16 @@ impl<'a> Stream<'a> {
                     }
                 }
                 (8, _) => {
-                    let n = usize::try_from(op.u0).unwrap_or(usize::MAX).min(s.view.len() - cursor);
+                    let n = usize::try_from(op.u0)
+                        .unwrap_or(usize::MAX)
+                        .min(s.view.len() - cursor);
                     out.extend_from_slice(&s.view[cursor..cursor + n]);
                     cursor += n;
                 }
                 (9, _) => {
-                    cursor += usize::try_from(op.u0).unwrap_or(usize::MAX).min(s.view.len() - cursor);
+                    cursor += usize::try_from(op.u0)
+                        .unwrap_or(usize::MAX)
+                        .min(s.view.len() - cursor);
                 }
                 (10, _) => out.extend_from_slice(op.val.text.get()),
                 _ => {}
@@ -897,11 +944,16 @@ fn check_borrowed(o: &Outcome, grace: Duration, rig: &Rig) {
     for (at, len) in calls::changed(&was) {
         let collected = rig.is_collected_heap(at);
         note(
-            if collected { "PXG-MEM-011" } else { "PXG-MEM-004" },
+            if collected {
+                "PXG-MEM-011"
+            } else {
+                "PXG-MEM-004"
+            },
             if collected {
                 "handed out a pointer into its collected heap that was not pinned".to_string()
             } else {
-                "borrowed result memory changed, or was freed, before the guest's next call".to_string()
+                "borrowed result memory changed, or was freed, before the guest's next call"
+                    .to_string()
             },
             [format!("{len} bytes at {at:#x}")],
         );
@@ -915,7 +967,9 @@ fn split(view: &[u8], n: usize) -> Vec<Vec<u8>> {
     }
     let n = n.clamp(1, 64).min(view.len());
     let each = view.len() / n;
-    let mut out: Vec<Vec<u8>> = (0..n - 1).map(|i| view[i * each..(i + 1) * each].to_vec()).collect();
+    let mut out: Vec<Vec<u8>> = (0..n - 1)
+        .map(|i| view[i * each..(i + 1) * each].to_vec())
+        .collect();
     out.push(view[(n - 1) * each..].to_vec());
     out
 }

@@ -8,7 +8,10 @@ use crate::sandbox::{CaseResult, Status};
 use crate::suite::Report;
 
 fn escape(t: &str) -> String {
-    t.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    t.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 const STYLE: &str = "
@@ -45,7 +48,11 @@ fn of_rule(r: &Report, id: &str) -> (String, &'static str) {
     if let Some(c) = found {
         return (c.status.name().to_string(), class(c.status));
     }
-    let cases: Vec<&CaseResult> = r.cases.iter().filter(|c| c.rules.iter().any(|x| x == id)).collect();
+    let cases: Vec<&CaseResult> = r
+        .cases
+        .iter()
+        .filter(|c| c.rules.iter().any(|x| x == id))
+        .collect();
     if cases.iter().any(|c| c.status == Status::Pass) {
         return ("PASS".into(), "pass");
     }
@@ -63,14 +70,25 @@ pub(crate) fn page(r: &Report) -> String {
          <h1>{name}</h1><div class=\"verdict {class}\">{verdict}{because}</div><dl>",
         name = escape(&r.guest.file_name().unwrap_or_default().to_string_lossy()),
         verdict = r.verdict.name(),
-        class = if r.verdict.code() == 0 { "pass" } else { "fail" },
-        because = if r.because.is_empty() { String::new() } else { format!(": {}", escape(&r.because)) },
+        class = if r.verdict.code() == 0 {
+            "pass"
+        } else {
+            "fail"
+        },
+        because = if r.because.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", escape(&r.because))
+        },
     );
     let filters = r.info.filters.join(", ");
     let rows = [
         ("guest", format!("{} {}", r.info.name, r.info.version)),
         ("filters", filters),
-        ("level", format!("L{} asked for, L{} reached", r.level, r.reached())),
+        (
+            "level",
+            format!("L{} asked for, L{} reached", r.level, r.reached()),
+        ),
         ("ABI", r.abi.clone()),
         ("suite", format!("pxg-conformance {}", r.suite)),
         ("sha256", r.sha256.clone()),
@@ -98,8 +116,16 @@ pub(crate) fn page(r: &Report) -> String {
             id = rule.id,
             level = rule.level.name(),
             text = escape(&rule.text),
-            why = c.untestable.map(|w| format!("<br><span class=\"none\">{}</span>", escape(w))).unwrap_or_default(),
-            cases = c.cases.iter().map(|c| format!("<code>{}</code>", escape(c))).collect::<Vec<_>>().join(" "),
+            why = c
+                .untestable
+                .map(|w| format!("<br><span class=\"none\">{}</span>", escape(w)))
+                .unwrap_or_default(),
+            cases = c
+                .cases
+                .iter()
+                .map(|c| format!("<code>{}</code>", escape(c)))
+                .collect::<Vec<_>>()
+                .join(" "),
         );
     }
     out.push_str("</tbody></table><h2>Cases</h2><div class=\"scroll\"><table><thead><tr><th>case</th><th>result</th><th>level</th><th>ms</th><th></th></tr></thead><tbody>");

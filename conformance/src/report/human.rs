@@ -16,13 +16,21 @@ const BOLD: &str = "\x1b[1m";
 const END: &str = "\x1b[0m";
 
 fn paint(text: &str, with: &str, colour: bool) -> String {
-    if colour { format!("{with}{text}{END}") } else { text.to_string() }
+    if colour {
+        format!("{with}{text}{END}")
+    } else {
+        text.to_string()
+    }
 }
 
 fn colour_of(s: Status) -> &'static str {
     match s {
         Status::Pass | Status::ExpectedFailure => GREEN,
-        Status::Fail | Status::Crash | Status::Timeout | Status::UnexpectedPass | Status::SuiteError => RED,
+        Status::Fail
+        | Status::Crash
+        | Status::Timeout
+        | Status::UnexpectedPass
+        | Status::SuiteError => RED,
         Status::Warn | Status::Blocked => YELLOW,
         Status::Skip | Status::NotApplicable => DIM,
     }
@@ -52,7 +60,9 @@ pub(crate) fn head(r: &Report, colour: bool) -> String {
 pub(crate) fn families(r: &Report, colour: bool) -> String {
     let mut by: BTreeMap<&str, Vec<&CaseResult>> = BTreeMap::new();
     for c in &r.cases {
-        by.entry(c.case.split('/').next().unwrap_or("")).or_default().push(c);
+        by.entry(c.case.split('/').next().unwrap_or(""))
+            .or_default()
+            .push(c);
     }
     let mut out = String::new();
     for (family, cases) in by {
@@ -97,7 +107,11 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
         "{status}  {}  {} ms  [{}]",
         paint(&c.case, BOLD, colour),
         c.ms,
-        if ids.is_empty() { c.rules.join(", ") } else { ids.join(", ") }
+        if ids.is_empty() {
+            c.rules.join(", ")
+        } else {
+            ids.join(", ")
+        }
     );
     if !c.reason.is_empty() {
         let _ = writeln!(out, "  {}", c.reason);
@@ -132,7 +146,10 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
             r.seed
         );
     }
-    for (title, text) in [("the guest printed", &c.output), ("its runtime says of the first access", &c.trace)] {
+    for (title, text) in [
+        ("the guest printed", &c.output),
+        ("its runtime says of the first access", &c.trace),
+    ] {
         if !text.is_empty() {
             let _ = writeln!(out, "  {title}:");
             for line in text.lines() {
@@ -214,6 +231,10 @@ pub(crate) fn whole(r: &Report, colour: bool) -> String {
 fn slowest(r: &Report) -> String {
     let mut by: Vec<&CaseResult> = r.cases.iter().filter(|c| c.ms > 0).collect();
     by.sort_by_key(|c| std::cmp::Reverse(c.ms));
-    let five: Vec<String> = by.iter().take(5).map(|c| format!("{} {} ms", c.case, c.ms)).collect();
+    let five: Vec<String> = by
+        .iter()
+        .take(5)
+        .map(|c| format!("{} {} ms", c.case, c.ms))
+        .collect();
     format!("slowest: {}\n", five.join(", "))
 }

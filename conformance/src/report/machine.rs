@@ -46,7 +46,9 @@ pub(crate) fn tap(r: &Report) -> String {
             "ok"
         };
         let directive = match c.status {
-            Status::Skip | Status::NotApplicable | Status::Blocked => format!(" # SKIP {}", c.reason.replace('\n', " ")),
+            Status::Skip | Status::NotApplicable | Status::Blocked => {
+                format!(" # SKIP {}", c.reason.replace('\n', " "))
+            }
             Status::ExpectedFailure => format!(" # TODO {}", c.reason.replace('\n', " ")),
             _ => String::new(),
         };
@@ -61,17 +63,31 @@ pub(crate) fn tap(r: &Report) -> String {
 
 /// Annotations of GitHub's actions.
 pub(crate) fn github(r: &Report) -> String {
-    let escape = |t: &str| t.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    let escape = |t: &str| {
+        t.replace('%', "%25")
+            .replace('\r', "%0D")
+            .replace('\n', "%0A")
+    };
     let mut out = String::new();
     for c in &r.cases {
         for f in &c.findings {
-            let kind = if c.status.is_bad() { "error" } else { "warning" };
+            let kind = if c.status.is_bad() {
+                "error"
+            } else {
+                "warning"
+            };
             let mut text = f.title.clone();
             for d in &f.detail {
                 text.push('\n');
                 text.push_str(d);
             }
-            let _ = writeln!(out, "::{kind} title={} {}::{}", f.rule, c.case, escape(&text));
+            let _ = writeln!(
+                out,
+                "::{kind} title={} {}::{}",
+                f.rule,
+                c.case,
+                escape(&text)
+            );
         }
     }
     out

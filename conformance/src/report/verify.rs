@@ -9,7 +9,8 @@ use crate::suite::{Report, SCHEMA};
 
 /// Checks the report at `path`; its verdict, if the report is whole.
 pub(crate) fn verify(path: &Path) -> Result<Report> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     // The schema first: an old report is told apart from a broken one.
     let value: serde_json::Value =
         serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))?;
@@ -19,10 +20,13 @@ pub(crate) fn verify(path: &Path) -> Result<Report> {
             "{}: the report has schema {n}, this program reads schema {SCHEMA}; make the report again",
             path.display()
         ),
-        None => bail!("{}: no report of pxg-conformance: it has no `schema`", path.display()),
+        None => bail!(
+            "{}: no report of pxg-conformance: it has no `schema`",
+            path.display()
+        ),
     }
-    let report: Report =
-        serde_json::from_value(value).with_context(|| format!("{} is not as expected", path.display()))?;
+    let report: Report = serde_json::from_value(value)
+        .with_context(|| format!("{} is not as expected", path.display()))?;
     if report.suite == env!("CARGO_PKG_VERSION") {
         let missing: Vec<&str> = cases::all()
             .filter(|c| c.level <= report.level)

@@ -151,7 +151,10 @@ fn reserve(len: usize, prot: i32) -> usize {
 
 fn arena() -> &'static Arena {
     ARENA.get_or_init(|| {
-        let records = reserve(MAX_VIEWS * size_of::<Record>(), libc::PROT_READ | libc::PROT_WRITE);
+        let records = reserve(
+            MAX_VIEWS * size_of::<Record>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+        );
         Arena {
             base: reserve(RESERVED, libc::PROT_NONE),
             // SAFETY: the mapping has room for MAX_VIEWS zeroed records, is never unmapped, and zero is valid for them.

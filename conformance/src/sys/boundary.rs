@@ -9,7 +9,9 @@ use proxy_golang_abi::GuestInitV1;
 
 use super::arena::{self, Align, Kind, Lent, Piece};
 use super::peek;
-use crate::host::model::{Array, Buffer, Event, Field, Op, Outcome, Region, Reply, ReplyFound, Text};
+use crate::host::model::{
+    Array, Buffer, Event, Field, Op, Outcome, Region, Reply, ReplyFound, Text,
+};
 
 /// A loaded library.
 #[derive(Clone, Copy)]
@@ -102,7 +104,14 @@ impl Builder {
 
     /// A sealed view.
     pub(super) fn view(&mut self, kind: Kind, index: u32, bytes: &[u8]) -> u64 {
-        let p = arena::lend(kind, index, self.layout.align, bytes.len(), bytes, self.lent);
+        let p = arena::lend(
+            kind,
+            index,
+            self.layout.align,
+            bytes.len(),
+            bytes,
+            self.lent,
+        );
         p.seal();
         self.pieces.push(p);
         p.start
@@ -127,7 +136,12 @@ impl Builder {
         }
     }
 
-    pub(super) fn array<T: peek::Plain>(&mut self, kind: Kind, index: u32, items: &[T]) -> (*const T, u64) {
+    pub(super) fn array<T: peek::Plain>(
+        &mut self,
+        kind: Kind,
+        index: u32,
+        items: &[T],
+    ) -> (*const T, u64) {
         if items.is_empty() {
             return (std::ptr::null(), 0);
         }

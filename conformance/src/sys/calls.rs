@@ -200,7 +200,14 @@ impl Guest {
     }
 
     /// Runs a hook with scratch memory in reach of `scratch_more`.
-    fn with_scratch<T>(&self, b: &Builder, hook: Hook, scratch: &[Piece], views: &[Piece], f: impl FnOnce() -> T) -> (T, Running) {
+    fn with_scratch<T>(
+        &self,
+        b: &Builder,
+        hook: Hook,
+        scratch: &[Piece],
+        views: &[Piece],
+        f: impl FnOnce() -> T,
+    ) -> (T, Running) {
         RUNNING.with_borrow_mut(|r| {
             r.push(Running {
                 ctx: self.host.ctx(),
@@ -221,7 +228,12 @@ impl Guest {
     }
 
     /// `on_event`. Everything that was lent is inaccessible when this returns.
-    pub(crate) fn on_event(&self, e: &Event, layout: Layout, check: impl FnOnce(&Outcome)) -> EventDone {
+    pub(crate) fn on_event(
+        &self,
+        e: &Event,
+        layout: Layout,
+        check: impl FnOnce(&Outcome),
+    ) -> EventDone {
         let lent = self.lent(Hook::Event, e.phase.0, e.stream);
         let mut b = Builder::new(layout, lent);
         let ev = b.event(e);
@@ -311,12 +323,13 @@ impl Guest {
         let ((), took) = timed(|| {
             while Instant::now() < until {
                 out.write(0, peek::as_bytes(&preset));
-                let ((), running) = self.with_scratch(&b, Hook::Event, &[scratch_ops, scratch], &[], || {
-                    if let Some(f) = self.table.on_event {
-                        // SAFETY: as in on_event; the views and the result live until the loop ends.
-                        unsafe { f(ctx, ev, out.start as *mut abi::EventResult) };
-                    }
-                });
+                let ((), running) =
+                    self.with_scratch(&b, Hook::Event, &[scratch_ops, scratch], &[], || {
+                        if let Some(f) = self.table.on_event {
+                            // SAFETY: as in on_event; the views and the result live until the loop ends.
+                            unsafe { f(ctx, ev, out.start as *mut abi::EventResult) };
+                        }
+                    });
                 for p in &running.more {
                     p.close();
                 }
@@ -368,17 +381,19 @@ impl Guest {
             unreachable!("a guest without on_config_new is refused at init")
         };
         let ctx = self.table.ctx;
-        let (status, running) =
-            self.with_scratch(&b, Hook::ConfigNew, &[scratch], &views, || {
-                // SAFETY: as in on_event.
-                unsafe { f(ctx, input, out.start as *mut abi::ConfigOut) }
-            });
+        let (status, running) = self.with_scratch(&b, Hook::ConfigNew, &[scratch], &views, || {
+            // SAFETY: as in on_event.
+            unsafe { f(ctx, input, out.start as *mut abi::ConfigOut) }
+        });
         check_canary(&out, "pxg_config_out");
         if let Some(at) = scratch.canary_broken(CANARY) {
             note(
                 "PXG-MEM-010",
                 "wrote outside of the scratch that it was lent",
-                [format!("the byte at offset {at} of {} was changed", scratch.len)],
+                [format!(
+                    "the byte at offset {at} of {} was changed",
+                    scratch.len
+                )],
             );
         }
         let mut lent_scratch = running.more.clone();
@@ -403,8 +418,10 @@ impl Guest {
                 flags: a.flags.0,
                 reserved0: a.reserved0,
             }),
-            projection: reader.array(o.projection, o.n_projection, |p: abi::Projection| Projection {
-                name: reader.text(p.name),
+            projection: reader.array(o.projection, o.n_projection, |p: abi::Projection| {
+                Projection {
+                    name: reader.text(p.name),
+                }
             }),
             error: reader.text(o.error),
         };
@@ -425,7 +442,14 @@ impl Guest {
         leave();
     }
 
-    pub(crate) fn on_cancel(&self, config: u64, user: u64, stream: u64, token: u64, worker: u32) -> Took {
+    pub(crate) fn on_cancel(
+        &self,
+        config: u64,
+        user: u64,
+        stream: u64,
+        token: u64,
+        worker: u32,
+    ) -> Took {
         let lent = self.lent(Hook::Cancel, 0, stream);
         enter(Hook::Cancel, lent);
         let ((), took) = timed(|| {
@@ -517,15 +541,17 @@ const RELEASE_SLEEP: Duration = Duration::from_millis(200);
 /// Calls `release` on a fresh thread, which must not call the host. After one that blocked nobody waits for others.
 pub(crate) fn release(at: u64, ctx: u64, wait_for_it: bool) -> Released {
     let (done, wait) = std::sync::mpsc::channel();
-    let spawned = std::thread::Builder::new().name(HOST_THREAD.into()).spawn(move || {
-        IN_RELEASE.set(true);
-        // SAFETY: the guest gave this function with an OWNED buffer, to be called once with `ctx` on any thread.
-        let ((), took) = timed(|| unsafe {
-            let f: unsafe extern "C" fn(u64) = std::mem::transmute(at as usize);
-            f(ctx);
+    let spawned = std::thread::Builder::new()
+        .name(HOST_THREAD.into())
+        .spawn(move || {
+            IN_RELEASE.set(true);
+            // SAFETY: the guest gave this function with an OWNED buffer, to be called once with `ctx` on any thread.
+            let ((), took) = timed(|| unsafe {
+                let f: unsafe extern "C" fn(u64) = std::mem::transmute(at as usize);
+                f(ctx);
+            });
+            let _ = done.send(took.asleep_ns);
         });
-        let _ = done.send(took.asleep_ns);
-    });
     if let Err(e) = spawned {
         crate::finding::suite_error(format!("no thread for `release`: {e}"));
         return Released::InTime;
@@ -587,7 +613,11 @@ unsafe extern "C" fn complete(ctx: u64, token: u64, r: *const abi::EventResult) 
     contained(Status::INTERNAL, || {
         in_release("complete");
         let Some(host) = state::by_ctx(ctx) else {
-            note("PXG-EXT-002", "`complete` called with a ctx of no host", [format!("ctx {ctx:#x}")]);
+            note(
+                "PXG-EXT-002",
+                "`complete` called with a ctx of no host",
+                [format!("ctx {ctx:#x}")],
+            );
             return Status::STALE;
         };
         match handed(r) {
@@ -602,7 +632,10 @@ fn bad_result(function: &str, size: u32, readable: bool) -> Status {
         note(
             "PXG-ABI-002",
             format!("handed a pxg_result of size {size} to `{function}`"),
-            [format!("the struct has {} bytes in version 1.0", size_of::<abi::EventResult>())],
+            [format!(
+                "the struct has {} bytes in version 1.0",
+                size_of::<abi::EventResult>()
+            )],
         );
     } else {
         note(
@@ -699,7 +732,8 @@ unsafe extern "C" fn metrics_define(
 ) -> Status {
     contained(Status::INTERNAL, || {
         in_release("define");
-        let (Some(host), Ok(name)) = (state::by_ctx(ctx), peek::value::<abi::Str>(name as u64)) else {
+        let (Some(host), Ok(name)) = (state::by_ctx(ctx), peek::value::<abi::Str>(name as u64))
+        else {
             return Status::ARG;
         };
         let Ok(bytes) = peek::bytes(name.ptr as u64, name.len as usize) else {

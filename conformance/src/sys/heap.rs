@@ -38,7 +38,10 @@ fn is_arena(base: u64, maps: &[Mapping]) -> bool {
         return false;
     }
     let mut at = base;
-    for m in maps.iter().filter(|m| m.high > base && m.low < base + ARENA) {
+    for m in maps
+        .iter()
+        .filter(|m| m.high > base && m.low < base + ARENA)
+    {
         if !m.anonymous || m.low > at {
             return false;
         }
@@ -48,7 +51,8 @@ fn is_arena(base: u64, maps: &[Mapping]) -> bool {
 }
 
 fn is_thread_heap(base: u64) -> bool {
-    peek::value::<u64>(base).is_ok_and(|first| matches!(first % ARENA, 0x20 | 0x30) && first / ARENA != 0)
+    peek::value::<u64>(base)
+        .is_ok_and(|first| matches!(first % ARENA, 0x20 | 0x30) && first / ARENA != 0)
 }
 
 /// Whether `at` is in a heap of Go's.

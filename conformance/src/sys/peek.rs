@@ -63,14 +63,7 @@ pub(crate) fn into(at: u64, out: &mut [u8]) -> Result<(), Unreadable> {
     };
     // SAFETY: `local` is `out`; `remote` is only read by the kernel, which checks it.
     let n = unsafe {
-        libc::process_vm_readv(
-            libc::getpid(),
-            &raw const local,
-            1,
-            &raw const remote,
-            1,
-            0,
-        )
+        libc::process_vm_readv(libc::getpid(), &raw const local, 1, &raw const remote, 1, 0)
     };
     if n == out.len().cast_signed() {
         Ok(())
@@ -83,7 +76,8 @@ pub(crate) fn into(at: u64, out: &mut [u8]) -> Result<(), Unreadable> {
 pub(crate) fn value<T: Plain>(at: u64) -> Result<T, Unreadable> {
     let mut out = MaybeUninit::<T>::zeroed();
     // SAFETY: the zeroed memory of `out` as bytes.
-    let raw = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
+    let raw =
+        unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), size_of::<T>()) };
     into(at, raw)?;
     // SAFETY: T is Plain, so whatever was read is a value.
     Ok(unsafe { out.assume_init() })

@@ -61,7 +61,9 @@ pub(crate) struct SignalMask(libc::sigset_t);
 impl SignalMask {
     pub(crate) fn restore(self) {
         // SAFETY: a mask that the thread had.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut())
+        };
     }
 }
 
@@ -124,7 +126,10 @@ pub(crate) fn children() -> Vec<u64> {
     let mut out = Vec::new();
     for tid in list().keys() {
         if let Ok(text) = fs::read_to_string(format!("/proc/self/task/{tid}/children")) {
-            out.extend(text.split_whitespace().filter_map(|w| w.parse::<u64>().ok()));
+            out.extend(
+                text.split_whitespace()
+                    .filter_map(|w| w.parse::<u64>().ok()),
+            );
         }
     }
     out
