@@ -68,26 +68,28 @@ enum ReportCommand {
     },
 }
 
-/// The settings' file, `pxg-conformance.toml`, is looked for beside the library:
-///
-///     [[filter]]
-///     name = "header-policy"            # one entry per configuration to test with
-///     config = "request set x-a b"      # or config_file = "policy.txt"
-///     request_headers = [["authorization", "Bearer x"]]
-///     panics = false                    # requests make this filter panic
-///
-///     [expect."PXG-THR-002"]            # a rule or a case that is known to fail
-///     status = "warn"                   # fail, warn, crash, timeout
-///     reason = "why"
-///     issue = "https://..."
-///     until = "2027-01-31"
-///
-/// Without it every filter is tested with an empty configuration.
-///
-/// Exit codes: 0 conformant, 1 violations, 2 usage, 3 the suite failed, 4 incomplete: nothing was found, and not
-/// everything was checked.
+/// Shown below the options of `guest`.
+const SETTINGS: &str = r#"The settings' file, pxg-conformance.toml, is looked for beside the library:
+
+    [[filter]]
+    name = "header-policy"            # one entry per configuration to test with
+    config = "request set x-a b"      # or config_file = "policy.txt"
+    request_headers = [["authorization", "Bearer x"]]
+    panics = false                    # requests make this filter panic
+
+    [expect."PXG-THR-002"]            # a rule or a case that is known to fail
+    status = "warn"                   # fail, warn, crash, timeout
+    reason = "why"
+    issue = "https://..."
+    until = "2027-01-31"
+
+Without it every filter is tested with an empty configuration.
+
+Exit codes: 0 conformant, 1 violations, 2 usage, 3 the suite failed, 4 incomplete: nothing was found, and not
+everything was checked."#;
+
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_long_help = SETTINGS)]
 struct Guest {
     /// The library.
     library: PathBuf,

@@ -21,11 +21,6 @@ const UNTESTABLE: &[(&str, &str)] = &[
         "what a guest has the host forward is for the host to apply; on its side only the shape of the operations can be \
          judged, and that is PXG-MUT-006",
     ),
-    (
-        "PXG-EXT-002",
-        "of an extension's functions only the address is known; that its table begins with a size and can be read is \
-         checked by ext/of-the-guest where a guest has one",
-    ),
 ];
 
 /// What checks a rule on guests.

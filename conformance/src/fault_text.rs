@@ -74,8 +74,7 @@ impl Fault {
                 "int_free",
                 "cfree",
             ]
-            .iter()
-            .any(|n| f == *n)
+            .contains(&f)
         });
         if allocator && (-64..0).contains(&self.offset()) {
             return (

@@ -165,7 +165,7 @@ impl StrictHost {
             0xA00 + n % 0x5ff
         } else {
             // 24 bits of slot, 40 of generation, no small numbers.
-            (n + 0x10_0001) << 24 | (n * 7919 & 0xff_ffff)
+            (n + 0x10_0001) << 24 | ((n * 7919) & 0xff_ffff)
         }
     }
 
@@ -474,7 +474,12 @@ impl StrictHost {
             return 0;
         };
         let id = String::from_utf8_lossy(&id).into_owned();
-        self.lock().ext_ids.push(id.clone());
+        {
+            let mut i = self.lock();
+            if !i.ext_ids.contains(&id) {
+                i.ext_ids.push(id.clone());
+            }
+        }
         if id == proxy_golang_abi::ext::METRICS_V1_ID {
             self.metrics
         } else {

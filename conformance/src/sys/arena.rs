@@ -265,7 +265,7 @@ impl Piece {
         (0..head)
             .chain(tail..self.map_len)
             .find(|i| at(*i) != byte)
-            .map(|i| i as i64 - head as i64)
+            .map(|i| i.cast_signed() as i64 - head.cast_signed() as i64)
     }
 
     /// Makes it read-only.

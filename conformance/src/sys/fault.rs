@@ -149,7 +149,7 @@ fn frames(pc: u64, sp: u64, fp: u64, out: &mut [u64]) {
     let mut fp = fp;
     for _ in 0..8 {
         let mut pair = [0u8; 16];
-        if fp == 0 || fp % 8 != 0 || peek::into(fp, &mut pair).is_err() {
+        if fp == 0 || !fp.is_multiple_of(8) || peek::into(fp, &mut pair).is_err() {
             break;
         }
         let (next, back) = pair.split_at(8);
