@@ -75,6 +75,7 @@ const SETTINGS: &str = r#"The settings' file, pxg-conformance.toml, is looked fo
     name = "header-policy"            # one entry per configuration to test with
     config = "request set x-a b"      # or config_file = "policy.txt"
     request_headers = [["authorization", "Bearer x"]]
+    companion_headers = []            # a request with these is sent while one of this filter is pending
     panics = false                    # requests make this filter panic
 
     [expect."PXG-THR-002"]            # a rule or a case that is known to fail
@@ -319,6 +320,7 @@ fn plan(g: &Guest) -> Result<Plan> {
                     filter: name.clone(),
                     config: Vec::new(),
                     fields: Vec::new(),
+                    companion: Vec::new(),
                     panics: false,
                 });
             }

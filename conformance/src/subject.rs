@@ -14,6 +14,9 @@ pub(crate) struct Subject {
     pub(crate) config: Vec<u8>,
     /// Fields that each request carries besides.
     pub(crate) fields: Vec<(String, String)>,
+    /// Fields of a second request that lets a pending one go on.
+    #[serde(default)]
+    pub(crate) companion: Vec<(String, String)>,
     /// Requests make this filter panic, and it contains that.
     pub(crate) panics: bool,
 }
@@ -51,6 +54,9 @@ struct Entry {
     config_file: Option<String>,
     #[serde(default)]
     request_headers: Vec<(String, String)>,
+    /// A request with these fields is sent while one of this filter is pending.
+    #[serde(default)]
+    companion_headers: Vec<(String, String)>,
     #[serde(default)]
     panics: bool,
 }
@@ -106,6 +112,7 @@ pub(crate) fn read(path: &Path) -> Result<Settings> {
             filter: e.name,
             config,
             fields: e.request_headers,
+            companion: e.companion_headers,
             panics: e.panics,
         });
     }

@@ -6,6 +6,7 @@ mod config;
 mod load;
 mod memory;
 mod run;
+mod stress;
 mod threads;
 
 use std::path::PathBuf;
@@ -84,9 +85,19 @@ impl Run {
                 filter: f.clone(),
                 config: Vec::new(),
                 fields: Vec::new(),
+                companion: Vec::new(),
                 panics: false,
             })
             .collect()
+    }
+
+    /// Filters declare that they may pend, and none did: nothing about completions was checked.
+    pub(crate) fn nothing_pended(&self) {
+        record(&Record::Blocked(
+            "pend_phases is declared, and no event was answered with PENDING; give requests what the filter waits for \
+             (request_headers and companion_headers in pxg-conformance.toml)"
+                .into(),
+        ));
     }
 
     /// Configurations of all subjects. None at all blocks the case.
@@ -115,6 +126,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         memory::CASES,
         asynchronous::CASES,
         threads::CASES,
+        stress::CASES,
     ]
     .into_iter()
     .flatten()

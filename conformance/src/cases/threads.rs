@@ -75,7 +75,7 @@ fn in_call(run: &mut Run) {
 
 const WORKERS: u32 = 4;
 /// Share of a loop thread's time, in percent, that it may sleep inside calls that have nothing to wait for.
-const WAITS: u64 = 50;
+const WAITS: u64 = 12;
 
 fn usable(c: &Conf) -> bool {
     c.made.pend_phases == 0 && c.made.subscribes(Phase::REQUEST_HEADERS) && !c.subject.panics
@@ -84,7 +84,7 @@ fn usable(c: &Conf) -> bool {
 /// As many loop threads as were said call at once: the share of their time, in percent, that they slept, and how often
 /// they called.
 fn attempt(rig: &Rig, c: &Conf) -> (u64, u64) {
-    let time = Duration::from_millis(150);
+    let time = Duration::from_millis(100);
     let asleep: Vec<(u64, u64)> = std::thread::scope(|s| {
         let handles: Vec<_> = (0..WORKERS)
             .map(|worker| {
@@ -130,8 +130,10 @@ fn workers(run: &mut Run) {
             });
         }
         run.checked(1);
-        // What other programs do to the machine is not in all of three attempts.
-        let (share, calls) = (0..3).map(|_| attempt(&rig, c)).min().unwrap_or_default();
+        // What other programs do to the machine is not in most of seven attempts.
+        let mut attempts: Vec<(u64, u64)> = (0..7).map(|_| attempt(&rig, c)).collect();
+        attempts.sort_unstable();
+        let (share, calls) = attempts[attempts.len() / 2];
         remark(format!(
             "{}: {WORKERS} loop threads slept {share}% of their time in {calls} calls",
             c.label()

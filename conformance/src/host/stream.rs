@@ -205,9 +205,19 @@ pub(crate) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     pub(crate) fn new(rig: &'a Rig, conf: &'a Conf, e: &Exchange, opt: Options) -> Self {
+        Self::with_fields(rig, conf, e, opt, &conf.subject.fields)
+    }
+
+    fn with_fields(
+        rig: &'a Rig,
+        conf: &'a Conf,
+        e: &Exchange,
+        opt: Options,
+        fields: &[(String, String)],
+    ) -> Self {
         let made: &ConfigMade = &conf.made;
         let mut request = e.request.clone();
-        for (name, value) in &conf.subject.fields {
+        for (name, value) in fields {
             request.fields.push(super::model::field(name, value));
         }
         Self {
@@ -319,6 +329,7 @@ impl<'a> Stream<'a> {
                     // The loop would block here: the end of an iteration in which an event pended (PXG-THR-004).
                     if batched.replace(token) != Some(token) {
                         self.rig.batch_end(self.opt.worker);
+                        self.help();
                     }
                     let deadline = Instant::now() + Duration::from_millis(20);
                     if let Some(o) = self.rig.host.wait(token, deadline) {
@@ -334,6 +345,21 @@ impl<'a> Stream<'a> {
         if let Some(p) = self.pend.take() {
             self.sides[p.dir].resumed = true;
             self.settle(p.dir, &p.context, o);
+        }
+    }
+
+    /// Sends the request that the filter waits for, where its settings name one.
+    pub(crate) fn help(&self) {
+        if !self.conf.subject.companion.is_empty() {
+            let fields = self.conf.subject.companion.clone();
+            Self::with_fields(
+                self.rig,
+                self.conf,
+                &super::messages::get(),
+                Options::default(),
+                &fields,
+            )
+            .run();
         }
     }
 

@@ -127,6 +127,7 @@ static host_state *state_of(uint64_t ctx) { return (host_state *)(uintptr_t)ctx;
 
 static void say(host_state *h, const char *text) {
 #if defined(M_calls_null_log)
+  if (!h->host->page || __atomic_load_n(&h->host->page->log_level, __ATOMIC_RELAXED) > PXG_LOG_INFO) return;
   h->host->log(h->host->ctx, PXG_LOG_INFO, (const uint8_t *)text, strlen(text));
 #else
 #if !defined(M_logs_at_off)

@@ -23,6 +23,7 @@ package main
 import "C"
 
 import (
+	"bytes"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -104,7 +105,7 @@ func goConfigNew(ctx C.uint64_t, in *C.pxg_config_in, out *C.pxg_config_out) C.i
 	next++
 	kinds[next] = name
 	if mutant == "go-leaks-configuration" {
-		kept = append(kept, make([]byte, 16<<10), copied)
+		kept = append(kept, bytes.Repeat([]byte{1}, 16<<10), copied)
 	}
 	out.config = C.uint64_t(next)
 	out.subscribe = 1<<C.PXG_PHASE_REQUEST_HEADERS | 1<<C.PXG_PHASE_RESPONSE_HEADERS | 1<<C.PXG_PHASE_LOG
