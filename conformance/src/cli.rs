@@ -312,6 +312,7 @@ fn plan(g: &Guest) -> Result<Plan> {
     let mut p = Plan::new(&g.library)?;
     if let Some(file) = &g.config {
         p.settings = subject::read(file)?;
+        p.settings_file = Some(file.clone());
     }
     if !g.filter.is_empty() {
         for name in &g.filter {

@@ -22,6 +22,8 @@ use crate::{elf, rules, subject};
 pub(crate) struct Plan {
     pub(crate) guest: PathBuf,
     pub(crate) settings: Settings,
+    /// The settings' file, where it is not the one beside the library.
+    pub(crate) settings_file: Option<PathBuf>,
     pub(crate) level: u8,
     pub(crate) only: Vec<String>,
     pub(crate) skip: Vec<String>,
@@ -46,6 +48,7 @@ impl Plan {
         Ok(Self {
             guest: guest.to_path_buf(),
             settings,
+            settings_file: None,
             level: 3,
             only: Vec::new(),
             skip: Vec::new(),
@@ -110,6 +113,9 @@ pub(crate) struct Report {
     pub(crate) abi: String,
     /// The library.
     pub(crate) guest: PathBuf,
+    /// The settings' file, where it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<PathBuf>,
     /// Its digest.
     pub(crate) sha256: String,
     /// What it says of itself.
@@ -337,6 +343,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
             proxy_golang_abi::VERSION_MINOR
         ),
         guest: plan.guest.clone(),
+        settings: plan.settings_file.clone(),
         sha256,
         unconfigured: info
             .filters
@@ -355,7 +362,8 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
         verdict: Verdict::SuiteError,
         because: String::new(),
     };
-    if !report.cases.iter().any(|c| c.status == Status::Pass) {
+    // A selection need not make configurations.
+    if !plan.only.is_empty() || !report.cases.iter().any(|c| c.status == Status::Pass) {
         report.unconfigured.clear();
     }
     (report.verdict, report.because) = report.recompute();

@@ -223,6 +223,12 @@ fn nothing_run_is_never_green_and_slips_are_understood() {
     let (out, text) = guest(&library, &["--only", "async"]);
     assert_eq!(code(&out), 4, "{text}");
     assert!(text.contains("INCOMPLETE: no case ran"), "{text}");
+    let (out, text) = guest(&library, &["--only", "load/table"]);
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(
+        text.contains("THE SELECTED CASES PASS") && !text.contains("CONFORMANT"),
+        "{text}"
+    );
     let (out, text) = guest(&library, &["--level", "L1", "--skip", "load/table"]);
     assert_eq!(code(&out), 4, "{text}");
 }

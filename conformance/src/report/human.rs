@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::finding::Finding;
-use crate::rules;
 use crate::sandbox::{CaseResult, Status};
 use crate::suite::Report;
+use crate::{cases, rules};
 
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
@@ -140,8 +140,12 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
     if c.status.is_bad() || c.status == Status::Warn {
         let _ = writeln!(
             out,
-            "  again  pxg-conformance guest {} --only {} --seed {:#x}",
+            "  again  pxg-conformance guest {}{} --only {} --seed {:#x}",
             r.guest.display(),
+            r.settings
+                .as_ref()
+                .map(|f| format!(" --config {}", f.display()))
+                .unwrap_or_default(),
             c.case,
             r.seed
         );
@@ -187,8 +191,17 @@ pub(crate) fn last(r: &Report, colour: bool) -> String {
             parts.push(format!("{} {word}", n(s)));
         }
     }
+    // A few cases that pass make nothing conformant.
+    let whole = cases::all()
+        .filter(|c| c.level <= r.level)
+        .all(|c| r.cases.iter().any(|x| x.case == c.name));
+    let name = if r.verdict.code() == 0 && !whole {
+        "THE SELECTED CASES PASS"
+    } else {
+        r.verdict.name()
+    };
     let verdict = paint(
-        r.verdict.name(),
+        name,
         if r.verdict.code() == 0 { GREEN } else { RED },
         colour,
     );
@@ -197,13 +210,16 @@ pub(crate) fn last(r: &Report, colour: bool) -> String {
     } else {
         format!(": {}", r.because)
     };
+    let reached = if whole {
+        format!(" (L{} of L{} reached)", r.reached(), r.level)
+    } else {
+        String::new()
+    };
     format!(
-        "{} cases: {}  {:.1} s      {verdict}{because} (L{} of L{} reached)\n",
+        "{} cases: {}  {:.1} s      {verdict}{because}{reached}\n",
         r.cases.len(),
         parts.join(", "),
         r.ms as f64 / 1000.0,
-        r.reached(),
-        r.level
     )
 }
 
