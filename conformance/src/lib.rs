@@ -1,1 +1,31 @@
-//! Checks that a guest or a host keeps the rules of the proxy_golang ABI.
+//! Checks that a guest keeps the rules of the proxy_golang ABI: `pxg-conformance guest ./filter.so`.
+//!
+//! A strict host of its own drives the guest, each case in a fresh process, with guarded memory and a handler that
+//! explains every access that is not allowed. It depends on the ABI crate and on no host.
+//!
+//! ```no_run
+//! // In a test of your own guest:
+//! proxy_golang_conformance::assert_guest("target/debug/libmy_filter.so");
+//! ```
+#![deny(unsafe_code)]
+
+mod cases;
+mod child;
+pub mod cli;
+mod coverage;
+mod elf;
+mod explain;
+mod fault_text;
+mod finding;
+mod host;
+mod mutants;
+mod report;
+mod rules;
+mod sandbox;
+mod selftest;
+mod subject;
+mod suite;
+mod symbols;
+mod sys;
+
+pub use suite::assert_guest;

@@ -1,0 +1,3 @@
+module conformance/guest
+
+go 1.24

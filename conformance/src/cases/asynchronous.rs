@@ -1,0 +1,291 @@
+//! Tokens, completions and cancels.
+
+use std::time::{Duration, Instant};
+
+use super::{Case, Run};
+use crate::finding::note;
+use crate::host::messages;
+use crate::host::rig::Conf;
+use crate::host::state::Gate;
+use crate::host::stream::{Options, Step, Stream};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "async/completes",
+        rules: &[
+            "PXG-ASY-001",
+            "PXG-ASY-005",
+            "PXG-ASY-010",
+            "PXG-ACT-006",
+            "PXG-ACT-008",
+        ],
+        level: 4,
+        about: "every pending token is completed, with a legal result",
+        run: completes,
+        env: &[],
+        seconds: 60,
+    },
+    Case {
+        name: "async/unknown-status",
+        rules: &["PXG-ABI-013"],
+        level: 4,
+        about: "complete answers 1000, which means OK, and -1000, which means INTERNAL",
+        run: unknown_status,
+        env: &[],
+        seconds: 60,
+    },
+    Case {
+        name: "async/abort-while-pending",
+        rules: &["PXG-ABI-007", "PXG-ASY-001"],
+        level: 4,
+        about: "the client goes away while the guest works",
+        run: abort_while_pending,
+        env: &[],
+        seconds: 60,
+    },
+    Case {
+        name: "async/cancel-does-not-wait",
+        rules: &["PXG-ASY-014"],
+        level: 4,
+        about: "on_cancel returns while a worker of the guest is held",
+        run: cancel_does_not_wait,
+        env: &[],
+        seconds: 60,
+    },
+    Case {
+        name: "async/many-streams",
+        rules: &["PXG-ASY-001", "PXG-MEM-002"],
+        level: 4,
+        about: "64 streams pend at once, a third of them dies",
+        run: many_streams,
+        env: &[],
+        seconds: 60,
+    },
+];
+
+fn pending(run: &Run, confs: &[Conf]) -> bool {
+    if !confs.is_empty() && !confs.iter().any(|c| c.made.pend_phases != 0) {
+        run.not_applicable("no configuration declares pend_phases");
+    }
+    confs.iter().any(|c| c.made.pend_phases != 0)
+}
+
+fn may_pend(c: &&Conf) -> bool {
+    c.made.pend_phases != 0
+}
+
+fn completes(run: &mut Run) {
+    let Some(rig) = run.rig() else { return };
+    let confs = run.confs(&rig);
+    if pending(run, &confs) {
+        let mut pended = 0;
+        for c in confs.iter().filter(may_pend) {
+            for e in [
+                messages::get(),
+                messages::post(&[200, 200]),
+                messages::chunked(),
+            ] {
+                let ran = rig.run(c, &e, Options::default());
+                pended += ran.pended;
+                run.checked(1);
+            }
+        }
+        if pended == 0 {
+            run.nothing_pended();
+        }
+    }
+    rig.drop_all(confs);
+}
+
+fn unknown_status(run: &mut Run) {
+    let Some(rig) = run.rig() else { return };
+    let confs = run.confs(&rig);
+    if pending(run, &confs) {
+        let mut pended = 0;
+        for c in confs.iter().filter(may_pend) {
+            for lies in [vec![1000], vec![-1000, -1000]] {
+                // Nothing that can be expected follows -1000: the guest may give up, and the deadline ends the stream.
+                let gives_up = lies[0] < 0;
+                let before = rig.host.completes();
+                let opt = Options {
+                    lies,
+                    pend_limit: Duration::from_millis(300),
+                    ..Options::default()
+                };
+                let mut s = Stream::new(&rig, c, &messages::get(), opt);
+                let until = Instant::now() + Duration::from_millis(250);
+                let mut batched = false;
+                loop {
+                    match s.step() {
+                        Step::Ended => break,
+                        Step::Ran => {}
+                        Step::Waits(token) => {
+                            if !std::mem::replace(&mut batched, true) {
+                                rig.batch_end(0);
+                                s.help();
+                            }
+                            if let Some(o) = rig
+                                .host
+                                .wait(token, Instant::now() + Duration::from_millis(10))
+                            {
+                                s.completed(&o);
+                            } else if gives_up && Instant::now() > until {
+                                s.abort();
+                                break;
+                            }
+                        }
+                    }
+                }
+                // Time for a guest that tries again.
+                std::thread::sleep(Duration::from_millis(30));
+                pended += s.finish().pended;
+                let calls = rig.host.completes() - before;
+                run.checked(1);
+                if calls > 20 {
+                    note(
+                        "PXG-ABI-013",
+                        format!(
+                            "called `complete` {calls} times after a status that it did not know"
+                        ),
+                        [
+                            "an unknown negative status means INTERNAL, an unknown positive one OK"
+                                .to_string(),
+                        ],
+                    );
+                }
+            }
+        }
+        if pended == 0 {
+            run.not_applicable("no event was answered with PENDING");
+        }
+    }
+    rig.drop_all(confs);
+}
+
+fn abort_while_pending(run: &mut Run) {
+    let Some(rig) = run.rig() else { return };
+    let confs = run.confs(&rig);
+    if pending(run, &confs) {
+        for c in confs.iter().filter(may_pend) {
+            for e in [messages::get(), messages::post(&[100, 100])] {
+                for _ in 0..5 {
+                    let o = Options {
+                        abort_pending: true,
+                        ..Options::default()
+                    };
+                    rig.run(c, &e, o);
+                    run.checked(1);
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(40));
+    }
+    rig.drop_all(confs);
+}
+
+/// How long `on_cancel` may sleep while a worker of the guest is held for longer.
+const CANCEL: Duration = Duration::from_millis(250);
+
+fn cancel_does_not_wait(run: &mut Run) {
+    let Some(rig) = run.rig() else { return };
+    let confs = run.confs(&rig);
+    if !pending(run, &confs) {
+        rig.drop_all(confs);
+        return;
+    }
+    let mut held_any = false;
+    for c in confs.iter().filter(may_pend) {
+        rig.host.set_gate(Gate::Closed);
+        let e = messages::get();
+        let mut streams: Vec<Stream> = (0..2)
+            .map(|_| Stream::new(&rig, c, &e, Options::default()))
+            .collect();
+        for s in &mut streams {
+            for _ in 0..8 {
+                if let Step::Waits(_) | Step::Ended = s.step() {
+                    break;
+                }
+            }
+        }
+        rig.batch_end(0);
+        streams[0].help();
+        let held = rig.host.wait_occupied(Duration::from_millis(400));
+        let other = streams
+            .iter_mut()
+            .find(|s| s.pending().is_some_and(|t| Some(t) != held));
+        if let (Some(_), Some(other)) = (held, other) {
+            held_any = true;
+            let (done, wait) = std::sync::mpsc::channel();
+            let host = rig.host;
+            let opener = std::thread::spawn(move || {
+                // The gate opens when on_cancel has returned, or when it obviously waits.
+                let _ = wait.recv_timeout(CANCEL * 2);
+                host.set_gate(Gate::Open);
+            });
+            let took = other.abort();
+            let _ = done.send(());
+            let _ = opener.join();
+            run.checked(1);
+            if let Some(t) = took
+                && u128::from(t.asleep_ns) > CANCEL.as_nanos()
+            {
+                note(
+                    "PXG-ASY-014",
+                    format!("{}: on_cancel waited for a worker of the guest", c.label()),
+                    [format!(
+                        "{} ms, while another thread of the guest was inside `complete`",
+                        t.wall_ns / 1_000_000
+                    )],
+                );
+            }
+        }
+        rig.host.set_gate(Gate::Open);
+        for s in streams {
+            s.run();
+        }
+    }
+    if !held_any {
+        run.not_applicable(
+            "no thread of the guest came to `complete` while two streams were pending",
+        );
+    }
+    rig.drop_all(confs);
+}
+
+fn many_streams(run: &mut Run) {
+    let Some(rig) = run.rig() else { return };
+    let confs = run.confs(&rig);
+    if pending(run, &confs) {
+        for c in confs.iter().filter(may_pend) {
+            let exchanges = [messages::get(), messages::post(&[30, 30])];
+            let mut streams: Vec<Option<Stream>> = (0..64)
+                .map(|i| Some(Stream::new(&rig, c, &exchanges[i % 2], Options::default())))
+                .collect();
+            let mut round = 0;
+            while streams.iter().any(Option::is_some) {
+                round += 1;
+                for (i, slot) in streams.iter_mut().enumerate() {
+                    let Some(s) = slot else { continue };
+                    match s.step() {
+                        Step::Ran => {}
+                        Step::Waits(_) if i % 3 == 0 && round > 2 => {
+                            s.abort();
+                            *slot = None;
+                        }
+                        Step::Waits(_) if round == 4 => s.help(),
+                        Step::Waits(_) => {}
+                        Step::Ended => *slot = None,
+                    }
+                }
+                rig.batch_end(0);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            run.checked(64);
+        }
+    }
+    rig.drop_all(confs);
+    let left = rig.host.pending();
+    if !left.is_empty() {
+        crate::finding::suite_error(format!("tokens left pending: {}", left.join(", ")));
+    }
+}

@@ -1,0 +1,511 @@
+//! The command line.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::child::{self, Order};
+use crate::report::{html, human, machine, verify};
+use crate::sandbox::{self, CaseResult, Status};
+use crate::suite::{self, Plan, Verdict};
+use crate::{cases, coverage, elf, explain, rules, selftest, subject};
+
+#[derive(Parser)]
+#[command(
+    name = "pxg-conformance",
+    version,
+    about = "Checks that a guest keeps the rules of the proxy_golang ABI."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check a guest: a library with filters, in any language.
+    Guest(Box<Guest>),
+    /// List the cases, or with --rules the rules.
+    List {
+        /// List rules instead.
+        #[arg(long)]
+        rules: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// What a rule says, why, how to keep it, and what checks it.
+    Explain {
+        /// A rule's id (PXG-MEM-002) or a case's name.
+        id: String,
+    },
+    /// Which rule is checked by what; fails on a gap.
+    Coverage,
+    /// Build guests with one defect each, and demand that each is killed by its own rule. Needs cc and go.
+    Selftest(Selftest),
+    /// Reports.
+    Report {
+        #[command(subcommand)]
+        command: ReportCommand,
+    },
+    #[command(name = "__case", hide = true)]
+    Case {
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        rest: Vec<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum ReportCommand {
+    /// Recompute the verdict of a JSON report.
+    Verify {
+        /// The report.
+        file: PathBuf,
+    },
+}
+
+/// Shown below the options of `guest`.
+const SETTINGS: &str = r#"The settings' file, pxg-conformance.toml, is looked for beside the library:
+
+    [[filter]]
+    name = "header-policy"            # one entry per configuration to test with
+    config = "request set x-a b"      # or config_file = "policy.txt"
+    request_headers = [["authorization", "Bearer x"]]
+    companion_headers = []            # a request with these is sent while one of this filter is pending
+    panics = false                    # requests make this filter panic
+
+    [expect."PXG-THR-002"]            # a rule or a case that is known to fail
+    status = "warn"                   # fail, warn, crash, timeout
+    reason = "why"
+    issue = "https://..."
+    until = "2027-01-31"
+
+Without it every filter is tested with an empty configuration.
+
+Exit codes: 0 conformant, 1 violations, 2 usage, 3 the suite failed, 4 incomplete: nothing was found, and not
+everything was checked."#;
+
+#[derive(Args)]
+#[command(after_long_help = SETTINGS)]
+struct Guest {
+    /// The library.
+    library: PathBuf,
+    /// Settings, instead of pxg-conformance.toml beside the library.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Test this filter only; with an empty configuration unless the settings have one.
+    #[arg(long, value_name = "NAME")]
+    filter: Vec<String>,
+    /// L1 loads, L2 core, L3 memory, L4 async and threads, L5 stress. Levels are cumulative.
+    #[arg(long, default_value = "L3", value_parser = level)]
+    level: u8,
+    /// Only these cases: a name, a family, a glob or a rule's id.
+    #[arg(long, value_name = "CASE")]
+    only: Vec<String>,
+    /// Not these cases; the verdict is then incomplete.
+    #[arg(long, value_name = "CASE")]
+    skip: Vec<String>,
+    /// Repeats a run.
+    #[arg(long, value_parser = number, default_value = "0x5eed1234")]
+    seed: u64,
+    /// Cases at a time.
+    #[arg(short, long)]
+    jobs: Option<usize>,
+    /// Multiplies the time that each case may take.
+    #[arg(long, default_value_t = 1.0)]
+    timeout_scale: f64,
+    /// Milliseconds that each case waits at its end for late uses.
+    #[arg(long, default_value_t = 20)]
+    grace: u64,
+    /// List what would run.
+    #[arg(long)]
+    list: bool,
+    /// Run one case in this process, for a debugger: with --only CASE.
+    #[arg(long)]
+    in_process: bool,
+    /// Start a case under gdb: with --only CASE.
+    #[arg(long)]
+    gdb: bool,
+    /// Write JSON to standard output: one line for each case as it ends, and the report as the last line.
+    #[arg(long)]
+    json: bool,
+    /// Write the report as JSON to a file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Write JUnit's XML to a file.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Write the Test Anything Protocol to a file.
+    #[arg(long, value_name = "FILE")]
+    tap: Option<PathBuf>,
+    /// Write one page of HTML to a file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write annotations for GitHub's actions to standard output.
+    #[arg(long)]
+    github: bool,
+    /// Nothing but the last line.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Each case, and its remarks.
+    #[arg(short, long)]
+    verbose: bool,
+    /// Repeat until something fails.
+    #[arg(long)]
+    repeat_until_failure: bool,
+}
+
+#[derive(Args)]
+struct Selftest {
+    /// Only these: names, globs or rules' ids.
+    #[arg(long)]
+    only: Vec<String>,
+    /// How often each clean sample must be clean; shuffled from the second time on.
+    #[arg(long, default_value_t = 3)]
+    repeat: u32,
+    /// The last repeat runs while other threads use the processors.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    load: bool,
+    /// Guests at a time.
+    #[arg(short, long)]
+    jobs: Option<usize>,
+    /// Keep what is built here.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Further guests that must be clean, with their settings beside them.
+    #[arg(long, value_name = "LIBRARY")]
+    sample: Vec<PathBuf>,
+    /// Each mutant.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn level(s: &str) -> Result<u8, String> {
+    match s.trim_start_matches(['L', 'l']).parse() {
+        Ok(n @ 1..=5) => Ok(n),
+        _ => Err("a level is one of L1, L2, L3, L4, L5".into()),
+    }
+}
+
+fn number(s: &str) -> Result<u64, String> {
+    match s.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => s.parse(),
+    }
+    .map_err(|e| e.to_string())
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("pxg-conformance: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    match cli.command {
+        Command::Guest(g) => guest(&g),
+        Command::List { rules, json } => {
+            list(rules, json)?;
+            Ok(0)
+        }
+        Command::Explain { id } => {
+            print!("{}", explain::explain(&id)?);
+            Ok(0)
+        }
+        Command::Coverage => {
+            let (table, whole) = coverage::table();
+            print!("{table}");
+            Ok(u8::from(!whole))
+        }
+        Command::Selftest(s) => {
+            let ok = selftest::run(&selftest::Asked {
+                only: s.only,
+                repeat: s.repeat,
+                load: s.load,
+                jobs: s.jobs.unwrap_or_else(processors),
+                keep: s.keep,
+                samples: s.sample,
+                verbose: s.verbose,
+            })?;
+            Ok(u8::from(!ok))
+        }
+        Command::Report {
+            command: ReportCommand::Verify { file },
+        } => {
+            let r = verify::verify(&file)?;
+            print!("{}", human::last(&r, false));
+            Ok(r.verdict.code())
+        }
+        Command::Case { rest } => case_main(&rest),
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, Into::into)
+}
+
+/// The process of a case: `__case FD ORDER`.
+pub(crate) fn case_main(args: &[String]) -> ! {
+    let parsed = match args {
+        [fd, order] => fd
+            .parse()
+            .ok()
+            .zip(serde_json::from_str::<Order>(order).ok()),
+        _ => None,
+    };
+    match parsed {
+        Some((fd, order)) => child::main(fd, &order),
+        None => {
+            eprintln!("pxg-conformance: __case is for the suite's own use");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn list(list_rules: bool, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if list_rules {
+        for r in rules::all() {
+            if json {
+                let c = coverage::of(r);
+                let v = serde_json::json!({
+                    "id": r.id, "level": r.level.name(), "party": r.party, "chapter": r.chapter, "text": r.text,
+                    "cases": c.cases, "mutants": c.mutants, "untestable": c.untestable,
+                });
+                writeln!(out, "{v}")?;
+            } else {
+                writeln!(
+                    out,
+                    "{}  {:6}  {:7}  {}",
+                    r.id,
+                    r.level.name(),
+                    r.party,
+                    r.text
+                )?;
+            }
+        }
+        return Ok(());
+    }
+    for c in cases::all() {
+        if json {
+            let v = serde_json::json!({"case": c.name, "level": c.level, "rules": c.rules, "about": c.about});
+            writeln!(out, "{v}")?;
+        } else {
+            writeln!(out, "L{}  {:28}  {}", c.level, c.name, c.about)?;
+        }
+    }
+    Ok(())
+}
+
+fn plan(g: &Guest) -> Result<Plan> {
+    let mut p = Plan::new(&g.library)?;
+    if let Some(file) = &g.config {
+        p.settings = subject::read(file)?;
+        p.settings_file = Some(file.clone());
+    }
+    if !g.filter.is_empty() {
+        for name in &g.filter {
+            if !p.settings.subjects.iter().any(|s| s.filter == *name) {
+                p.settings.subjects.push(subject::Subject {
+                    filter: name.clone(),
+                    config: Vec::new(),
+                    fields: Vec::new(),
+                    companion: Vec::new(),
+                    panics: false,
+                });
+            }
+        }
+        p.settings.subjects.retain(|s| g.filter.contains(&s.filter));
+    }
+    p.level = g.level;
+    p.only.clone_from(&g.only);
+    p.skip.clone_from(&g.skip);
+    p.seed = g.seed;
+    if let Some(jobs) = g.jobs {
+        p.jobs = jobs;
+    }
+    p.limits.timeout_scale = g.timeout_scale.clamp(0.01, 1000.0);
+    p.limits.grace_ms = g.grace;
+    Ok(p)
+}
+
+fn guest(g: &Guest) -> Result<u8> {
+    let mut p = plan(g)?;
+    let selected = suite::select(&p)?;
+    if g.list {
+        for c in selected {
+            println!("L{}  {:28}  {}", c.level, c.name, c.about);
+        }
+        return Ok(0);
+    }
+    if let Err(text) = std::fs::metadata(&g.library) {
+        anyhow::bail!("{}: {text}", g.library.display());
+    }
+    if let Err(text) = sandbox::check_file(&g.library) {
+        // A verdict on the guest: it is no library at all.
+        println!(
+            "FAIL  load/symbols  [PXG-LOAD-001]\n  {text}\n\n0 cases ran      NOT CONFORMANT: not a library"
+        );
+        return Ok(Verdict::NotConformant.code());
+    }
+    if g.in_process || g.gdb {
+        return one(g, &p, &selected);
+    }
+    loop {
+        let code = once(g, &p)?;
+        if !g.repeat_until_failure || code != 0 {
+            return Ok(code);
+        }
+        p.seed = p.seed.wrapping_add(1);
+    }
+}
+
+/// One case in this process, or under a debugger.
+fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
+    let [case] = selected else {
+        anyhow::bail!(
+            "--in-process and --gdb take one case; {} are selected: add --only CASE",
+            selected.len()
+        );
+    };
+    if g.gdb {
+        let status = std::process::Command::new("gdb")
+            .args([
+                "-ex",
+                "handle SIGSEGV nostop noprint pass",
+                "-ex",
+                "handle SIGURG nostop noprint pass",
+                "--args",
+            ])
+            .arg(std::env::current_exe()?)
+            .args([
+                "guest",
+                "--in-process",
+                "--only",
+                case.name,
+                "--seed",
+                &p.seed.to_string(),
+            ])
+            .args(
+                g.config
+                    .iter()
+                    .flat_map(|c| [std::ffi::OsStr::new("--config"), c.as_os_str()]),
+            )
+            .args(g.filter.iter().flat_map(|f| ["--filter", f.as_str()]))
+            .arg(&g.library)
+            .status()
+            .context("cannot start gdb")?;
+        return Ok(u8::from(!status.success()));
+    }
+    let order = Order {
+        case: case.name.to_string(),
+        guest: std::fs::canonicalize(&g.library)?,
+        has_go: elf::has_go(&g.library),
+        seed: p.seed,
+        subjects: p.settings.subjects.clone(),
+        grace_ms: p.limits.grace_ms,
+        heal: true,
+    };
+    let shared = crate::sys::shared::Shared::create()?;
+    crate::sys::shared::install(shared);
+    for (k, v) in case.env {
+        eprintln!(
+            "note: the case sets {k}={v} in a process of its own; set it yourself for the same run"
+        );
+    }
+    child::run(&order);
+    let shared = crate::sys::shared::current().context("installed above")?;
+    let mut bad = false;
+    for line in shared.log().lines().filter(|l| !l.contains("\"Module\"")) {
+        bad |= line.contains("\"Finding\"");
+        println!("{line}");
+    }
+    let faults = shared.faults();
+    for f in &faults {
+        let f = crate::fault_text::Fault::read(f);
+        println!(
+            "fault: {} of {:#x} at {:#x}",
+            if f.write { "write" } else { "read" },
+            f.at,
+            f.pc
+        );
+    }
+    crate::sys::process::exit_now(i32::from(bad || !faults.is_empty()));
+}
+
+fn once(g: &Guest, p: &Plan) -> Result<u8> {
+    let terminal = std::io::stderr().is_terminal();
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let total = suite::select(p)?.len();
+    let done = Mutex::new((0usize, 0usize));
+    let each = |c: &CaseResult| {
+        if g.json
+            && let Ok(line) = serde_json::to_string(c)
+        {
+            println!("{line}");
+        }
+        if g.verbose && !g.json {
+            println!("{:11} {} ({} ms)", c.status.name(), c.case, c.ms);
+            for r in &c.remarks {
+                println!("            {r}");
+            }
+        }
+        let mut d = done
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        d.0 += 1;
+        d.1 += usize::from(c.status.is_bad());
+        if terminal && !g.quiet && !g.verbose {
+            eprint!("\r\x1b[K{}/{total} cases, {} failed, {}", d.0, d.1, c.case);
+        }
+    };
+    let report = suite::run(p, each)?;
+    if terminal && !g.quiet && !g.verbose {
+        eprint!("\r\x1b[K");
+    }
+    let write = |to: &Option<PathBuf>, text: &dyn Fn() -> Result<String>| -> Result<()> {
+        if let Some(file) = to {
+            save(file, &text()?)?;
+        }
+        Ok(())
+    };
+    write(&g.report, &|| {
+        Ok(serde_json::to_string_pretty(&report)? + "\n")
+    })?;
+    write(&g.junit, &|| machine::junit(&report))?;
+    write(&g.tap, &|| Ok(machine::tap(&report)))?;
+    write(&g.html, &|| Ok(html::page(&report)))?;
+    if g.github {
+        print!("{}", machine::github(&report));
+    }
+    if g.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else if g.quiet {
+        print!("{}", human::last(&report, colour));
+    } else {
+        print!("{}", human::whole(&report, colour));
+        for c in report
+            .cases
+            .iter()
+            .filter(|c| c.status == Status::NotApplicable && g.verbose)
+        {
+            println!("n/a {}: {}", c.case, c.reason);
+        }
+    }
+    Ok(report.verdict.code())
+}
+
+fn save(file: &Path, text: &str) -> Result<()> {
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}

@@ -1,0 +1,97 @@
+//! What a library's file says about itself.
+
+use std::path::Path;
+
+use object::read::elf::{ElfFile64, FileHeader as _};
+use object::{Architecture, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
+
+/// A symbol that the library defines for others.
+pub(crate) struct Export {
+    pub(crate) name: String,
+    pub(crate) is_function: bool,
+}
+
+fn parse<'a>(path: &Path, data: &'a [u8]) -> Result<ElfFile64<'a>, String> {
+    let found = match data {
+        [] => "an empty file",
+        [0x7f, b'E', b'L', b'F', 1, ..] => "a 32-bit ELF file",
+        [0x7f, b'E', b'L', b'F', ..] => "an ELF file",
+        [b'#', b'!', ..] => "a script",
+        [b'M', b'Z', ..] => "a Windows program",
+        [0xcf, 0xfa, 0xed, 0xfe, ..] => "a macOS library",
+        _ => "something else",
+    };
+    let expected = format!("a 64-bit ELF shared object for {}", std::env::consts::ARCH);
+    let file: ElfFile64<'a> = ElfFile64::parse(data).map_err(|e| {
+        format!(
+            "{}: found {found} ({e}), expected {expected}",
+            path.display()
+        )
+    })?;
+    let here = match std::env::consts::ARCH {
+        "x86_64" => Architecture::X86_64,
+        "aarch64" => Architecture::Aarch64,
+        _ => Architecture::Unknown,
+    };
+    if file.architecture() != here {
+        return Err(format!(
+            "{}: found {found} for {:?}, expected {expected}",
+            path.display(),
+            file.architecture()
+        ));
+    }
+    if file.elf_header().e_type(file.endian()) != object::elf::ET_DYN {
+        return Err(format!(
+            "{}: found {found} that is not a shared object, expected {expected}",
+            path.display()
+        ));
+    }
+    Ok(file)
+}
+
+/// The symbols that the library at `path` exports, or why it is none.
+pub(crate) fn exports(path: &Path) -> Result<Vec<Export>, String> {
+    let data = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let file = parse(path, &data)?;
+    Ok(file
+        .dynamic_symbols()
+        .filter(|s| s.is_definition() && !s.is_local())
+        .filter_map(|s| {
+            Some(Export {
+                name: s.name().ok()?.to_string(),
+                is_function: s.kind() == SymbolKind::Text,
+            })
+        })
+        .collect())
+}
+
+/// Whether the library contains a Go runtime.
+pub(crate) fn has_go(path: &Path) -> bool {
+    let Ok(data) = std::fs::read(path) else {
+        return false;
+    };
+    parse(path, &data).is_ok_and(|f| {
+        f.sections().any(|s| {
+            matches!(
+                s.name(),
+                Ok(".go.buildinfo" | ".gopclntab" | ".data.rel.ro.gopclntab")
+            )
+        })
+    })
+}
+
+/// The name of the function that begins at `offset` of the file's addresses.
+pub(crate) fn symbols_with_prefix(path: &Path, prefix: &str) -> Vec<String> {
+    let Ok(data) = std::fs::read(path) else {
+        return Vec::new();
+    };
+    let Ok(file) = parse(path, &data) else {
+        return Vec::new();
+    };
+    file.symbols()
+        .chain(file.dynamic_symbols())
+        .filter_map(|s| s.name().ok())
+        .filter(|n| n.starts_with(prefix))
+        .map(str::to_string)
+        .collect()
+}

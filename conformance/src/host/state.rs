@@ -1,0 +1,519 @@
+//! What the host's functions work on: tokens, handles, metrics, and what the guest asked for from any thread.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use proxy_golang_abi::feature::FeatureSet;
+use proxy_golang_abi::{LogLevel, Status};
+
+use super::judge::{Context, Way};
+use super::model::{Outcome, phase_name};
+use crate::finding::note;
+
+/// Which optional entries of the table are NULL.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Nulls {
+    pub(crate) log: bool,
+    pub(crate) get_ext: bool,
+    pub(crate) page: bool,
+}
+
+/// What a host's table says.
+#[derive(Clone, Debug)]
+pub(crate) struct HostOptions {
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+    pub(crate) features: FeatureSet,
+    pub(crate) n_workers: u32,
+    pub(crate) null: Nulls,
+    pub(crate) tail: usize,
+    pub(crate) log_level: u32,
+}
+
+/// Where in its life a token is.
+#[derive(Clone, Debug)]
+pub(crate) enum TokenState {
+    Issued,
+    Early(Box<Outcome>),
+    Pending,
+    Completed(Box<Outcome>),
+    Retired,
+}
+
+struct Token {
+    state: TokenState,
+    context: Context,
+    /// Answers that are given instead of the right one, each once.
+    lies: Vec<i32>,
+    accepted_with: Option<i32>,
+}
+
+struct Handle {
+    live: bool,
+    wakes: bool,
+}
+
+/// Something the guest asked for a stream, in the order of acceptance.
+#[derive(Clone, Debug)]
+pub(crate) enum Mail {
+    Apply(Box<Outcome>),
+    Wake(u64),
+}
+
+#[derive(Default)]
+struct Inner {
+    tokens: HashMap<u64, Token>,
+    handles: HashMap<u64, Handle>,
+    mail: HashMap<u64, Vec<Mail>>,
+    logs: Vec<(u32, String)>,
+    log_calls: u64,
+    metrics: Vec<Vec<u8>>,
+    ext_ids: Vec<String>,
+    owned: Vec<(u64, u64)>,
+    stale: u64,
+    gate: Gate,
+    gate_token: u64,
+    completes: u64,
+}
+
+/// Holds threads of the guest inside `complete`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Gate {
+    #[default]
+    Open,
+    Closed,
+    /// A thread waits in it.
+    Occupied,
+}
+
+/// One host of the process.
+pub(crate) struct StrictHost {
+    index: u64,
+    pub(crate) options: HostOptions,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    events: AtomicU64,
+    forgotten: AtomicU64,
+    values: AtomicU64,
+    /// Tokens and handles are small numbers (PXG-ABI-009).
+    small: std::sync::atomic::AtomicBool,
+    metrics: u64,
+}
+
+static HOSTS: RwLock<Vec<&'static StrictHost>> = RwLock::new(Vec::new());
+
+/// Makes a host that lives as long as the process.
+pub(crate) fn make(options: HostOptions) -> &'static StrictHost {
+    let mut hosts = HOSTS.write().unwrap_or_else(PoisonError::into_inner);
+    let host: &'static StrictHost = Box::leak(Box::new(StrictHost {
+        index: hosts.len() as u64,
+        options,
+        inner: Mutex::default(),
+        changed: Condvar::new(),
+        events: AtomicU64::new(0),
+        forgotten: AtomicU64::new(0),
+        values: AtomicU64::new(0),
+        small: false.into(),
+        metrics: crate::sys::calls::metrics_table(),
+    }));
+    hosts.push(host);
+    host
+}
+
+/// The host whose table has this `ctx`.
+pub(crate) fn by_ctx(ctx: u64) -> Option<&'static StrictHost> {
+    let hosts = HOSTS.read().unwrap_or_else(PoisonError::into_inner);
+    hosts
+        .get(usize::try_from(ctx.wrapping_sub(FIRST_CTX)).ok()?)
+        .copied()
+}
+
+const FIRST_CTX: u64 = 0x11;
+
+impl StrictHost {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn ctx(&self) -> u64 {
+        FIRST_CTX + self.index
+    }
+
+    pub(crate) fn next_event(&self) -> u64 {
+        self.events.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A token was never completed.
+    pub(crate) fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn use_small_values(&self) {
+        self.small.store(true, Ordering::Relaxed);
+    }
+
+    fn next_value(&self) -> u64 {
+        let n = self.values.fetch_add(1, Ordering::Relaxed);
+        if self.small.load(Ordering::Relaxed) {
+            // Above the offsets of members behind NULL, below the first page's end.
+            0xA00 + n % 0x5ff
+        } else {
+            // 24 bits of slot, 40 of generation, no small numbers.
+            (n + 0x10_0001) << 24 | ((n * 7919) & 0xff_ffff)
+        }
+    }
+
+    // ---- the driver's side
+
+    pub(crate) fn issue(&self, context: Context) -> u64 {
+        let value = self.next_value();
+        self.lock().tokens.insert(
+            value,
+            Token {
+                state: TokenState::Issued,
+                context,
+                lies: Vec::new(),
+                accepted_with: None,
+            },
+        );
+        value
+    }
+
+    pub(crate) fn open_handle(&self, wakes: bool) -> u64 {
+        let value = self.next_value();
+        self.lock()
+            .handles
+            .insert(value, Handle { live: true, wakes });
+        value
+    }
+
+    pub(crate) fn close_handle(&self, handle: u64) {
+        let mut i = self.lock();
+        if let Some(h) = i.handles.get_mut(&handle) {
+            h.live = false;
+        }
+        i.mail.remove(&handle);
+    }
+
+    pub(crate) fn take_mail(&self, handle: u64) -> Vec<Mail> {
+        self.lock().mail.remove(&handle).unwrap_or_default()
+    }
+
+    /// `on_event` returned PENDING: the kept result, if `complete` was faster.
+    pub(crate) fn pend(&self, token: u64) -> Option<Outcome> {
+        let mut i = self.lock();
+        let t = i.tokens.get_mut(&token)?;
+        match std::mem::replace(&mut t.state, TokenState::Pending) {
+            TokenState::Early(o) => {
+                t.state = TokenState::Retired;
+                Some(*o)
+            }
+            _ => None,
+        }
+    }
+
+    /// `on_event` returned something else: whether the token had been completed before.
+    pub(crate) fn retire_issued(&self, token: u64) -> bool {
+        let mut i = self.lock();
+        i.tokens.get_mut(&token).is_some_and(|t| {
+            matches!(
+                std::mem::replace(&mut t.state, TokenState::Retired),
+                TokenState::Early(_)
+            )
+        })
+    }
+
+    /// Waits until a pending token is completed, at most until `deadline`.
+    pub(crate) fn wait(&self, token: u64, deadline: Instant) -> Option<Outcome> {
+        let mut i = self.lock();
+        loop {
+            if let Some(t) = i.tokens.get_mut(&token)
+                && let TokenState::Completed(_) = t.state
+                && let TokenState::Completed(o) =
+                    std::mem::replace(&mut t.state, TokenState::Retired)
+            {
+                return Some(*o);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            i = self
+                .changed
+                .wait_timeout(i, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Cancels: true if the token was pending, false if a completion came first.
+    pub(crate) fn cancel(&self, token: u64) -> bool {
+        let mut i = self.lock();
+        i.tokens.get_mut(&token).is_some_and(|t| {
+            matches!(
+                std::mem::replace(&mut t.state, TokenState::Retired),
+                TokenState::Pending
+            )
+        })
+    }
+
+    /// The next answers to `complete` for this token are these, whatever it says.
+    pub(crate) fn lie(&self, token: u64, answers: &[i32]) {
+        if let Some(t) = self.lock().tokens.get_mut(&token) {
+            t.lies = answers.to_vec();
+        }
+    }
+
+    pub(crate) fn set_gate(&self, gate: Gate) {
+        self.lock().gate = gate;
+        self.changed.notify_all();
+    }
+
+    /// Waits until a thread of the guest is held inside `complete`: the token it completes.
+    pub(crate) fn wait_occupied(&self, limit: Duration) -> Option<u64> {
+        let i = self.lock();
+        let (i, _) = self
+            .changed
+            .wait_timeout_while(i, limit, |i| i.gate != Gate::Occupied)
+            .unwrap_or_else(PoisonError::into_inner);
+        (i.gate == Gate::Occupied).then_some(i.gate_token)
+    }
+
+    /// Buffers that passed to the host and have not been released.
+    pub(crate) fn take_owned(&self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.lock().owned)
+    }
+
+    pub(crate) fn own(&self, buffers: Vec<(u64, u64)>) {
+        self.lock().owned.extend(buffers);
+    }
+
+    pub(crate) fn logs(&self) -> Vec<(u32, String)> {
+        self.lock().logs.clone()
+    }
+
+    pub(crate) fn log_calls(&self) -> u64 {
+        self.lock().log_calls
+    }
+
+    pub(crate) fn ext_ids(&self) -> Vec<String> {
+        self.lock().ext_ids.clone()
+    }
+
+    pub(crate) fn metrics_defined(&self) -> usize {
+        self.lock().metrics.len()
+    }
+
+    pub(crate) fn completes(&self) -> u64 {
+        self.lock().completes
+    }
+
+    // ---- the guest's side
+
+    pub(crate) fn complete(&self, token: u64, outcome: Outcome, in_hook: bool) -> Status {
+        let mut i = self.lock();
+        i.completes += 1;
+        i.owned.extend(outcome.owned());
+        while i.gate != Gate::Open && !in_hook {
+            i.gate = Gate::Occupied;
+            i.gate_token = token;
+            self.changed.notify_all();
+            i = self.changed.wait(i).unwrap_or_else(PoisonError::into_inner);
+        }
+        let Some(t) = i.tokens.get_mut(&token) else {
+            i.stale += 1;
+            drop(i);
+            return Status::STALE;
+        };
+        match t.state {
+            TokenState::Issued | TokenState::Pending => {}
+            _ => {
+                let after_ok = t.accepted_with.is_some_and(|a| a > 0);
+                i.stale += 1;
+                drop(i);
+                if after_ok {
+                    note(
+                        "PXG-ABI-013",
+                        "completed a token again after the host had answered 1000",
+                        ["an unknown positive status means OK".to_string()],
+                    );
+                }
+                return Status::STALE;
+            }
+        }
+        let mut context = t.context.clone();
+        context.way = Way::Complete;
+        let bad = context.judge(&outcome);
+        if bad.is_empty()
+            && let Some(&lie) = t.lies.first()
+        {
+            t.lies.remove(0);
+            if lie >= 0 {
+                t.accepted_with = Some(lie);
+                t.state = match t.state {
+                    TokenState::Issued => TokenState::Early(Box::new(outcome)),
+                    _ => TokenState::Completed(Box::new(outcome)),
+                };
+                self.changed.notify_all();
+            }
+            return Status(lie);
+        }
+        let answer = if let Some((rule, _)) = bad.first() {
+            match *rule {
+                "PXG-ABI-005" | "PXG-NEG-003" => Status::UNSUPPORTED,
+                "PXG-ASY-010" => Status::STATE,
+                _ => Status::ARG,
+            }
+        } else {
+            t.accepted_with = Some(0);
+            t.state = match t.state {
+                TokenState::Issued => TokenState::Early(Box::new(outcome)),
+                _ => TokenState::Completed(Box::new(outcome)),
+            };
+            Status::OK
+        };
+        self.changed.notify_all();
+        drop(i);
+        for (rule, text) in bad {
+            note(rule, text, [format!("`complete` answered {}", answer.0)]);
+        }
+        answer
+    }
+
+    pub(crate) fn apply(&self, stream: u64, outcome: Outcome) -> Status {
+        let mut i = self.lock();
+        i.owned.extend(outcome.owned());
+        if !i.handles.get(&stream).is_some_and(|h| h.live) {
+            i.stale += 1;
+            return Status::STALE;
+        }
+        let context = Context {
+            phase: proxy_golang_abi::Phase(0),
+            flags: proxy_golang_abi::EventFlags(0),
+            pend_phases: 0,
+            features: self.options.features,
+            mode: Default::default(),
+            subscribe: 0,
+            held: false,
+            view_len: 0,
+            max_body: 0,
+            fields: Vec::new(),
+            trailers: Vec::new(),
+            replied: false,
+            way: Way::Apply,
+            length_left: None,
+        };
+        let bad = context.judge(&outcome);
+        if bad.is_empty() {
+            i.mail
+                .entry(stream)
+                .or_default()
+                .push(Mail::Apply(Box::new(outcome)));
+            self.changed.notify_all();
+            return Status::OK;
+        }
+        drop(i);
+        for (rule, text) in bad {
+            note(rule, text, []);
+        }
+        Status::ARG
+    }
+
+    pub(crate) fn wake(&self, stream: u64, arg: u64) -> Status {
+        let mut i = self.lock();
+        match i.handles.get(&stream) {
+            Some(h) if h.live && h.wakes => {}
+            Some(h) if h.live => return Status::STATE,
+            _ => {
+                i.stale += 1;
+                return Status::STALE;
+            }
+        }
+        let mail = i.mail.entry(stream).or_default();
+        let queued = mail.iter_mut().find_map(|m| match m {
+            Mail::Wake(a) => Some(a),
+            Mail::Apply(_) => None,
+        });
+        match queued {
+            Some(a) => *a |= arg,
+            None => mail.push(Mail::Wake(arg)),
+        }
+        self.changed.notify_all();
+        Status::OK
+    }
+
+    pub(crate) fn log(&self, level: LogLevel, text: Option<Vec<u8>>) {
+        if text.is_none() {
+            note(
+                "PXG-ABI-012",
+                "handed memory that can't be read to `log`",
+                [],
+            );
+        }
+        let mut i = self.lock();
+        i.log_calls += 1;
+        if i.logs.len() < 200 {
+            let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
+            i.logs.push((level.0, text));
+        }
+    }
+
+    pub(crate) fn get_ext(&self, id: Option<Vec<u8>>) -> u64 {
+        let Some(id) = id else {
+            note(
+                "PXG-ABI-012",
+                "handed memory that can't be read to `get_ext`",
+                [],
+            );
+            return 0;
+        };
+        let id = String::from_utf8_lossy(&id).into_owned();
+        {
+            let mut i = self.lock();
+            if !i.ext_ids.contains(&id) {
+                i.ext_ids.push(id.clone());
+            }
+        }
+        if id == proxy_golang_abi::ext::METRICS_V1_ID {
+            self.metrics
+        } else {
+            0
+        }
+    }
+
+    pub(crate) fn define_metric(&self, name: Vec<u8>) -> Result<u32, Status> {
+        let mut i = self.lock();
+        let n = match i.metrics.iter().position(|m| *m == name) {
+            Some(n) => n,
+            None => {
+                i.metrics.push(name);
+                i.metrics.len() - 1
+            }
+        };
+        u32::try_from(n + 1).map_err(|_| Status::LIMIT)
+    }
+
+    pub(crate) fn record_metric(&self, id: u32) -> Status {
+        if id > 0 && id as usize <= self.lock().metrics.len() {
+            Status::OK
+        } else {
+            Status::NOTFOUND
+        }
+    }
+
+    /// Tokens that are still pending, by phase: for the end of a case.
+    pub(crate) fn pending(&self) -> Vec<String> {
+        self.lock()
+            .tokens
+            .iter()
+            .filter(|(_, t)| matches!(t.state, TokenState::Pending))
+            .map(|(v, t)| format!("token {v:#x} of {}", phase_name(t.context.phase)))
+            .collect()
+    }
+}

@@ -1,0 +1,6 @@
+//! Reports: for people, and for machines.
+
+pub(crate) mod html;
+pub(crate) mod human;
+pub(crate) mod machine;
+pub(crate) mod verify;

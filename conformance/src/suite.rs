@@ -1,0 +1,469 @@
+//! A run of many cases over one guest, and its verdict.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::cases::{self, Case};
+use crate::child::Order;
+use crate::finding::GuestInfo;
+use crate::sandbox::{self, CaseResult, Limits, Status};
+use crate::subject::{Expect, FILE_NAME, Settings};
+use crate::{elf, rules, subject};
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) guest: PathBuf,
+    pub(crate) settings: Settings,
+    /// The settings' file, where it is not the one beside the library.
+    pub(crate) settings_file: Option<PathBuf>,
+    pub(crate) level: u8,
+    pub(crate) only: Vec<String>,
+    pub(crate) skip: Vec<String>,
+    pub(crate) seed: u64,
+    pub(crate) jobs: usize,
+    pub(crate) limits: Limits,
+    /// Run failing cases again for the guest's own trace.
+    pub(crate) traces: bool,
+    /// Run in an order given by the seed.
+    pub(crate) shuffle: bool,
+}
+
+impl Plan {
+    /// The default run of `guest`, with the settings found beside it.
+    pub(crate) fn new(guest: &Path) -> Result<Self> {
+        let beside = guest.with_file_name(FILE_NAME);
+        let settings = if beside.is_file() {
+            subject::read(&beside)?
+        } else {
+            Settings::default()
+        };
+        Ok(Self {
+            guest: guest.to_path_buf(),
+            settings,
+            settings_file: None,
+            level: 3,
+            only: Vec::new(),
+            skip: Vec::new(),
+            seed: 0x5eed_1234,
+            jobs: std::thread::available_parallelism().map_or(2, Into::into),
+            limits: Limits {
+                timeout_scale: 1.0,
+                grace_ms: 20,
+            },
+            traces: true,
+            shuffle: false,
+        })
+    }
+}
+
+/// What a run comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verdict {
+    /// Every case that applies passed.
+    Conformant,
+    /// A MUST was broken.
+    NotConformant,
+    /// Nothing was found, and not everything was checked.
+    Incomplete,
+    /// The suite failed.
+    SuiteError,
+}
+
+impl Verdict {
+    /// The exit code.
+    #[must_use]
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Conformant => 0,
+            Self::NotConformant => 1,
+            Self::SuiteError => 3,
+            Self::Incomplete => 4,
+        }
+    }
+
+    /// For the last line.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Conformant => "CONFORMANT",
+            Self::NotConformant => "NOT CONFORMANT",
+            Self::Incomplete => "INCOMPLETE",
+            Self::SuiteError => "SUITE ERROR",
+        }
+    }
+}
+
+/// A whole run: the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Version of this schema.
+    pub(crate) schema: u32,
+    /// Version of the suite.
+    pub(crate) suite: String,
+    /// Version of the ABI that it checks.
+    pub(crate) abi: String,
+    /// The library.
+    pub(crate) guest: PathBuf,
+    /// The settings' file, where it was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) settings: Option<PathBuf>,
+    /// Its digest.
+    pub(crate) sha256: String,
+    /// What it says of itself.
+    pub(crate) info: GuestInfo,
+    /// Whether it contains a Go runtime.
+    pub(crate) go: bool,
+    /// The level that was asked for.
+    pub(crate) level: u8,
+    /// The seed.
+    pub(crate) seed: u64,
+    /// What watched.
+    pub(crate) detectors: Vec<String>,
+    /// Kernel and machine.
+    pub(crate) machine: String,
+    /// The cases.
+    pub(crate) cases: Vec<CaseResult>,
+    /// Filters of which no configuration was accepted.
+    pub(crate) unconfigured: Vec<String>,
+    /// How long it took.
+    pub(crate) ms: u64,
+    /// What it comes to.
+    pub(crate) verdict: Verdict,
+    /// Why it is not conformant, in a few words.
+    pub(crate) because: String,
+}
+
+/// The version of the report's schema.
+pub(crate) const SCHEMA: u32 = 1;
+
+impl Report {
+    /// How many cases ended so.
+    #[must_use]
+    pub(crate) fn count(&self, s: Status) -> usize {
+        self.cases.iter().filter(|c| c.status == s).count()
+    }
+
+    /// The verdict that follows from the cases.
+    #[must_use]
+    pub(crate) fn recompute(&self) -> (Verdict, String) {
+        let bad = self.cases.iter().filter(|c| c.status.is_bad()).count();
+        let ran = self
+            .cases
+            .iter()
+            .filter(|c| {
+                !matches!(
+                    c.status,
+                    Status::Skip | Status::NotApplicable | Status::Blocked
+                )
+            })
+            .count();
+        if bad > 0 {
+            return (Verdict::NotConformant, format!("{bad} cases failed"));
+        }
+        if let Some(c) = self.cases.iter().find(|c| c.status == Status::SuiteError) {
+            return (Verdict::SuiteError, format!("{}: {}", c.case, c.reason));
+        }
+        if ran == 0 {
+            return (Verdict::Incomplete, "no case ran".into());
+        }
+        if let Some(c) = self.cases.iter().find(|c| c.status == Status::Blocked) {
+            return (
+                Verdict::Incomplete,
+                format!("{} was blocked: {}", c.case, c.reason),
+            );
+        }
+        let skipped = self.count(Status::Skip);
+        if skipped > 0 {
+            return (Verdict::Incomplete, format!("{skipped} cases were skipped"));
+        }
+        if !self.unconfigured.is_empty() {
+            return (
+                Verdict::Incomplete,
+                format!(
+                    "no configuration was accepted for {}; give them one in {FILE_NAME}",
+                    self.unconfigured.join(", ")
+                ),
+            );
+        }
+        (Verdict::Conformant, String::new())
+    }
+
+    /// The highest level of which every case is right, 0 for none.
+    #[must_use]
+    pub(crate) fn reached(&self) -> u8 {
+        (1..=self.level)
+            .take_while(|l| {
+                self.cases.iter().filter(|c| c.level == *l).all(|c| {
+                    !c.status.is_bad()
+                        && !matches!(
+                            c.status,
+                            Status::SuiteError | Status::Blocked | Status::Skip
+                        )
+                })
+            })
+            .last()
+            .unwrap_or(0)
+    }
+}
+
+/// The cases that `plan` selects; an unknown name is an error that says what was meant.
+pub(crate) fn select(plan: &Plan) -> Result<Vec<&'static Case>> {
+    for word in plan.only.iter().chain(&plan.skip) {
+        if !cases::all().any(|c| matches(c, word)) {
+            if let Some(r) = rules::find(word) {
+                bail!(
+                    "no case checks {} ({}); `pxg-conformance explain {}` says why",
+                    r.id,
+                    r.party,
+                    r.id
+                );
+            }
+            let known = cases::all()
+                .map(|c| c.name)
+                .chain(rules::all().iter().map(|r| r.id.as_str()));
+            let near = rules::did_you_mean(word, known);
+            if near.is_empty() {
+                bail!("no case or rule {word:?}; `pxg-conformance list` shows them");
+            }
+            bail!(
+                "no case or rule {word:?}; did you mean {}?",
+                near.join(" or ")
+            );
+        }
+    }
+    Ok(cases::all()
+        .filter(|c| {
+            if plan.only.is_empty() {
+                c.level <= plan.level
+            } else {
+                plan.only.iter().any(|w| matches(c, w))
+            }
+        })
+        .collect())
+}
+
+fn matches(c: &Case, word: &str) -> bool {
+    c.rules.iter().any(|r| r.eq_ignore_ascii_case(word))
+        || glob::Pattern::new(word).is_ok_and(|p| p.matches(c.name))
+        || c.name.split('/').next() == Some(word)
+}
+
+fn skipped(c: &Case, plan: &Plan) -> bool {
+    plan.skip.iter().any(|w| matches(c, w))
+}
+
+/// Runs the plan; `each` is called with every result as it comes.
+pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Report> {
+    let started = Instant::now();
+    let mut selected = select(plan)?;
+    let guest = std::fs::canonicalize(&plan.guest).unwrap_or_else(|_| plan.guest.clone());
+    let data = std::fs::read(&guest).unwrap_or_default();
+    let sha256 = Sha256::digest(&data)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    let go = elf::has_go(&guest);
+    if plan.shuffle {
+        let mut rng = crate::host::messages::Rng::new(plan.seed);
+        for i in (1..selected.len()).rev() {
+            selected.swap(i, rng.below(i + 1));
+        }
+    }
+    let results: Mutex<Vec<(usize, CaseResult)>> = Mutex::default();
+    let info: Mutex<GuestInfo> = Mutex::default();
+    let configured: Mutex<BTreeSet<String>> = Mutex::default();
+    let next = AtomicUsize::new(0);
+    let lock = |e: std::sync::PoisonError<_>| e.into_inner();
+    std::thread::scope(|s| {
+        for _ in 0..plan.jobs.clamp(1, 64) {
+            s.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(case) = selected.get(i) else { break };
+                    let order = Order {
+                        case: case.name.to_string(),
+                        guest: guest.clone(),
+                        has_go: go,
+                        seed: plan.seed,
+                        subjects: plan.settings.subjects.clone(),
+                        grace_ms: plan.limits.grace_ms,
+                        heal: true,
+                    };
+                    let mut result = if skipped(case, plan) {
+                        skip(case)
+                    } else {
+                        let (mut result, told) = sandbox::run(case, &order, &plan.limits);
+                        if plan.traces && told.faults > 0 && result.status.is_bad() {
+                            result.trace =
+                                sandbox::trace(case, &order, &plan.limits).unwrap_or_default();
+                        }
+                        if let Some(g) = told.guest {
+                            *info
+                                .lock()
+                                .unwrap_or_else(std::sync::PoisonError::into_inner) = g;
+                        }
+                        configured
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner)
+                            .extend(told.configured);
+                        result
+                    };
+                    expected(&mut result, plan);
+                    each(&result);
+                    results.lock().unwrap_or_else(lock).push((i, result));
+                }
+            });
+        }
+    });
+    let mut cases = results
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    cases.sort_by_key(|c| c.0);
+    let info = info
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let configured = configured
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut report = Report {
+        schema: SCHEMA,
+        suite: env!("CARGO_PKG_VERSION").to_string(),
+        abi: format!(
+            "{}.{}",
+            proxy_golang_abi::VERSION_MAJOR,
+            proxy_golang_abi::VERSION_MINOR
+        ),
+        guest: plan.guest.clone(),
+        settings: plan.settings_file.clone(),
+        sha256,
+        unconfigured: info
+            .filters
+            .iter()
+            .filter(|f| !configured.contains(*f))
+            .cloned()
+            .collect(),
+        info,
+        go,
+        level: plan.level,
+        seed: plan.seed,
+        detectors: detectors(),
+        machine: machine(),
+        cases: cases.into_iter().map(|c| c.1).collect(),
+        ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        verdict: Verdict::SuiteError,
+        because: String::new(),
+    };
+    // A selection need not make configurations.
+    if !plan.only.is_empty() || !report.cases.iter().any(|c| c.status == Status::Pass) {
+        report.unconfigured.clear();
+    }
+    (report.verdict, report.because) = report.recompute();
+    Ok(report)
+}
+
+fn skip(case: &Case) -> CaseResult {
+    CaseResult {
+        case: case.name.to_string(),
+        level: case.level,
+        rules: case.rules.iter().map(ToString::to_string).collect(),
+        status: Status::Skip,
+        reason: "left out by --skip".into(),
+        findings: Vec::new(),
+        remarks: Vec::new(),
+        output: String::new(),
+        trace: String::new(),
+        ms: 0,
+        checked: 0,
+    }
+}
+
+/// Applies `[expect]`: by the case's name, or by the rules that were broken.
+fn expected(r: &mut CaseResult, plan: &Plan) {
+    let find = |r: &CaseResult| -> Option<(String, Expect)> {
+        if let Some(x) = plan.settings.expect.get(&r.case) {
+            return Some((r.case.clone(), x.clone()));
+        }
+        let rule = &r.findings.first()?.rule;
+        let x = plan.settings.expect.get(rule)?;
+        // A rule's expectation covers a case only if nothing else is wrong with it.
+        r.findings
+            .iter()
+            .all(|f| f.rule == *rule)
+            .then(|| (rule.clone(), x.clone()))
+    };
+    let Some((name, x)) = find(r) else { return };
+    let as_expected = r.status.name().eq_ignore_ascii_case(&x.status);
+    if as_expected && x.until.as_str() >= today().as_str() {
+        r.status = Status::ExpectedFailure;
+        r.reason = x.reason;
+    } else if as_expected {
+        r.reason = format!("[expect] {name:?} has run out on {}", x.until);
+    } else if r.status == Status::Pass {
+        r.status = Status::UnexpectedPass;
+        r.reason = format!(
+            "[expect] {name:?} says {}, and it passes: remove the entry",
+            x.status
+        );
+    }
+}
+
+/// The day, as `2027-01-31`.
+fn today() -> String {
+    let days = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs() / 86400)
+        .cast_signed();
+    // Days to a date of the Gregorian calendar, with years that begin in March.
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let d = doy - (153 * mp + 2) / 5 + 1;
+    let m = if mp < 10 { mp + 3 } else { mp - 9 };
+    let y = yoe + era * 400 + i64::from(m <= 2);
+    format!("{y:04}-{m:02}-{d:02}")
+}
+
+fn detectors() -> Vec<String> {
+    [
+        "guarded views with a healing fault handler (late system calls are not seen)",
+        "read-only views",
+        "canaries",
+        "tokens by generation",
+        "borrowed memory read twice",
+        "C heap and resident memory per configuration",
+        "time asleep by the kernel's scheduler statistics",
+    ]
+    .map(str::to_string)
+    .to_vec()
+}
+
+fn machine() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("Linux {} {}", kernel.trim(), std::env::consts::ARCH)
+}
+
+/// Runs the default cases on the guest at `path`, for a test of that guest.
+///
+/// # Panics
+/// If the guest is not conformant, with the report as the text.
+pub fn assert_guest(path: impl AsRef<Path>) {
+    crate::sys::entry::announce();
+    let report = match Plan::new(path.as_ref()).and_then(|p| run(&p, |_| {})) {
+        Ok(r) => r,
+        Err(e) => panic!("{e:#}"),
+    };
+    let text = crate::report::human::whole(&report, false);
+    assert!(report.verdict == Verdict::Conformant, "{text}");
+}

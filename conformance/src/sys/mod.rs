@@ -1,0 +1,14 @@
+//! The only module with `unsafe`: shared memory, guarded pages, signal handlers, processes, and the calls across the
+//! boundary. What it offers the rest of the crate is safe.
+#![allow(unsafe_code)]
+
+pub(crate) mod arena;
+pub(crate) mod boundary;
+pub(crate) mod calls;
+pub(crate) mod entry;
+pub(crate) mod fault;
+pub(crate) mod heap;
+pub(crate) mod peek;
+pub(crate) mod process;
+pub(crate) mod shared;
+pub(crate) mod threads;

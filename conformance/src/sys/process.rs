@@ -1,0 +1,183 @@
+//! The process of a case: its limits, its end, and what it prints.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How much of what a guest prints is kept: the last bytes of each of stdout and stderr.
+const KEPT: usize = 64 << 10;
+
+/// What a case's process printed.
+#[derive(Default, Debug)]
+pub(crate) struct Printed {
+    kept: Vec<u8>,
+    pub(crate) total: u64,
+}
+
+impl Printed {
+    fn push(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
+        self.kept.extend_from_slice(bytes);
+        if self.kept.len() > 2 * KEPT {
+            let cut = self.kept.len() - KEPT;
+            self.kept.drain(..cut);
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let from = self.kept.len().saturating_sub(KEPT);
+        String::from_utf8_lossy(&self.kept[from..]).into_owned()
+    }
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// None: it was killed at the end of its time.
+    pub(crate) status: Option<ExitStatus>,
+    /// What its threads were doing then.
+    pub(crate) threads: Vec<String>,
+    pub(crate) printed: String,
+    pub(crate) printed_bytes: u64,
+}
+
+/// Runs this program again with `args`, in a process group of its own that ends with it, at most for `limit`.
+pub(crate) fn run(
+    args: &[OsString],
+    env: &[(&str, String)],
+    shared: RawFd,
+    limit: Duration,
+) -> std::io::Result<Ended> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("pxg-conformance")
+        .args(args)
+        .envs(env.iter().map(|(k, v)| (k, v)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    // SAFETY: between fork and exec only async-signal-safe calls: prctl, setrlimit, fcntl.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            for (what, most) in [
+                (libc::RLIMIT_CORE, 0),
+                (libc::RLIMIT_FSIZE, 64 << 20),
+                (libc::RLIMIT_CPU, 120),
+            ] {
+                let limit = libc::rlimit {
+                    rlim_cur: most,
+                    rlim_max: most,
+                };
+                libc::setrlimit(what, &raw const limit);
+            }
+            if libc::fcntl(shared, libc::F_SETFD, 0) < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn()?;
+    let printed = Arc::new(Mutex::new(Printed::default()));
+    let readers = [
+        child.stdout.take().map(|p| read(p, &printed)),
+        child.stderr.take().map(|p| read(p, &printed)),
+    ];
+    let in_time = wait(&child, limit);
+    let threads = if in_time {
+        Vec::new()
+    } else {
+        super::threads::describe_all(child.id())
+    };
+    // The group goes with the case, also where the guest left processes behind.
+    kill_group(child.id());
+    let status = child.wait()?;
+    let deadline = Instant::now() + Duration::from_millis(500);
+    for reader in readers.into_iter().flatten() {
+        // A process that escaped the group may hold the pipe: its output is then left where it is.
+        while !reader.is_finished() && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+    let printed = printed
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(Ended {
+        status: in_time.then_some(status),
+        threads,
+        printed: printed.text(),
+        printed_bytes: printed.total,
+    })
+}
+
+fn read(
+    mut from: impl Read + Send + 'static,
+    to: &Arc<Mutex<Printed>>,
+) -> std::thread::JoinHandle<()> {
+    let to = Arc::clone(to);
+    std::thread::spawn(move || {
+        let mut buffer = [0u8; 16 << 10];
+        while let Ok(n) = from.read(&mut buffer) {
+            if n == 0 {
+                break;
+            }
+            to.lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push(&buffer[..n]);
+        }
+    })
+}
+
+/// Waits for the end of `child`; false if `limit` was over first.
+fn wait(child: &Child, limit: Duration) -> bool {
+    let Ok(pid) = libc::pid_t::try_from(child.id()) else {
+        return false;
+    };
+    // SAFETY: the child is ours and not reaped yet, so the pid is its own.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let Ok(fd) = RawFd::try_from(fd) else {
+        return false;
+    };
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let _close = unsafe { OwnedFd::from_raw_fd(fd) };
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut p = libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let ms = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: one valid pollfd.
+        match unsafe { libc::poll(&raw mut p, 1, ms) } {
+            1.. => return true,
+            0 => return false,
+            _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            _ => return false,
+        }
+    }
+}
+
+fn kill_group(pid: u32) {
+    if let Ok(pid) = libc::pid_t::try_from(pid)
+        && pid > 1
+    {
+        // SAFETY: the group of a child that is not reaped yet, so the number is still its own.
+        unsafe { libc::kill(-pid, libc::SIGKILL) };
+    }
+}
+
+/// Ends this process at once, without destructors or exit handlers, which a guest might hang.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: does not return.
+    unsafe { libc::_exit(code) }
+}

@@ -1,0 +1,274 @@
+//! The program against guests: good ones, and libraries that end badly. Whatever they do, the answer is a verdict.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn manifest() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Builds `source` with `defines` into a folder of its own.
+fn build(dir: &Path, source: &str, define: &str) -> PathBuf {
+    let out = dir.join(format!("{define}.so"));
+    let done = Command::new("cc")
+        .args([
+            "-std=gnu99",
+            "-g",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+        ])
+        .arg(format!("-D{define}"))
+        .arg("-I")
+        .arg(manifest().join("include"))
+        .arg(manifest().join(source))
+        .arg("-o")
+        .arg(&out)
+        .arg("-lpthread")
+        .output()
+        .expect("a C compiler is needed");
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    out
+}
+
+fn bad(dir: &Path, define: &str) -> PathBuf {
+    build(dir, "tests/bad/bad.c", define)
+}
+
+fn guest(library: &Path, args: &[&str]) -> (Output, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_pxg-conformance"))
+        .arg("guest")
+        .arg(library)
+        .args(args)
+        .output()
+        .expect("the program starts");
+    let text =
+        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+    (out, text)
+}
+
+fn code(out: &Output) -> i32 {
+    out.status.code().expect("the program is not killed")
+}
+
+#[test]
+fn a_small_guest_is_conformant() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, text) = guest(&bad(dir.path(), "GOOD"), &["--level", "L2"]);
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(text.contains("CONFORMANT (L2 of L2 reached)"), "{text}");
+}
+
+#[test]
+fn a_test_of_a_guest_can_call_the_suite() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = bad(dir.path(), "GOOD");
+    proxy_golang_conformance::assert_guest(&library);
+    let library = bad(dir.path(), "EXITS");
+    let failed = std::panic::catch_unwind(|| proxy_golang_conformance::assert_guest(&library));
+    let text = failed.expect_err("it is not conformant");
+    let text = text.downcast_ref::<String>().expect("a text");
+    assert!(
+        text.contains("the guest ended the process with exit code 0"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_no_library_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text.so");
+    std::fs::write(&file, "#!/bin/sh\n").unwrap();
+    let (out, text) = guest(&file, &[]);
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(text.contains("found a script"), "{text}");
+    assert!(text.contains("0 cases ran"), "{text}");
+    let (out, text) = guest(&dir.path().join("none.so"), &[]);
+    assert_eq!(code(&out), 2, "{text}");
+}
+
+#[test]
+fn a_library_without_the_entry_function_breaks_its_rule() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, text) = guest(&bad(dir.path(), "NO_ENTRY"), &["--level", "L1"]);
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(text.contains("PXG-LOAD-001"), "{text}");
+}
+
+#[test]
+fn crashes_exits_and_hangs_are_verdicts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, text) = guest(
+        &bad(dir.path(), "CRASHES_AT_LOAD"),
+        &["--only", "load/table"],
+    );
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(
+        text.contains("SIGABRT") && text.contains("in the loading of the library"),
+        "{text}"
+    );
+
+    let (out, text) = guest(&bad(dir.path(), "EXITS"), &["--only", "run/exchanges"]);
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(
+        text.contains("exit code 0") && text.contains("on_event(RESPONSE_HEADERS)"),
+        "{text}"
+    );
+
+    let (out, text) = guest(
+        &bad(dir.path(), "HANGS_IN_INIT"),
+        &["--only", "load/table", "--timeout-scale", "0.1"],
+    );
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(
+        text.contains("TIMEOUT") && text.contains("in pxg_guest_init_v1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn noise_is_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    for (define, says) in [
+        ("CLOSES_OUTPUT", ""),
+        ("PRINTS", "the guest printed"),
+        ("STARTS_THREADS", ""),
+        ("FORKS_AT_LOAD", "left processes behind"),
+    ] {
+        let (out, text) = guest(&bad(dir.path(), define), &["--only", "run/exchanges", "-v"]);
+        assert_eq!(code(&out), 0, "{define}: {text}");
+        assert!(text.contains(says), "{define}: {text}");
+    }
+}
+
+#[test]
+fn a_wrong_access_is_named_with_its_function_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = build(dir.path(), "mutants/guest/c/guest.c", "M_late_read");
+    let (out, text) = guest(&library, &["--only", "mem/late-use", "--filter", "headers"]);
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(text.contains("PXG-MEM-002"), "{text}");
+    assert!(text.contains("late_run  guest.c:"), "{text}");
+    assert!(text.contains("after on_event("), "{text}");
+}
+
+#[test]
+fn reports_can_be_verified_and_not_forged() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = bad(dir.path(), "GOOD");
+    let file = |n: &str| dir.path().join(n).display().to_string();
+    let (out, text) = guest(
+        &library,
+        &[
+            "--level",
+            "L1",
+            "--report",
+            &file("r.json"),
+            "--junit",
+            &file("r.xml"),
+            "--tap",
+            &file("r.tap"),
+            "--html",
+            &file("r.html"),
+            "--json",
+        ],
+    );
+    assert_eq!(code(&out), 0, "{text}");
+    let last = text.lines().last().expect("the report is the last line");
+    assert!(last.contains("\"verdict\":\"conformant\""), "{last}");
+    assert!(
+        std::fs::read_to_string(file("r.xml"))
+            .unwrap()
+            .contains("<testsuite")
+    );
+    assert!(
+        std::fs::read_to_string(file("r.tap"))
+            .unwrap()
+            .starts_with("TAP version 13")
+    );
+    assert!(
+        std::fs::read_to_string(file("r.html"))
+            .unwrap()
+            .contains("PXG-LOAD-010")
+    );
+    let verify = |name: &str| {
+        Command::new(env!("CARGO_BIN_EXE_pxg-conformance"))
+            .args(["report", "verify", &file(name)])
+            .output()
+            .unwrap()
+    };
+    assert_eq!(code(&verify("r.json")), 0);
+    let forged = std::fs::read_to_string(file("r.json"))
+        .unwrap()
+        .replacen("\"PASS\"", "\"FAIL\"", 1);
+    std::fs::write(file("forged.json"), forged).unwrap();
+    let out = verify("forged.json");
+    assert_eq!(code(&out), 2);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("its cases say NOT CONFORMANT"));
+    std::fs::write(file("old.json"), "{\"schema\": 0}").unwrap();
+    assert!(String::from_utf8_lossy(&verify("old.json").stderr).contains("schema 0"));
+}
+
+#[test]
+fn nothing_run_is_never_green_and_slips_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = bad(dir.path(), "GOOD");
+    let (out, text) = guest(&library, &["--only", "PXG-MEM-02"]);
+    assert_eq!(code(&out), 2, "{text}");
+    assert!(text.contains("did you mean PXG-MEM-002"), "{text}");
+    let (out, text) = guest(&library, &["--only", "async"]);
+    assert_eq!(code(&out), 4, "{text}");
+    assert!(text.contains("INCOMPLETE: no case ran"), "{text}");
+    let (out, text) = guest(&library, &["--only", "load/table"]);
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(
+        text.contains("THE SELECTED CASES PASS") && !text.contains("CONFORMANT"),
+        "{text}"
+    );
+    let (out, text) = guest(&library, &["--level", "L1", "--skip", "load/table"]);
+    assert_eq!(code(&out), 4, "{text}");
+}
+
+#[test]
+fn known_failures_need_a_reason_and_a_day() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = build(dir.path(), "mutants/guest/c/guest.c", "M_status_101");
+    let settings = dir.path().join("settings.toml");
+    let run = |expect: &str| {
+        std::fs::write(&settings, format!("[expect.\"PXG-RPL-001\"]\n{expect}")).unwrap();
+        guest(
+            &library,
+            &[
+                "--only",
+                "run/exchanges",
+                "--config",
+                &settings.display().to_string(),
+            ],
+        )
+    };
+    let (out, text) = run("status = \"fail\"\nreason = \"known\"\nuntil = \"2999-01-01\"\n");
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(text.contains("XFAIL"), "{text}");
+    let (out, text) = run("status = \"fail\"\nreason = \"known\"\nuntil = \"2020-01-01\"\n");
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(text.contains("has run out"), "{text}");
+    let (out, text) = run("status = \"fail\"\nreason = \" \"\nuntil = \"2999-01-01\"\n");
+    assert_eq!(code(&out), 2, "{text}");
+}
+
+#[test]
+fn every_rule_of_guests_is_covered_or_said_to_be_untestable() {
+    let out = Command::new(env!("CARGO_BIN_EXE_pxg-conformance"))
+        .arg("coverage")
+        .output()
+        .unwrap();
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+}
