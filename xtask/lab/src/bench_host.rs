@@ -5,10 +5,12 @@
 //! ratio of the processor time per request. What is told is the median of the rounds with the interval that covers it
 //! with 95 %. Plain against a second plain process, measured the same way, says what the noise is.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
@@ -158,6 +160,8 @@ enum More {
 #[derive(Debug, Serialize)]
 struct Report {
     machine: String,
+    /// Share of all processors' time that other processes had.
+    others: f64,
     rounds: usize,
     run_ms: u64,
     connections: usize,
@@ -176,7 +180,7 @@ pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    LocalSet::new().block_on(&runtime, measure(args))
+    LocalSet::new().block_on(&runtime, measure(args, processors))
 }
 
 /// A running variant with its load.
@@ -321,7 +325,7 @@ idle_timeout = "1h"
     text
 }
 
-async fn measure(args: &Args) -> Result<()> {
+async fn measure(args: &Args, processors: usize) -> Result<()> {
     let paint = Paint::stdout();
     let folder = tempfile::tempdir()?;
     let wanted = |v: &&Variant| {
@@ -352,9 +356,15 @@ async fn measure(args: &Args) -> Result<()> {
         subject.run(Duration::from_millis(500)).await?;
         subject.runs.clear();
     }
+    let clocks: Vec<_> = subjects
+        .iter()
+        .map(|s| s.clock)
+        .chain([plain.clock, CpuClock::of(Pid::this())?])
+        .collect();
+    let before = (Instant::now(), busy()?, sum(&clocks)?);
     let mut rounds: Vec<Vec<(Run, Run)>> = vec![Vec::new(); subjects.len()];
     for round in 0..args.rounds {
-        eprint!("\rround {}/{}  ", round + 1, args.rounds);
+        progress(&format!("round {}/{}", round + 1, args.rounds));
         // Not always the same one after the same one.
         for i in 0..variants.len() {
             let i = (i + round) % variants.len();
@@ -363,21 +373,25 @@ async fn measure(args: &Args) -> Result<()> {
             rounds[i].push((first.and(plain.run(run).await?), variant));
         }
     }
+    let ours = sum(&clocks)? - before.2;
+    let all = before.0.elapsed().as_secs_f64() * processors as f64;
+    let others = (busy()?.saturating_sub(before.1).saturating_sub(ours)).as_secs_f64() / all;
     let mut rows = Vec::new();
     for ((variant, subject), rounds) in variants.iter().zip(&subjects).zip(&rounds) {
         rows.push(cost(variant, subject, &plain, rounds));
     }
     for (variant, subject) in variants.iter().zip(&subjects).filter(|(v, _)| v.mixed) {
-        eprint!("\rmixed load    ");
+        progress("mixed load");
         rows.push(
             mixed(args, variant.name, subject, run)
                 .await
                 .with_context(|| variant.name)?,
         );
     }
-    eprintln!();
+    progress("");
     let report = Report {
         machine,
+        others,
         rounds: args.rounds,
         run_ms: args.run_ms,
         connections: args.connections,
@@ -389,6 +403,38 @@ async fn measure(args: &Args) -> Result<()> {
             .with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
+}
+
+fn sum(clocks: &[CpuClock]) -> Result<Duration> {
+    clocks.iter().map(|clock| clock.now()).sum()
+}
+
+/// Time that all processors together were not idle since the machine started.
+fn busy() -> Result<Duration> {
+    let stat = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let line = stat
+        .lines()
+        .next()
+        .and_then(|line| line.strip_prefix("cpu "));
+    let fields: Vec<u64> = line
+        .context("/proc/stat begins with the sum of all processors")?
+        .split_whitespace()
+        .map(|field| field.parse().context("read /proc/stat"))
+        .collect::<Result<_>>()?;
+    ensure!(fields.len() >= 8, "/proc/stat has {} columns", fields.len());
+    // user nice system idle iowait irq softirq steal, in hundredths of a second
+    let ticks = fields[..3].iter().chain(&fields[5..8]).sum::<u64>();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
+/// On a terminal one line, written over; else nothing.
+fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r{text:20}");
+        if text.is_empty() {
+            eprint!("\r");
+        }
+    }
 }
 
 fn cost(variant: &Variant, subject: &Subject, plain: &Subject, rounds: &[(Run, Run)]) -> Row {
@@ -461,7 +507,23 @@ async fn mixed(args: &Args, name: &str, subject: &Subject, run: Duration) -> Res
     })
 }
 
+/// Most of the processors' time that others may have had for a measurement to be worth something.
+const QUIET: f64 = 0.05;
+
 fn table(paint: Paint, report: &Report) {
+    if report.others > QUIET {
+        println!();
+        println!(
+            "{}",
+            paint.red(
+                format!(
+                    "Other processes had {:.0} % of the processors meanwhile. The figures below say little; run this again \
+                     when the machine is quiet.",
+                    report.others * 100.0
+                )
+            )
+        );
+    }
     println!();
     println!(
         "{:58} {:22} {:>7}  verdict",
@@ -524,7 +586,10 @@ pub fn machine() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
         .map_or("unknown processor", |(_, model)| model.trim());
-    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let processors = info
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count();
     let virtual_machine = if info.contains("hypervisor") {
         ", virtual machine"
     } else {

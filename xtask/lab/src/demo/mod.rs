@@ -162,6 +162,18 @@ impl Demo {
         })
     }
 
+    /// Requests one after the other on a connection of their own, as fast as they are answered.
+    async fn burst(&self, path: &str, requests: u64) -> Result<()> {
+        let address = self.host.listener("main")?;
+        let mut connection = Connection::open(address, Protocol::Http1).await?;
+        for _ in 0..requests {
+            let request = Request::get(format!("http://{address}{path}")).body(client::no_body())?;
+            let answer = connection.ask(request).await?;
+            anyhow::ensure!(answer.status == 200, "{path}: {}", answer.status);
+        }
+        Ok(())
+    }
+
     async fn finale(&mut self, said: &str) -> Result<()> {
         let ended = self.host.drain(Duration::from_secs(10)).await?;
         let p = &mut self.printer;
@@ -228,6 +240,16 @@ impl Demo {
         count
             .as_u64()
             .with_context(|| format!("no count of {what} of {filter} in {phase}: {guests}"))
+    }
+
+    /// Calls of a filter for headers of both directions, and nanoseconds in them.
+    async fn calls_and_time(&self, filter: &str) -> Result<(u64, u64)> {
+        let (mut calls, mut time) = (0, 0);
+        for phase in ["request_headers", "response_headers"] {
+            calls += self.counted(filter, phase, "calls").await?;
+            time += self.counted(filter, phase, "time_ns").await?;
+        }
+        Ok((calls, time))
     }
 
     async fn healthy(&self) -> Result<bool> {
