@@ -230,15 +230,17 @@ impl Fields for Message {
             self.pseudo()
                 .map(|(name, value)| FieldView::new(name.as_bytes(), value)),
         );
+        out.reserve(self.headers.len());
         for (name, value) in &self.headers {
-            if !self.hides(name) {
-                let view = FieldView::new(name.as_str().as_bytes(), value.as_bytes());
-                out.push(if value.is_sensitive() {
-                    view.sensitive()
-                } else {
-                    view
-                });
+            if self.hides(name) {
+                continue;
             }
+            let view = FieldView::new(name.as_str().as_bytes(), value.as_bytes());
+            out.push(if value.is_sensitive() {
+                view.sensitive()
+            } else {
+                view
+            });
         }
     }
 

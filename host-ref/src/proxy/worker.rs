@@ -279,6 +279,13 @@ impl AccessBuffer {
     }
 }
 
+/// Requests that were cut at the end are written, too.
+impl Drop for AccessBuffer {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
 /// What a worker is started with.
 pub(super) struct Start {
     pub id: u32,

@@ -209,6 +209,7 @@ fn a_drain_that_takes_too_long_is_cut() {
     assert_eq!(host.admin("POST", "/drain").status, 202);
     assert_eq!(host.wait().code(), Some(3));
     assert!(client.is_closed());
+    assert_eq!(host.access(|_| true)["response_end"], "cut");
 }
 
 #[test]
