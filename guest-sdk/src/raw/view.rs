@@ -91,7 +91,7 @@ pub struct Fields<'v>(&'v [abi::Field]);
 
 impl<'v> Fields<'v> {
     /// # Safety
-    /// As for [`slice`], and each string of each field must be a view of the same lifetime.
+    /// As for `slice`, and each string of each field must be a view of the same lifetime.
     #[inline(always)]
     pub(super) unsafe fn new(ptr: *const abi::Field, n: u64) -> Self {
         // SAFETY: the caller's.

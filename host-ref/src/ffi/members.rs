@@ -55,7 +55,7 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::show`].
+    /// As `Reading::show`.
     #[inline]
     pub(super) unsafe fn result(
         &mut self,
@@ -155,7 +155,7 @@ impl<'a> Decoder<'a, '_> {
     /// what has to be looked at member by member.
     ///
     /// # Safety
-    /// As [`Reading::show`].
+    /// As `Reading::show`.
     #[inline]
     unsafe fn plain_op(&self, op: &'a abi::Op) -> Option<Op<'a>> {
         let val = &op.val;
@@ -194,7 +194,7 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::show`].
+    /// As `Reading::show`.
     #[inline(never)]
     unsafe fn op(&mut self, i: usize, op: &'a abi::Op) -> Result<Op<'a>, Fault> {
         // First, so that the next operation finds its own.
@@ -364,7 +364,7 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::show`].
+    /// As `Reading::show`.
     unsafe fn reply(&mut self, r: &'a abi::Reply, limits: &Limits) -> Result<Reply<'a>, Fault> {
         let mut reply = Reply {
             status: r.status,
@@ -416,7 +416,7 @@ impl<'a> Decoder<'a, '_> {
     }
 
     /// # Safety
-    /// As [`Reading::show`].
+    /// As `Reading::show`.
     unsafe fn fields<const N: usize>(
         &self,
         what: &'static str,

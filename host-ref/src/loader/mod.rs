@@ -1,6 +1,6 @@
 //! Guest libraries: checked, loaded for ever, configured.
 //!
-//! [`check`] looks at a file without running any of it, [`load`] loads it, [`Library::configure`] makes a configuration
+//! [`check`] looks at a file without running any of it, [`load()`] loads it, [`Library::configure`] makes a configuration
 //! that the engine can put into a chain. All three belong on a *config thread*: any thread but a loop thread. Calls into
 //! guests that the ABI wants serialised are, for the whole process.
 //!
@@ -45,7 +45,7 @@ pub struct HostInfo {
     /// Where `complete`, `apply` and `wake` end.
     pub hub: Arc<Hub>,
     /// Where log records go: level, name of the guest, text of one line, escaped and capped. Called by any thread, also
-    /// inside of [`load`]; must not block for long, and must not call into the host or a guest.
+    /// inside of [`load()`]; must not block for long, and must not call into the host or a guest.
     pub log: Arc<LogSink>,
     /// Limits.
     pub limits: BoundaryLimits,

@@ -3,7 +3,7 @@
 //! One thread per worker with an event loop of its own; a connection, its streams and the connections that they use
 //! upstream stay on one worker, so nothing between them is locked. Beside the workers there are the config thread
 //! ([`control`]), which alone loads and configures guests, and the admin thread. A configuration in force is immutable
-//! ([`site`]); a request keeps the one that it began with.
+//! (`site`); a request keeps the one that it began with.
 
 mod access;
 mod admin;

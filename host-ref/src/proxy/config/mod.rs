@@ -1,6 +1,6 @@
 //! The configuration file: its schema, and how its mistakes are reported.
 //!
-//! A file goes through three steps: [`Config::read`] (TOML, unknown keys, types), [`check`] (names, addresses,
+//! A file goes through three steps: [`Config::read`] (TOML, unknown keys, types), [`check()`] (names, addresses,
 //! certificates, files: everything that can be known without loading a guest), and then the guests are loaded and
 //! asked. Each step reports all the mistakes that it can see at once, with their place in the file.
 
