@@ -405,3 +405,20 @@ fn output(command: &mut Command) -> Result<String> {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_is_missed_above_its_target_only() {
+        let row = |measured| {
+            Row::new("C guest", measured, "instructions")
+                .at_most(400.0)
+                .gate()
+        };
+        assert!(!row(400.0).missed() && row(400.0).line().ends_with("met (gate)"));
+        assert!(row(401.0).missed() && row(401.0).line().ends_with("MISSED (gate)"));
+        assert!(!Row::new("time", 5.0, "ns").missed());
+    }
+}
