@@ -21,11 +21,14 @@ struct Picky {
     size: Gauge,
 }
 
+/// Drops of the levels that one test alone uses: the others run at the same time.
 static DROPS: AtomicU32 = AtomicU32::new(0);
 
 impl Drop for Picky {
     fn drop(&mut self) {
-        DROPS.fetch_add(1, Ordering::SeqCst);
+        if matches!(self.level, 3 | 4) {
+            DROPS.fetch_add(1, Ordering::SeqCst);
+        }
     }
 }
 
@@ -154,7 +157,6 @@ fn features_that_the_host_lacks_are_named() {
 #[test]
 fn attributes_metrics_and_parents() {
     let host = TestHost::new(&LIBRARY);
-    let drops = DROPS.load(Ordering::SeqCst);
     host.validate("picky", "3").unwrap();
     let config = host
         .configure("picky", "3")
@@ -174,7 +176,7 @@ fn attributes_metrics_and_parents() {
         assert!(config.child("whole", "").is_ok());
     }
     drop(config);
-    assert_eq!(DROPS.load(Ordering::SeqCst) - drops, 3);
+    assert_eq!(DROPS.load(Ordering::SeqCst), 3);
     assert_eq!(host.metric("hits"), Some(10));
     assert_eq!(host.metric("size"), Some(-7));
     assert!(
