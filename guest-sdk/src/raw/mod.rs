@@ -9,7 +9,7 @@
 //! * **call lifetime**: an [`Event`] lives on the stack of `on_event`, so a reference to it outlives no view.
 //! * **borrowed until the next call**: what has lifetime `'c` is the filter's or the stream's own memory, lent for the
 //!   whole call; the host has read it before it can drop either (PXG-MEM-003).
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // the boundary itself
 
 mod buffer;
 mod call;

@@ -30,7 +30,7 @@ macro_rules! event_type {
 
         impl<'c> $name<'c> {
             #[inline(always)]
-            #[allow(dead_code)]
+            #[allow(dead_code)] // not every event that the macro makes uses it
             pub(in crate::raw) fn of<'e>(event: &'e Event<'c>) -> &'e Self {
                 // SAFETY: repr(transparent), also of what it derefs to.
                 unsafe { &*std::ptr::from_ref(event).cast() }

@@ -1,5 +1,5 @@
 //! Which phases a filter handles: found by the compiler, from the traits that its type implements.
-#![allow(non_upper_case_globals)]
+#![allow(non_upper_case_globals)] // the constants bear the names of the traits that they stand for
 
 use std::marker::PhantomData;
 
@@ -86,7 +86,7 @@ handlers! {
 #[macro_export]
 macro_rules! __phases {
     ($filter:ty) => {{
-        #[allow(unused_imports)]
+        #[allow(unused_imports)] // a filter that handles every phase needs no fallback
         use $crate::__private::NoPhases as _;
         [
             $crate::__private::Probe::<$filter>::RequestHeaders,
