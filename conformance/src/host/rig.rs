@@ -17,7 +17,7 @@ use crate::subject::Subject;
 use crate::sys::boundary::{self, Layout, Library};
 use crate::sys::calls::{self, Guest, Initialised, Released};
 use crate::sys::shared::{self, Stage};
-use crate::sys::{fault, heap, threads};
+use crate::sys::{fault, heap, threads, thunks};
 
 /// A configuration that the guest accepted.
 pub(crate) struct Conf {
@@ -120,7 +120,7 @@ pub(crate) fn init(
     options: HostOptions,
 ) -> (&'static StrictHost, u64, Initialised) {
     let host = state::make(options);
-    let table_at = calls::host_table(host, &host.options);
+    let table_at = thunks::host_table(host, &host.options);
     let mask = threads::block_signals();
     let done = calls::init(library, table_at, 0);
     mask.restore();

@@ -116,7 +116,7 @@ pub(crate) fn make(options: HostOptions) -> &'static StrictHost {
         forgotten: AtomicU64::new(0),
         values: AtomicU64::new(0),
         small: false.into(),
-        metrics: crate::sys::calls::metrics_table(),
+        metrics: crate::sys::thunks::metrics_table(),
     }));
     hosts.push(host);
     host

@@ -12,3 +12,4 @@ pub(crate) mod peek;
 pub(crate) mod process;
 pub(crate) mod shared;
 pub(crate) mod threads;
+pub(crate) mod thunks;

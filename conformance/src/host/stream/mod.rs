@@ -1,0 +1,386 @@
+//! One stream at one place, after the machine of 7.11: what is delivered, in which order, and what a result leads to.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use proxy_golang_abi::feature::Feature;
+use proxy_golang_abi::{BodyMode, Phase, phase_bit};
+
+use super::config::ConfigMade;
+use super::judge::Context;
+use super::messages::{Exchange, Message};
+use super::model::{Field, Outcome, phase_name};
+use super::rig::{Conf, Rig};
+use crate::finding::note;
+use crate::sys::boundary::Layout;
+use crate::sys::calls::Took;
+
+mod deliver;
+mod settle;
+
+/// How a stream is driven.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) layout: Layout,
+    /// The stream dies before the event of this number.
+    pub(crate) abort_at: Option<usize>,
+    /// The stream dies as soon as it is pending.
+    pub(crate) abort_pending: bool,
+    /// Into how many pieces a view is cut, at most 64.
+    pub(crate) chunks: usize,
+    /// Event flags that version 1.0 does not define, set on each event.
+    pub(crate) unknown_flags: u32,
+    /// How long a PENDING may last.
+    pub(crate) pend_limit: Duration,
+    /// Answers to `complete` that the guest does not expect.
+    pub(crate) lies: Vec<i32>,
+    /// Wait this long after each event and look again at what is borrowed.
+    pub(crate) borrow_grace: Option<Duration>,
+    pub(crate) worker: u32,
+    /// Most bytes held, where the configuration leaves it to the host.
+    pub(crate) max_body: u64,
+    /// The end of a body is known only after its last bytes were delivered.
+    pub(crate) late_end: bool,
+    /// The response is one that the host made.
+    pub(crate) local_origin: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            layout: Layout::default(),
+            abort_at: None,
+            abort_pending: false,
+            chunks: 4,
+            unknown_flags: 0,
+            pend_limit: Duration::from_secs(3),
+            lies: Vec::new(),
+            borrow_grace: None,
+            worker: 0,
+            max_body: 64 << 10,
+            late_end: false,
+            local_origin: false,
+        }
+    }
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Ran,
+    /// This token must be completed first.
+    Waits(u64),
+    Ended,
+}
+
+/// What a stream came to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ran {
+    /// Phase and shape of each result.
+    pub(crate) shapes: Vec<String>,
+    pub(crate) events: usize,
+    pub(crate) pended: usize,
+    pub(crate) errors: Vec<String>,
+    /// Bodies behind the place.
+    pub(crate) bodies: [Vec<u8>; 2],
+    pub(crate) replied: Option<u32>,
+    /// A rule was broken, or the guest failed.
+    pub(crate) failed: bool,
+    pub(crate) slowest: Took,
+    pub(crate) asleep_ns: u64,
+    /// Addresses of `release` functions that came with OWNED buffers.
+    pub(crate) owned: Vec<u64>,
+    pub(crate) slowest_phase: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Wait,
+    Hold,
+    Flow,
+    Done,
+    Cut,
+}
+
+struct Side {
+    at: At,
+    fields: Vec<Field>,
+    trailers: Option<Vec<Field>>,
+    reads: VecDeque<Vec<u8>>,
+    ends_at_headers: bool,
+    mode: BodyMode,
+    held: bool,
+    passed_headers: bool,
+    view: Vec<u8>,
+    offset: u64,
+    passed: Vec<u8>,
+    /// After MORE: how far the view must grow.
+    due: u64,
+    body_end: bool,
+    trailers_shown: bool,
+    over: bool,
+    length_left: Option<u64>,
+    resumed: bool,
+}
+
+impl Side {
+    fn new(m: &Message, mode: BodyMode, resizes: bool) -> Self {
+        let length = m
+            .fields
+            .iter()
+            .find(|f| f.name == b"content-length")
+            .and_then(|f| std::str::from_utf8(&f.value).ok()?.parse().ok());
+        Self {
+            at: At::Wait,
+            fields: m.fields.clone(),
+            trailers: m.trailers.clone(),
+            reads: m.reads.iter().cloned().collect(),
+            ends_at_headers: m.ends_at_headers(),
+            mode: if mode == BodyMode::UNSET {
+                BodyMode::SKIP
+            } else {
+                mode
+            },
+            held: false,
+            passed_headers: false,
+            view: Vec::new(),
+            offset: 0,
+            passed: Vec::new(),
+            due: 0,
+            body_end: false,
+            trailers_shown: false,
+            over: false,
+            length_left: length.filter(|_| !resizes && mode != BodyMode::WHOLE),
+            resumed: false,
+        }
+    }
+
+    fn pass_headers(&mut self) {
+        self.held = false;
+        self.passed_headers = true;
+    }
+
+    fn pass_view(&mut self) {
+        let view = std::mem::take(&mut self.view);
+        self.offset += view.len() as u64;
+        self.send(&view);
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        if let Some(left) = &mut self.length_left {
+            *left = left.saturating_sub(bytes.len() as u64);
+        }
+        self.passed.extend_from_slice(bytes);
+    }
+}
+
+const HEADERS: [Phase; 2] = [Phase::REQUEST_HEADERS, Phase::RESPONSE_HEADERS];
+const BODY: [Phase; 2] = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY];
+const TRAILERS: [Phase; 2] = [Phase::REQUEST_TRAILERS, Phase::RESPONSE_TRAILERS];
+
+struct Pend {
+    token: u64,
+    dir: usize,
+    context: Context,
+    since: Instant,
+}
+
+/// A running stream.
+pub(crate) struct Stream<'a> {
+    rig: &'a Rig,
+    conf: &'a Conf,
+    opt: Options,
+    sides: [Side; 2],
+    request: Vec<Field>,
+    request_trailers: Vec<Field>,
+    subscribe: u64,
+    user: u64,
+    handle: u64,
+    pend: Option<Pend>,
+    upgraded: bool,
+    replied: bool,
+    reset: bool,
+    aborted: bool,
+    ended: bool,
+    ran: Ran,
+}
+
+impl<'a> Stream<'a> {
+    pub(crate) fn new(rig: &'a Rig, conf: &'a Conf, e: &Exchange, opt: Options) -> Self {
+        Self::with_fields(rig, conf, e, opt, &conf.subject.fields)
+    }
+
+    fn with_fields(
+        rig: &'a Rig,
+        conf: &'a Conf,
+        e: &Exchange,
+        opt: Options,
+        fields: &[(String, String)],
+    ) -> Self {
+        let made: &ConfigMade = &conf.made;
+        let mut request = e.request.clone();
+        for (name, value) in fields {
+            request.fields.push(super::model::field(name, value));
+        }
+        Self {
+            sides: [
+                Side::new(&request, made.body_mode[0], made.flags & 2 != 0),
+                Side::new(&e.response, made.body_mode[1], made.flags & 4 != 0),
+            ],
+            request: request.fields,
+            request_trailers: request.trailers.unwrap_or_default(),
+            subscribe: made.subscribe,
+            user: 0,
+            handle: rig.host.open_handle(made.subscribes(Phase::WAKE)),
+            pend: None,
+            upgraded: e.upgraded,
+            replied: false,
+            reset: false,
+            aborted: false,
+            ended: false,
+            ran: Ran::default(),
+            rig,
+            conf,
+            opt,
+        }
+    }
+
+    pub(crate) fn finish(self) -> Ran {
+        let mut ran = self.ran;
+        let [a, b] = self.sides;
+        ran.bodies = [a.passed, b.passed];
+        ran
+    }
+
+    fn subscribed(&self, p: Phase) -> bool {
+        self.subscribe & phase_bit(p) != 0
+    }
+
+    /// Does one thing, and says what it waits for.
+    pub(crate) fn step(&mut self) -> Step {
+        if self.ended {
+            return Step::Ended;
+        }
+        for m in self.rig.host.take_mail(self.handle) {
+            self.mail(m);
+        }
+        if let Some(p) = &self.pend {
+            let token = p.token;
+            if self.opt.abort_pending {
+                self.aborted = true;
+                self.end(2);
+                return Step::Ended;
+            }
+            if let Some(o) = self.rig.host.wait(token, Instant::now()) {
+                self.completed(&o);
+                return Step::Ran;
+            }
+            // A guest that has forgotten one token is not waited for each time.
+            let limit = if self.rig.host.forgotten() > 0 {
+                self.opt.pend_limit.min(Duration::from_millis(60))
+            } else {
+                self.opt.pend_limit
+            };
+            if p.since.elapsed() < limit {
+                return Step::Waits(token);
+            }
+            note(
+                "PXG-ASY-001",
+                format!("never completed a token of {}", phase_name(p.context.phase)),
+                [format!(
+                    "token {token:#x} was PENDING for {limit:?}; the stream's deadline ended it"
+                )],
+            );
+            self.rig.host.forget();
+            self.fail();
+            return Step::Ended;
+        }
+        if self.opt.abort_at == Some(self.ran.events) && self.ran.events > 0 {
+            self.aborted = true;
+            self.end(2);
+            return Step::Ended;
+        }
+        if self.replied || self.reset {
+            self.end(if self.replied { 5 } else { 6 });
+            return Step::Ended;
+        }
+        match self
+            .sides
+            .iter()
+            .position(|s| !matches!(s.at, At::Done | At::Cut))
+        {
+            Some(dir) => {
+                self.advance(dir);
+                if self.ended { Step::Ended } else { Step::Ran }
+            }
+            None => {
+                self.end(if self.opt.local_origin { 5 } else { 1 });
+                Step::Ended
+            }
+        }
+    }
+
+    /// Runs to the end, waiting for completions.
+    pub(crate) fn run(mut self) -> Ran {
+        let mut batched = None;
+        loop {
+            match self.step() {
+                Step::Ran => {}
+                Step::Ended => return self.finish(),
+                Step::Waits(token) => {
+                    // The loop would block here: the end of an iteration in which an event pended (PXG-THR-004).
+                    if batched.replace(token) != Some(token) {
+                        self.rig.batch_end(self.opt.worker);
+                        self.help();
+                    }
+                    let deadline = Instant::now() + Duration::from_millis(20);
+                    if let Some(o) = self.rig.host.wait(token, deadline) {
+                        self.completed(&o);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts a completion that came into effect.
+    pub(crate) fn completed(&mut self, o: &Outcome) {
+        if let Some(p) = self.pend.take() {
+            self.sides[p.dir].resumed = true;
+            self.settle(p.dir, &p.context, o);
+        }
+    }
+
+    /// Sends the request that the filter waits for, where its settings name one.
+    pub(crate) fn help(&self) {
+        if !self.conf.subject.companion.is_empty() {
+            let fields = self.conf.subject.companion.clone();
+            Self::with_fields(
+                self.rig,
+                self.conf,
+                &super::messages::get(),
+                Options::default(),
+                &fields,
+            )
+            .run();
+        }
+    }
+
+    /// The token that is pending.
+    pub(crate) fn pending(&self) -> Option<u64> {
+        self.pend.as_ref().map(|p| p.token)
+    }
+
+    /// The client goes away: the time that `on_cancel` took, if there was one.
+    pub(crate) fn abort(&mut self) -> Option<Took> {
+        self.aborted = true;
+        let took = self.cancel();
+        self.end(2);
+        took
+    }
+}
+
+/// The features that a full host has.
+pub(crate) fn all_features() -> proxy_golang_abi::feature::FeatureSet {
+    let http: Vec<Feature> = Feature::ALL.iter().map(|(f, _)| *f).collect();
+    proxy_golang_abi::feature::set_of(&http)
+}
