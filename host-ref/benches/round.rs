@@ -4,12 +4,8 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::LazyLock;
-use std::time::Instant;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Uri};
 use proxy_golang_abi::Phase;
 use proxy_golang_host::engine::{
     self, BodyLength, Chain, Cx, Declared, Edit, EventView, FieldList, Fields, Filter, FilterStats,
@@ -21,78 +17,14 @@ use proxy_golang_host::loader::load;
 #[allow(dead_code, unused_imports)]
 #[path = "../src/proxy/fields.rs"]
 mod fields;
+#[allow(dead_code)]
+#[path = "support/messages.rs"]
+mod messages;
 #[path = "../tests/support/mod.rs"]
 mod support;
-use fields::{Message, Start};
+use fields::Message;
+use messages::{FIELDS, Model, clock};
 use support::{configure, event, guest, host_of};
-
-const FIELDS: [(&str, &str); 16] = [
-    (
-        "user-agent",
-        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
-    ),
-    ("accept", "application/json, text/plain, */*"),
-    ("accept-language", "en-GB,en;q=0.9,de;q=0.8"),
-    ("accept-encoding", "gzip, deflate, br"),
-    ("referer", "https://www.example.com/account/orders"),
-    (
-        "cookie",
-        "session=0123456789abcdef0123456789abcdef; theme=dark",
-    ),
-    ("x-request-id", "7f3c2f6e-1f0b-4a58-9a0e-8a1d3a4c9b11"),
-    ("x-forwarded-for", "203.0.113.7"),
-    ("x-forwarded-proto", "https"),
-    ("x-internal", "secret"),
-    ("cache-control", "no-cache"),
-    ("dnt", "1"),
-    ("sec-fetch-dest", "empty"),
-    ("sec-fetch-mode", "cors"),
-    ("sec-fetch-site", "same-site"),
-    (
-        "authorization",
-        "Bearer eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG",
-    ),
-];
-
-const PSEUDO: [(&str, &str); 4] = [
-    (":method", "GET"),
-    (":scheme", "http"),
-    (":authority", "api.example.com"),
-    (":path", "/v1/orders/12345?expand=items"),
-];
-
-fn list() -> FieldList {
-    let mut list = FieldList::with_capacity(32, 2048);
-    for (name, value) in PSEUDO.iter().chain(&FIELDS) {
-        list.push(name.as_bytes(), value.as_bytes());
-    }
-    list
-}
-
-fn message() -> Message {
-    let mut headers = HeaderMap::with_capacity(32);
-    headers.insert("host", HeaderValue::from_static(PSEUDO[2].1));
-    for (name, value) in FIELDS {
-        headers.append(
-            HeaderName::from_static(name),
-            HeaderValue::from_static(value),
-        );
-    }
-    Message {
-        start: Start::Request {
-            method: Method::GET,
-            uri: Uri::from_static(PSEUDO[3].1),
-            https: false,
-        },
-        headers,
-    }
-}
-
-/// Monotonic nanoseconds, as the proxy's clock has them.
-fn clock() -> u64 {
-    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// View, call, and the three edits made blindly.
 fn floor<F: Fields>(filter: &Filter, fields: &mut F) {
@@ -153,14 +85,14 @@ fn round(c: &mut Criterion) {
 
     group.bench_function("floor, field list", |b| {
         b.iter_batched_ref(
-            list,
+            FieldList::request,
             |list| floor(&subscribed, list),
             BatchSize::NumIterations(32),
         );
     });
     group.bench_function("floor, header map", |b| {
         b.iter_batched_ref(
-            message,
+            Message::request,
             |m| floor(&subscribed, m),
             BatchSize::NumIterations(32),
         );
@@ -174,14 +106,14 @@ fn round(c: &mut Criterion) {
         worker.set_timing(timing);
         group.bench_function(BenchmarkId::new("field list", what), |b| {
             b.iter_batched_ref(
-                || (stream(&chain), Some(list())),
+                || (stream(&chain), Some(FieldList::request())),
                 |(stream, head)| request(stream, head, &mut worker),
                 BatchSize::NumIterations(32),
             );
         });
         group.bench_function(BenchmarkId::new("header map", what), |b| {
             b.iter_batched_ref(
-                || (stream(&chain), Some(message())),
+                || (stream(&chain), Some(Message::request())),
                 |(stream, head)| request(stream, head, &mut worker),
                 BatchSize::NumIterations(32),
             );
