@@ -77,8 +77,9 @@ func (h Headers) Values(name string) []string {
 func (h Headers) AllViews() iter.Seq2[string, string] {
 	h.check(h.l.Call)
 	return func(yield func(string, string) bool) {
-		for i := range h.l.F {
-			if !yield(h.l.F[i].Name(), h.l.F[i].Value()) {
+		list := h.l.F
+		for i := range list {
+			if !yield(list[i].Name(), list[i].Value()) {
 				return
 			}
 		}
@@ -145,22 +146,27 @@ func statusOf(v string) int {
 }
 
 // Set leaves one field of this name, with this value.
-func (h Headers) Set(name, value string) { h.op(bridge.OpHeaderSet, name, value, 0) }
+func (h Headers) Set(name, value string) {
+	h.check(h.l.Call)
+	h.l.Change(bridge.OpHeaderSet, name, value, 0)
+}
 
 // SetSensitive is Set for a value that must never be logged, traced or indexed.
 func (h Headers) SetSensitive(name, value string) {
-	h.op(bridge.OpHeaderSet, name, value, bridge.StrSensitive)
+	h.check(h.l.Call)
+	h.l.Change(bridge.OpHeaderSet, name, value, bridge.StrSensitive)
 }
 
 // Add appends a field.
-func (h Headers) Add(name, value string) { h.op(bridge.OpHeaderAdd, name, value, 0) }
+func (h Headers) Add(name, value string) {
+	h.check(h.l.Call)
+	h.l.Change(bridge.OpHeaderAdd, name, value, 0)
+}
 
 // Del removes all fields of this name.
-func (h Headers) Del(name string) { h.op(bridge.OpHeaderDelete, name, "", 0) }
-
-func (h Headers) op(kind uint16, name, value string, flags uint32) {
+func (h Headers) Del(name string) {
 	h.check(h.l.Call)
-	h.l.Call.Enc.Header(kind, h.l.Target, name, value, flags)
+	h.l.Change(bridge.OpHeaderDelete, name, "", 0)
 }
 
 // SetAt replaces the value of the i-th field, counted in the fields as delivered

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/view"
 )
 
 // Op has the layout of pxg_op, addresses as integers.
@@ -216,6 +218,66 @@ func (e *Encoder) take(n, align int) ([]byte, uintptr) {
 	return b[:n:n], a
 }
 
+// Change adds a header operation by name to the list's target: [Encoder.Header]
+// without a loop or a call for the lengths that most names and values have.
+func (l *List) Change(kind uint16, name, value string, valFlags uint32) {
+	e := &l.Call.Enc
+	n, off := e.n, e.off
+	nn, nv := len(name), len(value)
+	if uint(n) < uint(len(e.ops)) && off+2*short <= len(e.buf) && uint(nn-4) <= short-4 && nv <= short && l.Target <= TargetTrailers {
+		// Up to 16 bytes are two words that may overlap.
+		var capital uint64
+		buf := view.At(e.buf, off)
+		if nn >= 8 {
+			a, b := view.Load64(name, 0), view.Load64(name, nn-8)
+			view.Store64(buf, 0, a)
+			view.Store64(buf, nn-8, b)
+			capital = (a&^(a<<1) | b&^(b<<1)) & upper
+		} else {
+			a, b := view.Load32(name, 0), view.Load32(name, nn-4)
+			view.Store32(buf, 0, a)
+			view.Store32(buf, nn-4, b)
+			capital = uint64(a&^(a<<1)|b&^(b<<1)) & upper
+		}
+		if capital == 0 {
+			o := &e.ops[n]
+			o.Kind, o.Flags, o.Target, o.U0 = kind, 0, l.Target, 0
+			o.KeyPtr, o.KeyLen, o.KeyFlags = e.addr+uintptr(off), uint32(nn), 0
+			o.ValLen, o.ValFlags = uint32(nv), valFlags
+			o.Release, o.Ctx = 0, 0
+			e.n, e.off = n+1, off+nn+nv
+			if nv == 0 {
+				o.ValPtr = 0
+				return
+			}
+			o.ValPtr = e.addr + uintptr(off+nn)
+			switch {
+			case nv >= 8:
+				a, b := view.Load64(value, 0), view.Load64(value, nv-8)
+				view.Store64(buf, nn, a)
+				view.Store64(buf, nn+nv-8, b)
+			case nv >= 4:
+				a, b := view.Load32(value, 0), view.Load32(value, nv-4)
+				view.Store32(buf, nn, a)
+				view.Store32(buf, nn+nv-4, b)
+			default:
+				for i := range nv {
+					*view.At(e.buf, off+nn+i) = value[i]
+				}
+			}
+			return
+		}
+	}
+	e.Header(kind, l.Target, name, value, valFlags)
+}
+
+const (
+	// short is the most bytes that Change copies by itself.
+	short = 16
+	// upper is the bit that capitals have, and lower case has with the one below it.
+	upper = 0x4040404040404040
+)
+
 // Header adds a header operation by name. The name is written in lower case.
 func (e *Encoder) Header(kind uint16, target uint32, name, value string, valFlags uint32) {
 	n, off := e.n, e.off
@@ -237,27 +299,48 @@ func (e *Encoder) Header(kind uint16, target uint32, name, value string, valFlag
 	}
 }
 
-// putName copies name to dst, which has its length, eight bytes at a time. It
-// answers false if the name has an ASCII capital.
+// putName copies name to dst, which has its length, and answers false if the name
+// has an ASCII capital.
 func putName(dst []byte, name string) bool {
-	const low, ones = 0x7f7f7f7f7f7f7f7f, 0x0101010101010101
 	src := []byte(name) // not copied: it neither escapes nor changes
-	var found uint64
-	for len(src) >= 8 && len(dst) >= 8 {
-		w := binary.LittleEndian.Uint64(src)
-		binary.LittleEndian.PutUint64(dst, w)
-		// The top bits of the sums say: at least 'A', and more than 'Z'.
-		found |= (w&low + (0x80-'A')*ones) &^ (w&low + (0x80-'Z'-1)*ones) &^ w
-		src, dst = src[8:], dst[8:]
+	n := len(src)
+	if n > len(dst) {
+		return false
 	}
-	for i := 0; i < len(src) && i < len(dst); i++ {
-		c := src[i]
+	dst = dst[:n]
+	var found uint64
+	if n >= 8 {
+		i := 0
+		for ; i < n-8; i += 8 {
+			w := le.Uint64(src[i:])
+			le.PutUint64(dst[i:], w)
+			found |= capitals(w)
+		}
+		// The last eight bytes, some of which may have been copied already.
+		w := le.Uint64(src[n-8:])
+		le.PutUint64(dst[n-8:], w)
+		return found|capitals(w) == 0
+	}
+	if n >= 4 {
+		a, b := le.Uint32(src), le.Uint32(src[n-4:])
+		le.PutUint32(dst, a)
+		le.PutUint32(dst[n-4:], b)
+		return capitals(uint64(a)|uint64(b)<<32) == 0
+	}
+	for i, c := range src {
 		if c-'A' < 26 {
 			return false
 		}
 		dst[i] = c
 	}
-	return found&^low == 0
+	return true
+}
+
+// capitals has the top bit set of each byte of w that is an ASCII capital.
+func capitals(w uint64) uint64 {
+	const low, ones = 0x7f7f7f7f7f7f7f7f, 0x0101010101010101
+	// The top bits of the sums say: at least 'A', and more than 'Z'.
+	return (w&low + (0x80-'A')*ones) &^ (w&low + (0x80-'Z'-1)*ones) &^ w &^ low
 }
 
 // ReadOnly is the target of fields that can't be changed.
@@ -359,7 +442,10 @@ func (e *Encoder) SetError(text string) {
 	}
 }
 
-var ne = binary.NativeEndian
+var (
+	ne = binary.NativeEndian
+	le = binary.LittleEndian
+)
 
 func (e *Encoder) fieldArray(f []Field) uintptr {
 	if len(f) == 0 {

@@ -32,10 +32,15 @@ func (c *call) begin(ev *C.pxg_event, out *C.pxg_result) {
 	if ev.n_trailers|ev.n_peer_fields|ev.n_peer_trailers|ev.n_chunks|ev.n_attrs != 0 {
 		c.beginMore(ev)
 	}
+	// Never NULL, and cheaper than unsafe.Slice, which multiplies to see whether they wrap.
+	ops, buf := out.scratch_ops, out.scratch
 	c.Enc.Reset(
-		unsafe.Slice((*bridge.Op)(unsafe.Pointer(out.scratch_ops)), int(out.scratch_ops_cap)), uintptr(unsafe.Pointer(out.scratch_ops)),
-		unsafe.Slice((*byte)(out.scratch), int(out.scratch_cap)), uintptr(unsafe.Pointer(out.scratch)))
+		(*[maxScratch / bridge.OpSize]bridge.Op)(unsafe.Pointer(ops))[:out.scratch_ops_cap:out.scratch_ops_cap], uintptr(unsafe.Pointer(ops)),
+		(*[maxScratch]byte)(unsafe.Pointer(buf))[:out.scratch_cap:out.scratch_cap], uintptr(unsafe.Pointer(buf)))
 }
+
+// maxScratch is more than any host lends.
+const maxScratch = 1 << 40
 
 // beginMore fills in what a headers event rarely has.
 func (c *call) beginMore(ev *C.pxg_event) {
@@ -67,7 +72,10 @@ func (c *call) end() {
 }
 
 func fieldsView(f *C.pxg_field, n C.uint64_t) []bridge.RawField {
-	return unsafe.Slice((*bridge.RawField)(unsafe.Pointer(f)), int(n))
+	if n == 0 {
+		return nil
+	}
+	return (*[1 << 32]bridge.RawField)(unsafe.Pointer(f))[:n:n]
 }
 
 func text(s *C.pxg_str) string { return unsafe.String((*byte)(s.ptr), int(s.len)) }
