@@ -10,7 +10,7 @@ use crate::cases::{self, Run};
 use crate::finding::{Record, record, suite_error};
 use crate::subject::Subject;
 use crate::sys::shared::{self, Shared, Stage};
-use crate::sys::{fault, process, threads};
+use crate::sys::{clock, fault, process, threads};
 
 /// What the suite tells a case's process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ pub(crate) fn run(order: &Order) {
     if let Some(s) = shared::current() {
         s.set_stage(Stage::Draining);
         if s.hooks_entered() > 0 {
-            std::thread::sleep(Duration::from_millis(order.grace_ms));
+            clock::linger(Duration::from_millis(order.grace_ms));
         }
     }
     let children = threads::children();

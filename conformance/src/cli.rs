@@ -164,6 +164,9 @@ struct Selftest {
     /// Only these: names, globs or rules' ids.
     #[arg(long)]
     only: Vec<String>,
+    /// Each mutant meets all cases, not only those that check its rule.
+    #[arg(long)]
+    full: bool,
     /// How often each clean sample must be clean; shuffled from the second time on.
     #[arg(long, default_value_t = 3)]
     repeat: u32,
@@ -173,7 +176,7 @@ struct Selftest {
     /// Guests at a time.
     #[arg(short, long)]
     jobs: Option<usize>,
-    /// Keep what is built here.
+    /// Keep what is built here, and use it again while its sources are the same.
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
     /// Further guests that must be clean, with their settings beside them.
@@ -231,6 +234,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Selftest(s) => {
             let ok = selftest::run(&selftest::Asked {
                 only: s.only,
+                full: s.full,
                 repeat: s.repeat,
                 load: s.load,
                 jobs: s.jobs.unwrap_or_else(processors),

@@ -95,3 +95,12 @@ pub(crate) fn symbols_with_prefix(path: &Path, prefix: &str) -> Vec<String> {
         .map(str::to_string)
         .collect()
 }
+
+/// Where the library keeps what its symbol table calls `name`: an address relative to its base.
+pub(crate) fn address_of(path: &Path, name: &str) -> Option<u64> {
+    let data = std::fs::read(path).ok()?;
+    let file = parse(path, &data).ok()?;
+    file.symbols()
+        .find(|s| s.name() == Ok(name))
+        .map(|s| s.address())
+}

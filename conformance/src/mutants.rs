@@ -7,13 +7,15 @@
 //! clean NAME [warns RULE...]: what it shows
 //! ```
 //!
-//! A C source is compiled with `-DM_name`, a Go one with the name in `main.mutant`.
+//! A C source is compiled with `-DM_name`. The Go one is built once and finds its defect in the name of its own file:
+//! linking a Go library takes longer than everything else.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use sha2::{Digest as _, Sha256};
 
 use crate::rules;
 
@@ -83,61 +85,73 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
     }
 }
 
-/// Writes the sources below `dir`.
-pub(crate) fn unpack(dir: &Path) -> Result<()> {
-    for (name, text) in rules::sources() {
-        let to = dir.join(name);
-        if let Some(parent) = to.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        std::fs::write(&to, text).with_context(|| format!("cannot write {}", to.display()))?;
-    }
-    Ok(())
+/// Where guests are built. What a former run left there is used again if its sources and compiler were the same.
+pub(crate) struct Workshop {
+    dir: PathBuf,
+    go: OnceLock<Result<PathBuf, String>>,
+    /// Of the sources and the compilers.
+    digest: String,
 }
 
-impl Mutant {
-    pub(crate) fn is_go(&self) -> bool {
-        self.file.ends_with(".go")
+impl Workshop {
+    /// Writes the sources below `dir`.
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
+        let mut digest = Sha256::new();
+        for (name, text) in rules::sources() {
+            let to = dir.join(name);
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::write(&to, text).with_context(|| format!("cannot write {}", to.display()))?;
+            digest.update(name);
+            digest.update(text);
+        }
+        for (program, args) in [("cc", "--version"), ("c++", "--version"), ("go", "version")] {
+            // One that is missing is an error where it is needed.
+            if let Ok(out) = Command::new(program).arg(args).output() {
+                digest.update(&out.stdout);
+            }
+        }
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            go: OnceLock::new(),
+            digest: hex(&digest.finalize()),
+        })
     }
 
-    /// Builds it below `dir`, where the sources are; returns the library, in a folder of its own with its settings.
-    pub(crate) fn build(&self, dir: &Path) -> Result<PathBuf> {
-        let folder = dir.join("built").join(&self.name);
-        std::fs::create_dir_all(&folder)?;
-        let out = folder.join(format!("{}.so", self.name));
-        let source = dir.join(self.file);
-        let include = dir.join("include");
-        let mut c = if self.is_go() {
-            let mut c = Command::new("go");
-            c.args(["build", "-buildmode=c-shared", "-o"])
-                .arg(&out)
-                .arg(format!("-ldflags=-X main.mutant={}", self.name))
-                .arg(".")
-                .current_dir(source.parent().unwrap_or(dir))
-                .env("CGO_CFLAGS", format!("-O1 -g -I{}", include.display()))
-                .env("GOFLAGS", "-mod=mod -buildvcs=false")
-                .env("GOWORK", "off");
-            c
+    /// Builds `m`; returns the library, in a folder of its own with its settings.
+    pub(crate) fn build(&self, m: &Mutant) -> Result<PathBuf> {
+        let folder = self.dir.join("built").join(&m.name);
+        let out = folder.join(format!("{}.so", m.name));
+        let source = self.dir.join(m.file);
+        if m.is_go() {
+            let built = self
+                .go
+                .get_or_init(|| self.build_go(&source).map_err(|e| format!("{e:#}")));
+            let built = built.as_ref().map_err(|e| anyhow!("{e}"))?;
+            std::fs::create_dir_all(&folder)?;
+            // A library that is mapped is never written to.
+            let _ = std::fs::remove_file(&out);
+            std::fs::copy(built, &out)?;
         } else {
-            let cpp = Path::new(self.file).extension().is_some_and(|e| e == "cc");
-            let mut c = Command::new(if cpp { "c++" } else { "cc" });
-            c.args([
-                "-O1",
-                "-g",
-                "-shared",
-                "-fPIC",
-                "-fvisibility=hidden",
-                "-fno-builtin-free",
-            ])
-            .arg(if cpp { "-std=c++11" } else { "-std=gnu99" })
-            .arg(format!("-DM_{}=1", self.name.replace('-', "_")))
-            .arg(format!("-I{}", include.display()))
-            .arg(&source)
-            .arg("-o")
-            .arg(&out)
-            .arg("-lpthread");
-            c
-        };
+            self.unless_built(&out, || self.c_compiler(m, &source, &out))?;
+        }
+        let settings = source.with_file_name("pxg-conformance.toml");
+        if settings.is_file() {
+            std::fs::copy(settings, folder.join("pxg-conformance.toml"))?;
+        }
+        Ok(out)
+    }
+
+    fn unless_built(&self, out: &Path, command: impl FnOnce() -> Command) -> Result<()> {
+        let stamp = out.with_extension("stamp");
+        if out.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|s| s == self.digest) {
+            return Ok(());
+        }
+        if let Some(folder) = out.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut c = command();
         let done = c.output().with_context(|| {
             format!(
                 "cannot run {:?}; the self-test needs a C compiler and Go",
@@ -147,14 +161,66 @@ impl Mutant {
         if !done.status.success() {
             bail!(
                 "{} does not build:\n{}",
-                self.name,
+                out.display(),
                 String::from_utf8_lossy(&done.stderr)
             );
         }
-        let settings = source.with_file_name("pxg-conformance.toml");
-        if settings.is_file() {
-            std::fs::copy(settings, folder.join("pxg-conformance.toml"))?;
-        }
+        std::fs::write(stamp, &self.digest)?;
+        Ok(())
+    }
+
+    fn build_go(&self, source: &Path) -> Result<PathBuf> {
+        let out = self.dir.join("built").join("go.so");
+        self.unless_built(&out, || {
+            let mut c = Command::new("go");
+            c.args(["build", "-buildmode=c-shared", "-o"])
+                .arg(&out)
+                .arg(".")
+                .current_dir(source.parent().unwrap_or(&self.dir))
+                .env("CGO_CFLAGS", format!("-O1 -g -I{}", self.include()))
+                .env("GOFLAGS", "-mod=mod -buildvcs=false")
+                .env("GOWORK", "off");
+            c
+        })?;
         Ok(out)
     }
+
+    fn include(&self) -> String {
+        self.dir.join("include").display().to_string()
+    }
+
+    fn c_compiler(&self, m: &Mutant, source: &Path, out: &Path) -> Command {
+        let cpp = source.extension().is_some_and(|e| e == "cc");
+        let mut c = Command::new(if cpp { "c++" } else { "cc" });
+        c.args([
+            "-O1",
+            "-g",
+            "-shared",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fno-builtin-free",
+        ])
+        .arg(if cpp { "-std=c++11" } else { "-std=gnu99" })
+        .arg(format!("-DM_{}=1", m.name.replace('-', "_")))
+        .arg(format!("-I{}", self.include()))
+        .arg(source)
+        .arg("-o")
+        .arg(out)
+        .arg("-lpthread");
+        c
+    }
+}
+
+impl Mutant {
+    pub(crate) fn is_go(&self) -> bool {
+        self.file.ends_with(".go")
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
 }

@@ -390,6 +390,8 @@ fn crash(
         "PXG-MEM-011"
     } else if wild.is_some_and(|w| w.pc == 0) {
         "PXG-NEG-004"
+    } else if p.refused_scratch && wild.is_some_and(|w| w.at < 4096) {
+        "PXG-MEM-010"
     } else if p.containment == 1
         && (panicked_in_goroutine(text)
             || (p.hook == Hook::None && says(&["panicked at", "terminate called"])))

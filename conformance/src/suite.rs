@@ -266,11 +266,6 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
     let started = Instant::now();
     let mut selected = select(plan)?;
     let guest = std::fs::canonicalize(&plan.guest).unwrap_or_else(|_| plan.guest.clone());
-    let data = std::fs::read(&guest).unwrap_or_default();
-    let sha256 = Sha256::digest(&data)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
     let go = elf::has_go(&guest);
     if plan.shuffle {
         let mut rng = crate::host::messages::Rng::new(plan.seed);
@@ -283,7 +278,14 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
     let configured: Mutex<BTreeSet<String>> = Mutex::default();
     let next = AtomicUsize::new(0);
     let lock = |e: std::sync::PoisonError<_>| e.into_inner();
-    std::thread::scope(|s| {
+    let sha256 = std::thread::scope(|s| {
+        let digest = s.spawn(|| {
+            let data = std::fs::read(&guest).unwrap_or_default();
+            Sha256::digest(&data)
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect()
+        });
         for _ in 0..plan.jobs.clamp(1, 64) {
             s.spawn(|| {
                 loop {
@@ -323,6 +325,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                 }
             });
         }
+        digest.join().unwrap_or_default()
     });
     let mut cases = results
         .into_inner()

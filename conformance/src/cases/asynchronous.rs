@@ -1,5 +1,6 @@
 //! Tokens, completions and cancels.
 
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::{Case, Run};
@@ -8,6 +9,7 @@ use crate::host::messages;
 use crate::host::rig::Conf;
 use crate::host::state::Gate;
 use crate::host::stream::{Options, Step, Stream};
+use crate::sys::clock::{self, Patience};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -97,6 +99,9 @@ fn completes(run: &mut Run) {
     rig.drop_all(confs);
 }
 
+/// How often a guest may call `complete` for one token before it is found to try for ever.
+const RETRIES: u64 = 20;
+
 fn unknown_status(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
@@ -109,11 +114,10 @@ fn unknown_status(run: &mut Run) {
                 let before = rig.host.completes();
                 let opt = Options {
                     lies,
-                    pend_limit: Duration::from_millis(300),
                     ..Options::default()
                 };
                 let mut s = Stream::new(&rig, c, &messages::get(), opt);
-                let until = Instant::now() + Duration::from_millis(250);
+                let mut patience = Patience::new(Duration::from_millis(250));
                 let mut batched = false;
                 loop {
                     match s.step() {
@@ -129,7 +133,7 @@ fn unknown_status(run: &mut Run) {
                                 .wait(token, Instant::now() + Duration::from_millis(10))
                             {
                                 s.completed(&o);
-                            } else if gives_up && Instant::now() > until {
+                            } else if gives_up && patience.over() {
                                 s.abort();
                                 break;
                             }
@@ -137,11 +141,12 @@ fn unknown_status(run: &mut Run) {
                     }
                 }
                 // Time for a guest that tries again.
-                std::thread::sleep(Duration::from_millis(30));
+                rig.host
+                    .wait_completes(before + RETRIES, Duration::from_millis(30));
                 pended += s.finish().pended;
                 let calls = rig.host.completes() - before;
                 run.checked(1);
-                if calls > 20 {
+                if calls > RETRIES {
                     note(
                         "PXG-ABI-013",
                         format!(
@@ -178,12 +183,12 @@ fn abort_while_pending(run: &mut Run) {
                 }
             }
         }
-        std::thread::sleep(Duration::from_millis(40));
+        clock::linger(Duration::from_millis(40));
     }
     rig.drop_all(confs);
 }
 
-/// How long `on_cancel` may sleep while a worker of the guest is held for longer.
+/// How long a worker of the guest is held: `on_cancel` must return meanwhile.
 const CANCEL: Duration = Duration::from_millis(250);
 
 fn cancel_does_not_wait(run: &mut Run) {
@@ -219,16 +224,26 @@ fn cancel_does_not_wait(run: &mut Run) {
             let host = rig.host;
             let opener = std::thread::spawn(move || {
                 // The gate opens when on_cancel has returned, or when it obviously waits.
-                let _ = wait.recv_timeout(CANCEL * 2);
+                let mut patience = Patience::new(CANCEL);
+                let waited = loop {
+                    let left = patience
+                        .deadline()
+                        .saturating_duration_since(Instant::now());
+                    match wait.recv_timeout(left) {
+                        Err(RecvTimeoutError::Timeout) if patience.over() => break true,
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Ok(()) | Err(RecvTimeoutError::Disconnected) => break false,
+                    }
+                };
                 host.set_gate(Gate::Open);
+                waited
             });
-            let took = other.abort();
+            let took = other.client_goes();
             let _ = done.send(());
-            let _ = opener.join();
+            let waited = opener.join().unwrap_or(false);
+            other.abort();
             run.checked(1);
-            if let Some(t) = took
-                && u128::from(t.asleep_ns) > CANCEL.as_nanos()
-            {
+            if let Some(t) = took.filter(|_| waited) {
                 note(
                     "PXG-ASY-014",
                     format!("{}: on_cancel waited for a worker of the guest", c.label()),
@@ -278,7 +293,7 @@ fn many_streams(run: &mut Run) {
                     }
                 }
                 rig.batch_end(0);
-                std::thread::sleep(Duration::from_micros(200));
+                rig.host.wait_changed(Duration::from_micros(500));
             }
             run.checked(64);
         }

@@ -8,7 +8,7 @@ use crate::finding::note;
 use crate::host::messages::{self, Rng};
 use crate::host::stream::Options;
 use crate::sys::boundary::Layout;
-use crate::sys::{calls, heap};
+use crate::sys::{calls, clock, heap};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -102,7 +102,7 @@ fn late_use(run: &mut Run) {
         }
     }
     // A late use needs time to happen.
-    std::thread::sleep(Duration::from_millis(60));
+    clock::linger(Duration::from_millis(60));
     rig.drop_all(confs);
     run.checked(1);
 }

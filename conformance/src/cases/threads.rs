@@ -1,16 +1,19 @@
 //! Loop threads, the guest's own threads, and their attributes.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use proxy_golang_abi::{EventFlags, Phase};
 
 use super::{Case, Run};
+use crate::elf;
 use crate::finding::{note, remark};
 use crate::host::messages;
 use crate::host::model::Event;
 use crate::host::rig::{Conf, Rig, full};
 use crate::host::stream::Options;
-use crate::sys::{calls, threads};
+use crate::sys::clock::Patience;
+use crate::sys::{calls, clock, peek, threads};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -68,24 +71,26 @@ fn in_call(run: &mut Run) {
             run.checked(rig.run(c, &e, aborted).events);
         }
     }
-    std::thread::sleep(Duration::from_millis(30));
+    clock::linger(Duration::from_millis(30));
     rig.drop_all(confs);
     run.checked(1);
 }
 
 const WORKERS: u32 = 4;
-/// Share of a loop thread's time, in percent, that it may sleep inside calls that have nothing to wait for.
+/// Share of a loop thread's waking time, in percent, that it may sleep inside calls that have nothing to wait for.
 const WAITS: u64 = 12;
+/// What other programs do to the machine is not in the best of so many attempts.
+const ATTEMPTS: usize = 9;
 
 fn usable(c: &Conf) -> bool {
     c.made.pend_phases == 0 && c.made.subscribes(Phase::REQUEST_HEADERS) && !c.subject.panics
 }
 
-/// As many loop threads as were said call at once: the share of their time, in percent, that they slept, and how often
-/// they called.
+/// As many loop threads as were said call at once: how long they slept, in percent of the time that they slept or ran
+/// (a wait for a processor is not the guest's), and how often they called.
 fn attempt(rig: &Rig, c: &Conf) -> (u64, u64) {
     let time = Duration::from_millis(100);
-    let asleep: Vec<(u64, u64)> = std::thread::scope(|s| {
+    let took: Vec<(u64, u64, u64)> = std::thread::scope(|s| {
         let handles: Vec<_> = (0..WORKERS)
             .map(|worker| {
                 s.spawn(move || {
@@ -99,16 +104,16 @@ fn attempt(rig: &Rig, c: &Conf) -> (u64, u64) {
                         ..Event::default()
                     };
                     let (calls, took) = rig.guest.hammer(&e, Instant::now() + time);
-                    (took.asleep_ns, calls)
+                    (took.asleep_ns, took.ran_ns, calls)
                 })
             })
             .collect();
         handles.into_iter().filter_map(|h| h.join().ok()).collect()
     });
-
-    let total: u64 = asleep.iter().map(|a| a.0).sum();
-    let share = total * 100 / (u64::from(WORKERS) * u64::try_from(time.as_nanos()).unwrap_or(1));
-    (share, asleep.iter().map(|a| a.1).sum())
+    let asleep: u64 = took.iter().map(|t| t.0).sum();
+    let ran: u64 = took.iter().map(|t| t.1).sum();
+    let share = asleep * 100 / (asleep + ran).max(1);
+    (share, took.iter().map(|t| t.2).sum())
 }
 
 fn workers(run: &mut Run) {
@@ -120,6 +125,18 @@ fn workers(run: &mut Run) {
     o.n_workers = WORKERS;
     let Some(rig) = run.rig_with(o) else { return };
     let confs = run.confs(&rig);
+    let known = go_processors(run, &rig);
+    if let Some(n) = known {
+        run.checked(1);
+        // One for what the guest itself does.
+        if n <= WORKERS {
+            note(
+                "PXG-RT-005",
+                format!("Go has {n} processors for {WORKERS} loop threads and its own work"),
+                ["raise runtime.GOMAXPROCS at init to n_workers and what the guest needs".into()],
+            );
+        }
+    }
     for c in confs.iter().filter(|c| usable(c)) {
         for w in 1..WORKERS {
             let rig = &rig;
@@ -130,15 +147,20 @@ fn workers(run: &mut Run) {
             });
         }
         run.checked(1);
-        // What other programs do to the machine is not in most of seven attempts.
-        let mut attempts: Vec<(u64, u64)> = (0..7).map(|_| attempt(&rig, c)).collect();
-        attempts.sort_unstable();
-        let (share, calls) = attempts[attempts.len() / 2];
+        let (mut share, mut calls) = attempt(&rig, c);
+        if known.is_none() {
+            for _ in 1..ATTEMPTS {
+                if share <= WAITS {
+                    break;
+                }
+                (share, calls) = (share, calls).min(attempt(&rig, c));
+            }
+        }
         remark(format!(
             "{}: {WORKERS} loop threads slept {share}% of their time in {calls} calls",
             c.label()
         ));
-        if share > WAITS {
+        if known.is_none() && share > WAITS {
             note(
                 "PXG-RT-005",
                 format!(
@@ -151,10 +173,22 @@ fn workers(run: &mut Run) {
             );
         }
     }
-    if !confs.iter().any(usable) {
+    if known.is_none() && !confs.iter().any(usable) {
         run.not_applicable("every configuration may pend, or does not look at request headers");
     }
     rig.drop_all(confs);
+}
+
+/// How many processors Go's scheduler has, where the library's symbols say where that number is.
+fn go_processors(run: &Run, rig: &Rig) -> Option<u32> {
+    let at = elf::address_of(&run.path, "runtime.gomaxprocs")?;
+    peek::value::<u32>(rig.library.base + at)
+        .ok()
+        .filter(|n| *n > 0)
+}
+
+fn preempts(tid: u64) -> bool {
+    threads::policy_of(tid) == libc::SCHED_OTHER
 }
 
 fn guest_threads(run: &mut Run) {
@@ -167,11 +201,17 @@ fn guest_threads(run: &mut Run) {
         }
     }
     // Threads need a moment to set themselves up.
-    std::thread::sleep(Duration::from_millis(40));
-    let own: Vec<(u64, String)> = threads::list()
-        .into_iter()
-        .filter(|(tid, name)| !before.contains_key(tid) && name != calls::HOST_THREAD)
-        .collect();
+    let mut patience = Patience::new(Duration::from_millis(40));
+    let own = loop {
+        let own: Vec<(u64, String)> = threads::list()
+            .into_iter()
+            .filter(|(tid, name)| !before.contains_key(tid) && name != calls::HOST_THREAD)
+            .collect();
+        if own.iter().all(|(tid, _)| !preempts(*tid)) || patience.over() {
+            break own;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
     rig.drop_all(confs);
     if own.is_empty() {
         run.not_applicable("the guest starts no thread");
@@ -180,7 +220,7 @@ fn guest_threads(run: &mut Run) {
     run.checked(own.len());
     let preempting: Vec<String> = own
         .iter()
-        .filter(|(tid, _)| threads::policy_of(*tid) == libc::SCHED_OTHER)
+        .filter(|(tid, _)| preempts(*tid))
         .map(|(tid, name)| format!("{tid} {name}"))
         .collect();
     if !preempting.is_empty() {
@@ -208,19 +248,23 @@ fn guest_threads(run: &mut Run) {
     }
 }
 
+/// How often configurations are made and dropped.
+const RELOADS: usize = 24;
+
 fn reload(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let subjects = run.subjects_of(&rig);
     let confs = run.confs(&rig);
-    let until = Instant::now() + Duration::from_millis(150);
+    let stop = AtomicBool::new(confs.is_empty());
+    let busy = AtomicUsize::new(0);
     std::thread::scope(|s| {
         for worker in 0..2 {
-            let (rig, confs) = (&rig, &confs);
+            let (rig, confs, stop, busy) = (&rig, &confs, &stop, &busy);
             s.spawn(move || {
                 if worker > 0 {
                     rig.guest.on_worker(worker, true);
                 }
-                while Instant::now() < until {
+                while !stop.load(Ordering::Relaxed) {
                     for c in confs {
                         let o = Options {
                             worker,
@@ -228,13 +272,19 @@ fn reload(run: &mut Run) {
                         };
                         rig.run(c, &messages::post(&[100, 100]), o);
                     }
+                    busy.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
-        while Instant::now() < until && !confs.is_empty() {
+        // Both threads have been through all configurations while others were made and dropped.
+        let mut rounds = 0;
+        while !stop.load(Ordering::Relaxed) {
             let extra = rig.configure(&subjects);
             run.checked(extra.len());
             rig.drop_all(extra);
+            rounds += 1;
+            let enough = rounds >= RELOADS && busy.load(Ordering::Relaxed) >= 4;
+            stop.store(enough, Ordering::Relaxed);
         }
     });
     rig.drop_all(confs);

@@ -11,6 +11,7 @@ use proxy_golang_abi::{LogLevel, Status};
 use super::judge::{Context, Way};
 use super::model::{Outcome, phase_name};
 use crate::finding::note;
+use crate::sys::clock::Patience;
 
 /// Which optional entries of the table are NULL.
 #[derive(Clone, Copy, Debug, Default)]
@@ -277,12 +278,40 @@ impl StrictHost {
 
     /// Waits until a thread of the guest is held inside `complete`: the token it completes.
     pub(crate) fn wait_occupied(&self, limit: Duration) -> Option<u64> {
-        let i = self.lock();
-        let (i, _) = self
+        let mut patience = Patience::new(limit);
+        let mut i = self.lock();
+        while i.gate != Gate::Occupied {
+            // Measuring the machine must not keep the guest's threads from the lock.
+            drop(i);
+            if patience.over() {
+                return None;
+            }
+            let left = patience
+                .deadline()
+                .saturating_duration_since(Instant::now());
+            i = self
+                .changed
+                .wait_timeout_while(self.lock(), left, |i| i.gate != Gate::Occupied)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Some(i.gate_token)
+    }
+
+    /// Waits until the guest has done something, or for `limit`.
+    pub(crate) fn wait_changed(&self, limit: Duration) {
+        let _ = self
             .changed
-            .wait_timeout_while(i, limit, |i| i.gate != Gate::Occupied)
+            .wait_timeout(self.lock(), limit)
             .unwrap_or_else(PoisonError::into_inner);
-        (i.gate == Gate::Occupied).then_some(i.gate_token)
+    }
+
+    /// Waits until `complete` was called more than `n` times.
+    pub(crate) fn wait_completes(&self, n: u64, limit: Duration) {
+        let mut patience = Patience::new(limit);
+        while self.completes() <= n && !patience.over() {
+            self.wait_changed(Duration::from_millis(1));
+        }
     }
 
     /// Buffers that passed to the host and have not been released.

@@ -273,17 +273,27 @@ impl Piece {
         protect(self.map, self.map_len, libc::PROT_READ);
     }
 
-    /// Ends its life: every later access is a fault.
-    pub(crate) fn close(&self) {
-        let r = &arena().records[self.record];
-        r.closed.store(now_ns(), Ordering::Release);
-        protect(self.map, self.map_len, libc::PROT_NONE);
-        // SAFETY: the range is this piece's own; its content is not needed any more.
-        unsafe { libc::madvise(self.map as *mut _, self.map_len, libc::MADV_DONTNEED) };
-    }
-
     pub(crate) fn contains(&self, at: u64) -> bool {
         self.len > 0 && at >= self.start && at < self.start + self.len
+    }
+}
+
+/// Ends the life of `pieces`: every later access is a fault. Neighbours go together, with the guard pages between them.
+pub(crate) fn close(pieces: &[Piece]) {
+    let now = now_ns();
+    for p in pieces {
+        arena().records[p.record]
+            .closed
+            .store(now, Ordering::Release);
+    }
+    for run in pieces.chunk_by(|a, b| a.map + a.map_len + PAGE == b.map) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            continue;
+        };
+        let len = last.map + last.map_len - first.map;
+        protect(first.map, len, libc::PROT_NONE);
+        // SAFETY: the range is that of pieces which end; their content is not needed any more.
+        unsafe { libc::madvise(first.map as *mut _, len, libc::MADV_DONTNEED) };
     }
 }
 

@@ -276,9 +276,7 @@ impl Builder {
     }
 
     pub(super) fn close(&self) {
-        for p in &self.pieces {
-            p.close();
-        }
+        arena::close(&self.pieces);
     }
 }
 

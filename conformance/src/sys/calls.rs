@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use proxy_golang_abi as abi;
 use proxy_golang_abi::Status;
 
-use super::arena::{Align, Kind, Lent, Piece};
+use super::arena::{self, Align, Kind, Lent, Piece};
 use super::boundary::{Builder, CANARY, Layout, Library, Reader};
 use super::shared::{self, Hook};
 use super::thunks::{IN_RELEASE, RUNNING, Running};
@@ -90,6 +90,8 @@ fn check_canary(p: &Piece, what: &str) {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Took {
     pub(crate) wall_ns: u64,
+    /// On a processor.
+    pub(crate) ran_ns: u64,
     /// Neither running nor waiting for a processor: asleep.
     pub(crate) asleep_ns: u64,
 }
@@ -99,13 +101,19 @@ fn timed<T>(f: impl FnOnce() -> T) -> (T, Took) {
     let start = Instant::now();
     let v = f();
     let wall_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let asleep_ns = match (before, threads::run_and_queue_ns()) {
+    let (ran_ns, asleep_ns) = match (before, threads::run_and_queue_ns()) {
         (Some((r0, q0)), Some((r1, q1))) => {
-            wall_ns.saturating_sub((r1 - r0).saturating_add(q1 - q0))
+            let (ran, queued) = (r1.saturating_sub(r0), q1.saturating_sub(q0));
+            (ran, wall_ns.saturating_sub(ran.saturating_add(queued)))
         }
-        _ => 0,
+        _ => (0, 0),
     };
-    (v, Took { wall_ns, asleep_ns })
+    let took = Took {
+        wall_ns,
+        ran_ns,
+        asleep_ns,
+    };
+    (v, took)
 }
 
 /// What an event led to.
@@ -217,9 +225,7 @@ impl Guest {
         }
         check(&outcome);
         b.close();
-        for p in &running.more {
-            p.close();
-        }
+        arena::close(&running.more);
         EventDone { outcome, took }
     }
 
@@ -255,9 +261,7 @@ impl Guest {
                             unsafe { f(ctx, ev, out.start as *mut abi::EventResult) };
                         }
                     });
-                for p in &running.more {
-                    p.close();
-                }
+                arena::close(&running.more);
                 calls += 1;
                 let reader = Reader {
                     scratch: &[],
@@ -351,9 +355,7 @@ impl Guest {
             error: reader.text(o.error),
         };
         b.close();
-        for p in &running.more {
-            p.close();
-        }
+        arena::close(&running.more);
         made
     }
 

@@ -5,6 +5,7 @@
 pub(crate) mod arena;
 pub(crate) mod boundary;
 pub(crate) mod calls;
+pub(crate) mod clock;
 pub(crate) mod entry;
 pub(crate) mod fault;
 pub(crate) mod heap;

@@ -5,8 +5,11 @@ use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use super::clock::Patience;
 
 /// How much of what a guest prints is kept: the last bytes of each of stdout and stderr.
 const KEPT: usize = 64 << 10;
@@ -84,10 +87,14 @@ pub(crate) fn run(
     }
     let mut child = command.spawn()?;
     let printed = Arc::new(Mutex::new(Printed::default()));
-    let readers = [
-        child.stdout.take().map(|p| read(p, &printed)),
-        child.stderr.take().map(|p| read(p, &printed)),
-    ];
+    let (ended, output) = std::sync::mpsc::channel();
+    if let Some(p) = child.stdout.take() {
+        read(p, &printed, ended.clone());
+    }
+    if let Some(p) = child.stderr.take() {
+        read(p, &printed, ended.clone());
+    }
+    drop(ended);
     let in_time = wait(&child, limit);
     let threads = if in_time {
         Vec::new()
@@ -97,11 +104,17 @@ pub(crate) fn run(
     // The group goes with the case, also where the guest left processes behind.
     kill_group(child.id());
     let status = child.wait()?;
-    let deadline = Instant::now() + Duration::from_millis(500);
-    for reader in readers.into_iter().flatten() {
-        // A process that escaped the group may hold the pipe: its output is then left where it is.
-        while !reader.is_finished() && Instant::now() < deadline {
-            std::thread::park_timeout(Duration::from_millis(1));
+    // The channel closes with both pipes. A process that escaped the group may hold one: its output is then left where
+    // it is.
+    let mut patience = Patience::new(Duration::from_millis(500));
+    loop {
+        let left = patience
+            .deadline()
+            .saturating_duration_since(Instant::now());
+        match output.recv_timeout(left) {
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if patience.over() => break,
+            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
         }
     }
     let printed = printed
@@ -115,12 +128,10 @@ pub(crate) fn run(
     })
 }
 
-fn read(
-    mut from: impl Read + Send + 'static,
-    to: &Arc<Mutex<Printed>>,
-) -> std::thread::JoinHandle<()> {
+fn read(mut from: impl Read + Send + 'static, to: &Arc<Mutex<Printed>>, ended: Sender<()>) {
     let to = Arc::clone(to);
     std::thread::spawn(move || {
+        let _ended = ended;
         let mut buffer = [0u8; 16 << 10];
         while let Ok(n) = from.read(&mut buffer) {
             if n == 0 {
@@ -130,7 +141,7 @@ fn read(
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .push(&buffer[..n]);
         }
-    })
+    });
 }
 
 /// Waits for the end of `child`; false if `limit` was over first.
@@ -148,9 +159,11 @@ fn wait(child: &Child, limit: Duration) -> bool {
     }
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let _close = unsafe { OwnedFd::from_raw_fd(fd) };
-    let deadline = Instant::now() + limit;
+    let mut patience = Patience::new(limit);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = patience
+            .deadline()
+            .saturating_duration_since(Instant::now());
         let mut p = libc::pollfd {
             fd,
             events: libc::POLLIN,
@@ -160,7 +173,8 @@ fn wait(child: &Child, limit: Duration) -> bool {
         // SAFETY: one valid pollfd.
         match unsafe { libc::poll(&raw mut p, 1, ms) } {
             1.. => return true,
-            0 => return false,
+            0 if patience.over() => return false,
+            0 => {}
             _ if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
             _ => return false,
         }

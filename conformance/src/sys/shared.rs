@@ -103,6 +103,8 @@ struct Layout {
     hooks_entered: AtomicU64,
     n_faults: AtomicU32,
     wild_set: AtomicU32,
+    /// `scratch_more` answered NULL in the running hook.
+    refused: AtomicU32,
     faults: [[AtomicU64; FAULT_WORDS]; MAX_FAULTS],
     wild: [AtomicU64; FAULT_WORDS],
     log_len: AtomicU64,
@@ -118,6 +120,8 @@ pub(crate) struct Progress {
     pub(crate) stream: u64,
     pub(crate) event: u64,
     pub(crate) containment: u32,
+    /// `scratch_more` answered NULL in this hook.
+    pub(crate) refused_scratch: bool,
 }
 
 /// A mapping of the shared memory. Mapped once per process and case, and never unmapped in the case's process.
@@ -198,12 +202,17 @@ impl Shared {
         self.at.phase.store(phase, Ordering::Relaxed);
         self.at.stream.store(stream, Ordering::Relaxed);
         self.at.event.store(event, Ordering::Relaxed);
+        self.at.refused.store(0, Ordering::Relaxed);
         self.at.hook.store(hook as u32, Ordering::Release);
         self.at.hooks_entered.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn leave(&self) {
         self.at.hook.store(0, Ordering::Release);
+    }
+
+    pub(crate) fn refuse_scratch(&self) {
+        self.at.refused.store(1, Ordering::Release);
     }
 
     pub(crate) fn set_containment(&self, aborts: bool) {
@@ -220,6 +229,7 @@ impl Shared {
             stream: self.at.stream.load(Ordering::Relaxed),
             event: self.at.event.load(Ordering::Relaxed),
             containment: self.at.containment.load(Ordering::Acquire),
+            refused_scratch: self.at.refused.load(Ordering::Acquire) != 0,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 
 /// Attributes of the calling thread that belong to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,13 @@ pub(crate) fn current() -> u64 {
 
 /// Time of the calling thread: on a processor, and waiting for one.
 pub(crate) fn run_and_queue_ns() -> Option<(u64, u64)> {
-    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    thread_local! {
+        // It is asked before and after each event, so it stays open.
+        static FILE: Option<fs::File> = fs::File::open("/proc/thread-self/schedstat").ok();
+    }
+    let mut text = [0u8; 96];
+    let n = FILE.with(|f| f.as_ref()?.read_at(&mut text, 0).ok())?;
+    let text = std::str::from_utf8(&text[..n]).ok()?;
     let mut words = text.split_whitespace().map(str::parse::<u64>);
     match (words.next(), words.next()) {
         (Some(Ok(run)), Some(Ok(queue))) => Some((run, queue)),

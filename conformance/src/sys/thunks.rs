@@ -8,7 +8,7 @@ use proxy_golang_abi::{LogLevel, Status};
 
 use super::arena::{self, Kind, Lent, Piece};
 use super::boundary::{Builder, CANARY, Layout, Reader};
-use super::shared::Hook;
+use super::shared::{self, Hook};
 use super::{peek, threads};
 use crate::finding::note;
 use crate::host::model::Outcome;
@@ -221,6 +221,9 @@ unsafe extern "C" fn scratch_more(ctx: u64, n: u64) -> *mut u8 {
             }
             let rounded = n.max(1).div_ceil(16).saturating_mul(16);
             if r.granted.saturating_add(rounded) > r.layout.scratch_more {
+                if let Some(s) = shared::current() {
+                    s.refuse_scratch();
+                }
                 return std::ptr::null_mut();
             }
             r.granted += rounded;

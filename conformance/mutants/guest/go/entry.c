@@ -1,6 +1,7 @@
 /* The C side of the Go guest: the table, what must not be Go (release), and the threads' policy. */
 #define _GNU_SOURCE
 #define PXG_NO_PROTOTYPES
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -55,12 +56,21 @@ int32_t call_complete(uint64_t ctx, uint64_t token) {
   return host->complete(host->ctx, token, &r);
 }
 
+/* The name of this library's file. */
+static char *own_name(void) {
+  Dl_info i;
+  const char *slash;
+  if (!dladdr((void *)(uintptr_t)own_name, &i)) return "";
+  slash = strrchr(i.dli_fname, '/');
+  return (char *)(slash ? slash + 1 : i.dli_fname);
+}
+
 __attribute__((visibility("default"))) int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   static pxg_str filters[3];
   after_go();
   if (host->major != PXG_VERSION_MAJOR) return PXG_E_VERSION;
   if (host->size < sizeof *host || out->size < sizeof *out) return PXG_E_ARG;
-  goInit(host->n_workers);
+  goInit(host->n_workers, own_name());
   filters[0] = str("go");
   filters[1] = str("go-async");
   filters[2] = str("go-panics");

@@ -1,5 +1,5 @@
-// The Go guest of the self-test, written against the header alone. As it is built
-// without a name it must be found clean; with a name in `mutant` it has one defect.
+// The Go guest of the self-test, written against the header alone. Built once, it
+// is clean under its own name; a copy under the name of a mutant has that defect.
 //
 // clean go-guest warns PXG-RT-004: headers, goroutines that complete, a contained panic, OWNED buffers
 //
@@ -27,12 +27,13 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
 )
 
-// The defect, set by the linker.
+// The defect: the name of the library's file.
 var mutant string
 
 func main() {}
@@ -76,7 +77,10 @@ func text(s string) rawStr {
 }
 
 //export goInit
-func goInit(workers C.uint32_t) {
+func goInit(workers C.uint32_t, name *C.char) {
+	lock.Lock()
+	mutant = strings.TrimSuffix(C.GoString(name), ".so")
+	lock.Unlock()
 	if mutant == "go-one-processor" {
 		runtime.GOMAXPROCS(1)
 	} else if want := int(workers) + 2; runtime.GOMAXPROCS(0) < want {

@@ -14,6 +14,7 @@ use super::rig::{Conf, Rig};
 use crate::finding::note;
 use crate::sys::boundary::Layout;
 use crate::sys::calls::Took;
+use crate::sys::clock::Patience;
 
 mod deliver;
 mod settle;
@@ -30,8 +31,6 @@ pub(crate) struct Options {
     pub(crate) chunks: usize,
     /// Event flags that version 1.0 does not define, set on each event.
     pub(crate) unknown_flags: u32,
-    /// How long a PENDING may last.
-    pub(crate) pend_limit: Duration,
     /// Answers to `complete` that the guest does not expect.
     pub(crate) lies: Vec<i32>,
     /// Wait this long after each event and look again at what is borrowed.
@@ -53,7 +52,6 @@ impl Default for Options {
             abort_pending: false,
             chunks: 4,
             unknown_flags: 0,
-            pend_limit: Duration::from_secs(3),
             lies: Vec::new(),
             borrow_grace: None,
             worker: 0,
@@ -178,11 +176,14 @@ const HEADERS: [Phase; 2] = [Phase::REQUEST_HEADERS, Phase::RESPONSE_HEADERS];
 const BODY: [Phase; 2] = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY];
 const TRAILERS: [Phase; 2] = [Phase::REQUEST_TRAILERS, Phase::RESPONSE_TRAILERS];
 
+/// How long a PENDING may last.
+const PEND_LIMIT: Duration = Duration::from_secs(3);
+
 struct Pend {
     token: u64,
     dir: usize,
     context: Context,
-    since: Instant,
+    patience: Patience,
 }
 
 /// A running stream.
@@ -264,7 +265,7 @@ impl<'a> Stream<'a> {
         for m in self.rig.host.take_mail(self.handle) {
             self.mail(m);
         }
-        if let Some(p) = &self.pend {
+        if let Some(p) = &mut self.pend {
             let token = p.token;
             if self.opt.abort_pending {
                 self.aborted = true;
@@ -275,20 +276,14 @@ impl<'a> Stream<'a> {
                 self.completed(&o);
                 return Step::Ran;
             }
-            // A guest that has forgotten one token is not waited for each time.
-            let limit = if self.rig.host.forgotten() > 0 {
-                self.opt.pend_limit.min(Duration::from_millis(60))
-            } else {
-                self.opt.pend_limit
-            };
-            if p.since.elapsed() < limit {
+            if !p.patience.over() {
                 return Step::Waits(token);
             }
             note(
                 "PXG-ASY-001",
                 format!("never completed a token of {}", phase_name(p.context.phase)),
                 [format!(
-                    "token {token:#x} was PENDING for {limit:?}; the stream's deadline ended it"
+                    "token {token:#x} was PENDING for {PEND_LIMIT:?} or longer; the stream's deadline ended it"
                 )],
             );
             self.rig.host.forget();
@@ -370,12 +365,16 @@ impl<'a> Stream<'a> {
         self.pend.as_ref().map(|p| p.token)
     }
 
-    /// The client goes away: the time that `on_cancel` took, if there was one.
-    pub(crate) fn abort(&mut self) -> Option<Took> {
+    /// The client goes away: the time that `on_cancel` took, if there was one. [`Stream::abort`] does what follows.
+    pub(crate) fn client_goes(&mut self) -> Option<Took> {
         self.aborted = true;
-        let took = self.cancel();
+        self.cancel()
+    }
+
+    /// The client goes away, and the stream ends.
+    pub(crate) fn abort(&mut self) {
+        self.client_goes();
         self.end(2);
-        took
     }
 }
 

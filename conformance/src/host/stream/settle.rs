@@ -1,16 +1,17 @@
 //! The crossing of an event, what its result leads to, and how a stream ends.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase};
 
-use super::{At, HEADERS, Pend, Side, Stream};
+use super::{At, HEADERS, PEND_LIMIT, Pend, Side, Stream};
 use crate::finding::note;
 use crate::host::judge::{Context, Way};
 use crate::host::model::{Event, Field, Outcome, ReplyFound, action_name, phase_name};
 use crate::host::rig::Rig;
 use crate::host::state::Mail;
 use crate::sys::calls::{self, Took};
+use crate::sys::clock::Patience;
 
 impl Stream<'_> {
     /// The crossing, and what its result leads to.
@@ -94,11 +95,17 @@ impl Stream<'_> {
                     self.settle(d, &context, &early);
                 }
                 None => {
+                    // A guest that has forgotten one token is not waited for each time.
+                    let limit = if host.forgotten() > 0 {
+                        Duration::from_millis(60)
+                    } else {
+                        PEND_LIMIT
+                    };
                     self.pend = Some(Pend {
                         token: e.token,
                         dir: d,
                         context,
-                        since: Instant::now(),
+                        patience: Patience::new(limit),
                     });
                 }
             }
