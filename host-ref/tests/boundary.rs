@@ -728,3 +728,12 @@ fn metrics_are_defined_and_recorded_by_their_owner() {
         &["expected names"],
     );
 }
+
+#[test]
+fn the_user_of_a_refused_result_ends_with_the_stream() {
+    let mut site = Site::new();
+    let (_, filter) = filter_of(&site.host, "refused_user");
+    let stream = site.request(&filter, 0);
+    site.end(stream);
+    assert_eq!(ask(&filter, WAKE, 0), 99, "PXG-EVT-007");
+}

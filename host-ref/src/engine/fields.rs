@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use crate::ffi::FieldStore;
 pub use crate::ffi::FieldView;
 
 /// Fields of one message as a guest sees them: no allocation up to 40.
@@ -42,6 +43,12 @@ pub trait Fields: Clone {
     /// Appends every field to `out`: pseudo-headers first, then names in lower case, values of one name in order.
     fn view<'a>(&'a self, out: &mut Views<'a>);
 
+    /// What [`Fields::view`] appends, where the list keeps it in that form anyway: then nothing is built for a call.
+    #[inline]
+    fn ready(&self) -> Option<&[FieldView<'_>]> {
+        None
+    }
+
     /// The first value of `name`.
     fn value(&self, name: &[u8]) -> Option<&[u8]>;
 
@@ -56,37 +63,10 @@ pub trait Fields: Clone {
     fn from_fields<'a>(fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self;
 }
 
-/// A list of fields in one arena: viewing it costs a few stores per field, editing it no allocation once it has room.
+/// A list of fields in one arena: viewing it costs nothing, editing it no allocation once it has room.
 #[derive(Clone, Debug, Default)]
 pub struct FieldList {
-    arena: Vec<u8>,
-    entries: Vec<Entry>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    at: u32,
-    name: u32,
-    value: u32,
-    live: bool,
-    sensitive: bool,
-}
-
-impl Entry {
-    #[inline]
-    fn name<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
-        &arena[self.at as usize..][..self.name as usize]
-    }
-
-    fn value<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
-        &arena[self.at as usize + self.name as usize..][..self.value as usize]
-    }
-
-    /// Looks at the bytes only where the length does not tell.
-    #[inline]
-    fn is_named(&self, arena: &[u8], name: &[u8]) -> bool {
-        self.name as usize == name.len() && self.name(arena) == name
-    }
+    store: FieldStore,
 }
 
 impl FieldList {
@@ -100,82 +80,118 @@ impl FieldList {
     #[must_use]
     pub fn with_capacity(fields: usize, bytes: usize) -> Self {
         Self {
-            arena: Vec::with_capacity(bytes),
-            entries: Vec::with_capacity(fields),
+            store: FieldStore::with_capacity(fields, bytes),
         }
     }
 
     /// Appends a field; `name` in lower case.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        let entry = self.store(name, value, false);
-        self.entries.push(entry);
+        self.store.push(name, value, false);
     }
 
     /// Number of fields.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.store.views().len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.store.views().is_empty()
     }
 
     /// The fields in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let both = |e: &Entry| (e.name(&self.arena), e.value(&self.arena));
-        self.entries.iter().map(both)
+        self.store.views().iter().map(|f| (f.name(), f.value()))
     }
 
     /// The first value of `name`.
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        self.entries
-            .iter()
-            .find(|e| e.is_named(&self.arena, name))
-            .map(|e| e.value(&self.arena))
+        self.store
+            .find(0, name)
+            .map(|at| self.store.views()[at].value())
     }
 
-    fn store(&mut self, name: &[u8], value: &[u8], sensitive: bool) -> Entry {
-        let at = self.arena.len();
-        self.arena.extend_from_slice(name);
-        self.arena.extend_from_slice(value);
-        // A message near 4 GiB of fields is far beyond every limit of a host.
-        let cut = |n: usize| u32::try_from(n).expect("fields stay below 4 GiB");
-        Entry {
-            at: cut(at),
-            name: cut(name.len()),
-            value: cut(value.len()),
-            live: true,
-            sensitive,
+    /// Removes the fields `name` from `from` on.
+    #[inline]
+    fn remove(&mut self, mut from: usize, name: &[u8]) {
+        while let Some(at) = self.store.find(from, name) {
+            self.store.remove(at);
+            from = at;
         }
     }
 
-    /// Marks all fields `name` as gone; whether there were any.
-    fn remove(&mut self, name: &[u8]) -> bool {
-        let mut found = false;
-        for e in &mut self.entries {
-            if e.is_named(&self.arena, name) {
-                found |= e.live;
-                e.live = false;
+    fn set(&mut self, name: &[u8], value: &[u8], sensitive: bool) {
+        if let Some(at) = self.store.find(0, name) {
+            self.store.set_value(at, value, sensitive);
+            return self.remove(at + 1, name);
+        }
+        self.store.push(name, value, sensitive);
+        if name.first() == Some(&b':') {
+            self.store.to_front(self.len() - 1, 0);
+        }
+    }
+
+    /// Applies a batch with edits by index: what it removes stays in its place, marked, until the batch is done.
+    fn apply_by_index(&mut self, edits: &[Edit<'_>]) {
+        let viewed = self.len();
+        let mut gone = SmallVec::<[bool; 64]>::from_elem(false, viewed);
+        let mut in_front = 0;
+        for edit in edits {
+            match *edit {
+                Edit::Set { name, .. } | Edit::Delete { name } => {
+                    for (field, gone) in self.store.views().iter().zip(&mut gone) {
+                        *gone |= field.name() == name;
+                    }
+                }
+                Edit::DeleteAt { index } if index < viewed => gone[index] = true,
+                _ => {}
+            }
+            match *edit {
+                Edit::Set {
+                    name,
+                    value,
+                    sensitive,
+                }
+                | Edit::Add {
+                    name,
+                    value,
+                    sensitive,
+                } => {
+                    self.store.push(name, value, sensitive);
+                    gone.push(false);
+                }
+                Edit::SetAt {
+                    index,
+                    value,
+                    sensitive,
+                } if index < viewed && !gone[index] => {
+                    self.store.set_value(index, value, sensitive);
+                }
+                _ => {}
             }
         }
-        found
+        self.store.remove_marked(&gone);
+        // Pseudo-headers that the batch set again stand last.
+        for at in 0..self.len() {
+            if self.store.views()[at].name().first() == Some(&b':') {
+                self.store.to_front(at, in_front);
+                in_front += 1;
+            }
+        }
     }
 }
 
 impl Fields for FieldList {
     fn view<'a>(&'a self, out: &mut Views<'a>) {
-        out.extend(self.entries.iter().map(|e| {
-            let field = FieldView::in_arena(&self.arena, e.at, e.name, e.value);
-            if e.sensitive {
-                field.sensitive()
-            } else {
-                field
-            }
-        }));
+        out.extend_from_slice(self.store.views());
+    }
+
+    #[inline]
+    fn ready(&self) -> Option<&[FieldView<'_>]> {
+        Some(self.store.views())
     }
 
     fn value(&self, name: &[u8]) -> Option<&[u8]> {
@@ -183,59 +199,29 @@ impl Fields for FieldList {
     }
 
     fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.store.views().is_empty()
     }
 
     fn apply(&mut self, edits: &[Edit<'_>]) {
-        let viewed = self.entries.len();
-        let mut holes = false;
-        // Pseudo-headers that the batch set; in front of the others once it is done, so that indices stand till then.
-        let mut front = SmallVec::<[Entry; 4]>::new();
+        let by_index = |edit: &Edit<'_>| matches!(edit, Edit::SetAt { .. } | Edit::DeleteAt { .. });
+        if edits.iter().any(by_index) {
+            return self.apply_by_index(edits);
+        }
         for edit in edits {
             match *edit {
                 Edit::Set {
                     name,
                     value,
                     sensitive,
-                } => {
-                    holes |= self.remove(name);
-                    let entry = self.store(name, value, sensitive);
-                    if name.first() == Some(&b':') {
-                        front.retain(|e| !e.is_named(&self.arena, name));
-                        front.push(entry);
-                    } else {
-                        self.entries.push(entry);
-                    }
-                }
+                } => self.set(name, value, sensitive),
                 Edit::Add {
                     name,
                     value,
                     sensitive,
-                } => {
-                    let entry = self.store(name, value, sensitive);
-                    self.entries.push(entry);
-                }
-                Edit::Delete { name } => holes |= self.remove(name),
-                Edit::SetAt {
-                    index,
-                    value,
-                    sensitive,
-                } if index < viewed && self.entries[index].live => {
-                    let name = self.entries[index].name(&self.arena).to_vec();
-                    self.entries[index] = self.store(&name, value, sensitive);
-                }
-                Edit::DeleteAt { index } if index < viewed => {
-                    self.entries[index].live = false;
-                    holes = true;
-                }
+                } => self.store.push(name, value, sensitive),
+                Edit::Delete { name } => self.remove(0, name),
                 Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
             }
-        }
-        if holes {
-            self.entries.retain(|e| e.live);
-        }
-        if !front.is_empty() {
-            self.entries.splice(0..0, front);
         }
     }
 

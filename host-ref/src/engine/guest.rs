@@ -9,6 +9,7 @@ use proxy_golang_abi::{BodyMode, ConfigFlags, EventFlags, Phase, Status, phase_b
 use super::fields::FieldView;
 use super::outcome::{Fault, Outcome};
 use super::stats::FilterStats;
+pub use crate::ffi::PlainOp;
 use crate::ffi::StrView;
 
 /// One event, as it is lent to a guest for the length of a call.
@@ -44,12 +45,27 @@ pub struct EventView<'a> {
     pub attrs: &'a [StrView<'a>],
 }
 
+/// Who takes a result.
+pub trait Take {
+    /// CONTINUE that says nothing but `user` and these operations. `false` if it is to be decoded all the same; then
+    /// [`Take::outcome`] is called, else not.
+    fn plain(&mut self, user: u64, ops: &[PlainOp<'_>]) -> bool;
+
+    /// Any other result, or why there is none.
+    fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>);
+}
+
 /// One configuration of one filter of a loaded guest. The boundary implements it over a guest's table; tests over a
 /// closure. No call of it re-enters the engine.
 pub trait Guest: Send + Sync {
     /// `on_event`: calls the guest, then `take` exactly once with what it decided, before anything that the guest
     /// lent has died.
     fn event(&self, event: &EventView<'_>, take: &mut dyn FnMut(Result<Outcome<'_>, Fault>));
+
+    /// As [`Guest::event`], and offers a plain result as it is.
+    fn event_to(&self, event: &EventView<'_>, take: &mut dyn Take) {
+        self.event(event, &mut |outcome| take.outcome(outcome));
+    }
 
     /// `on_cancel`.
     fn cancel(&self, user: u64, stream: u64, token: u64, worker: u32);

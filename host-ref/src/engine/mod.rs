@@ -24,7 +24,7 @@ pub use body::BodyBuf;
 pub use fields::{Edit, FieldList, FieldView, Fields, Views};
 pub use guest::{
     AttrSource, AttrWant, Attributes, Chain, Declared, EventView, FailureMode, Filter, Guest,
-    Policy,
+    PlainOp, Policy, Take,
 };
 pub use hub::{Hub, HubLimits, Mail};
 pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};

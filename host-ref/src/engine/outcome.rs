@@ -124,6 +124,20 @@ pub struct Fault {
     pub status: Status,
     /// What was found, what was expected.
     pub text: String,
+    /// The guest's slot from now on, for a result of `on_event`: it counts also where the rest is refused (PXG-EVT-007).
+    pub user: Option<u64>,
+}
+
+impl Fault {
+    /// A fault of a result, without a slot.
+    #[must_use]
+    pub fn new(status: Status, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            text: text.into(),
+            user: None,
+        }
+    }
 }
 
 impl Outcome<'_> {

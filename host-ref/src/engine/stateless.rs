@@ -18,10 +18,7 @@ pub fn check(outcome: &Outcome<'_>) -> Result<(), Fault> {
     let reply = outcome.reply.iter().filter_map(|reply| refuse_reply(reply));
     match op.chain(reply).next() {
         None => Ok(()),
-        Some(text) => Err(Fault {
-            status: Status::ARG,
-            text,
-        }),
+        Some(text) => Err(Fault::new(Status::ARG, text)),
     }
 }
 

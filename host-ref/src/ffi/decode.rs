@@ -40,11 +40,6 @@ impl Reading {
         }
     }
 
-    /// Where a guest writes.
-    pub(super) fn result(&mut self) -> *mut EventResult {
-        &raw mut self.result
-    }
-
     /// Reads what a guest left in a result that we lent.
     ///
     /// # Safety
@@ -183,7 +178,10 @@ impl Reading {
         }
         match decoder.fault {
             None => take(shown),
-            Some(fault) => take(Err(fault)),
+            Some(fault) => take(Err(Fault {
+                user: Some(r.user),
+                ..fault
+            })),
         }
     }
 }

@@ -286,21 +286,21 @@ unsafe fn accept(
         let Some(mut reading) = reading else {
             return entry.refuse(
                 function,
-                &Fault {
-                    status: Status::ARG,
-                    text: format!(
+                &Fault::new(
+                    Status::ARG,
+                    format!(
                         "found the result pointer {r:p}, expected one to a pxg_result, 8-aligned"
                     ),
-                },
+                ),
             );
         };
         let mut answer = Status::INTERNAL;
         let mut judge = Some(|outcome: Outcome<'_>| {
             if outcome.action == Action::UNSET {
-                return Err(Fault {
-                    status: Status::ARG,
-                    text: "found the action UNSET (0), expected a decision".to_owned(),
-                });
+                return Err(Fault::new(
+                    Status::ARG,
+                    "found the action UNSET (0), expected a decision",
+                ));
             }
             check(&outcome)?;
             take(entry, outcome)
@@ -322,10 +322,10 @@ unsafe fn accept(
 }
 
 fn wrong_action(found: Action, expected: &str) -> Fault {
-    Fault {
-        status: Status::STATE,
-        text: format!("found the action {}, expected {expected}", found.0),
-    }
+    Fault::new(
+        Status::STATE,
+        format!("found the action {}, expected {expected}", found.0),
+    )
 }
 
 unsafe extern "C" fn complete(ctx: u64, token: u64, r: *const EventResult) -> Status {
@@ -384,12 +384,7 @@ unsafe extern "C" fn apply(ctx: u64, stream: u64, r: *const EventResult) -> Stat
 
 /// `apply` stands outside of both directions: what needs one is refused (spec 12.3).
 fn without_direction(outcome: &Outcome<'_>) -> Result<(), Fault> {
-    let arg = |text: String| {
-        Err(Fault {
-            status: Status::ARG,
-            text,
-        })
-    };
+    let arg = |text: String| Err(Fault::new(Status::ARG, text));
     if outcome.unsubscribe != 0
         || outcome.body_mode.iter().any(|m| m.0 != 0)
         || outcome.more_bytes != 0
@@ -485,12 +480,10 @@ unsafe extern "C" fn define_metric(
         if name.is_null() || id.is_null() || !name.is_aligned() || !id.is_aligned() {
             return entry.refuse(
                 "pxg.metrics/1 define",
-                &Fault {
-                    status: Status::ARG,
-                    text: format!(
-                        "found name {name:p} and id {id:p}, expected two aligned pointers"
-                    ),
-                },
+                &Fault::new(
+                    Status::ARG,
+                    format!("found name {name:p} and id {id:p}, expected two aligned pointers"),
+                ),
             );
         }
         // SAFETY: the guest's word for its pointers, until this function returns.
@@ -518,15 +511,15 @@ unsafe extern "C" fn define_metric(
                 unsafe { id.write(number) };
                 Status::OK
             }
-            Err(status) => entry.refuse("pxg.metrics/1 define", &Fault {
+            Err(status) => entry.refuse("pxg.metrics/1 define", &Fault::new(
                 status,
-                text: format!(
+                format!(
                     "metric \"{}\" of kind {}: expected names [a-zA-Z_][a-zA-Z0-9_]*, labels that differ, the kind and \
                      the label names of its first definition, and no more series than the host's limit",
                     clean(name.as_bytes(), 128),
                     kind.0
                 ),
-            }),
+            )),
         }
     })
 }

@@ -20,27 +20,24 @@ pub(super) fn worse(known: &mut Option<Fault>, fault: Fault) {
 #[cold]
 #[inline(never)]
 pub(super) fn cold(status: Status, text: impl FnOnce() -> String) -> Fault {
-    Fault {
-        status,
-        text: text(),
-    }
+    Fault::new(status, text())
 }
 
 #[cold]
 pub(super) fn outside(what: impl std::fmt::Display, beyond: usize) -> Fault {
-    Fault {
-        status: Status::ARG,
-        text: format!(
+    Fault::new(
+        Status::ARG,
+        format!(
             "{what}: found memory that begins in a lent region and ends {beyond} bytes beyond it; expected it to end \
              there (PXG-MEM-012). Ask scratch_more for more"
         ),
-    }
+    )
 }
 
 #[cold]
 pub(super) fn unknown_bits(what: impl std::fmt::Display, found: u64, known: u64) -> Fault {
-    Fault {
-        status: Status::UNSUPPORTED,
-        text: format!("{what}: found {found:#x}, expected no bits beside {known:#x} (PXG-ABI-005)"),
-    }
+    Fault::new(
+        Status::UNSUPPORTED,
+        format!("{what}: found {found:#x}, expected no bits beside {known:#x} (PXG-ABI-005)"),
+    )
 }

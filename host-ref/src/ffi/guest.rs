@@ -14,9 +14,10 @@ use proxy_golang_abi::{
 use super::decode::Reading;
 use super::exports::Entry;
 use super::lent::Loan;
+use super::plain::{PlainOp, plain_ops};
 use super::pointers::{copy_text, elements};
 use super::{FieldView, StrView};
-use crate::engine::{EventView, Fault, Filter, Guest, Outcome};
+use crate::engine::{EventView, Fault, Filter, Guest, Outcome, Take};
 
 /// Most attributes, and most fields of a projection, of one configuration.
 const MAX_WANTS: u64 = 256;
@@ -128,13 +129,13 @@ impl GuestTable {
             let lists = if out.size == size {
                 copy_lists(&out, &regions)
             } else {
-                Err(Fault {
-                    status: Status::ARG,
-                    text: format!(
+                Err(Fault::new(
+                    Status::ARG,
+                    format!(
                         "size: found {}, expected {size} as it was lent (PXG-ABI-002)",
                         out.size
                     ),
-                })
+                ))
             };
             (error, lists)
         };
@@ -310,6 +311,21 @@ macro_rules! array {
 
 impl Guest for FfiGuest {
     fn event(&self, event: &EventView<'_>, take: &mut dyn FnMut(Result<Outcome<'_>, Fault>)) {
+        /// Takes nothing but decoded results.
+        struct Decoded<'t>(&'t mut dyn FnMut(Result<Outcome<'_>, Fault>));
+        impl Take for Decoded<'_> {
+            fn plain(&mut self, _: u64, _: &[PlainOp<'_>]) -> bool {
+                false
+            }
+
+            fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>) {
+                (self.0)(outcome);
+            }
+        }
+        self.event_to(event, &mut Decoded(take));
+    }
+
+    fn event_to(&self, event: &EventView<'_>, take: &mut dyn Take) {
         let (fields, n_fields) = array!(event.fields, FieldView<'_> => abi::Field);
         let (trailers, n_trailers) = array!(event.trailers, FieldView<'_> => abi::Field);
         let (peer_fields, n_peer_fields) = array!(event.peer_fields, FieldView<'_> => abi::Field);
@@ -342,7 +358,7 @@ impl Guest for FfiGuest {
             n_attrs,
         };
         let loan = Loan::take();
-        let mut reading = Reading::new(EventResult {
+        let mut result = EventResult {
             size: size_of::<EventResult>() as u32,
             action: Action::UNSET,
             flags: ResultFlags(0),
@@ -360,8 +376,8 @@ impl Guest for FfiGuest {
             scratch_ops_cap: loan.ops_cap(),
             scratch: loan.bytes(),
             scratch_cap: loan.bytes_cap(),
-        });
-        let out = reading.result();
+        };
+        let out = &raw mut result;
         let table = self.table;
         let shared = table.entry.shared();
         // SAFETY: the hook was checked to be there, the library is never unloaded; the event, what it points to, the
@@ -371,9 +387,18 @@ impl Guest for FfiGuest {
         });
         let regions = loan.regions();
         // SAFETY: the guest has just returned, and `take` does not enter it.
+        if let Some(ops) = unsafe { plain_ops(&result, &regions, shared.limits()) }
+            && take.plain(result.user, ops)
+        {
+            return;
+        }
+        let mut reading = Reading::new(result);
+        // SAFETY: as above.
         unsafe {
             reading.lent(&regions);
-            reading.show(&regions, shared.limits(), take);
+            reading.show(&regions, shared.limits(), &mut |outcome| {
+                take.outcome(outcome);
+            });
         }
     }
 

@@ -25,7 +25,9 @@ mod members;
 mod metrics;
 mod owned;
 mod page;
+mod plain;
 mod pointers;
+mod store;
 mod text;
 mod view;
 
@@ -33,11 +35,13 @@ pub(crate) use exports::{Entry, Shared};
 pub(crate) use guest::{ConfigAnswer, GuestTable, NewConfig, RetireQueue};
 pub(crate) use library::{GuestAnswer, OpenError, open};
 pub(crate) use members::PHASES;
+pub(crate) use store::FieldStore;
 pub(crate) use text::clean;
 
 pub use exports::{LogSink, MAX_LIBRARIES};
 pub use metrics::{MetricLimits, MetricSnapshot, MetricValue};
 pub use page::PageHandle;
+pub use plain::PlainOp;
 pub use text::MAX_LOG_TEXT;
 pub use view::{FieldView, StrView};
 

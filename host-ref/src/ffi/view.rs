@@ -63,28 +63,6 @@ impl<'a> FieldView<'a> {
         }
     }
 
-    /// A field whose name and then value are bytes of `arena` from `at` on.
-    ///
-    /// # Panics
-    /// Where they reach beyond it.
-    #[inline]
-    pub(crate) fn in_arena(arena: &'a [u8], at: u32, name: u32, value: u32) -> Self {
-        let from = at as usize;
-        let both = &arena[from..from + name as usize + value as usize];
-        let part = |ptr: *const u8, len| abi::Str {
-            ptr: if len == 0 { std::ptr::null() } else { ptr },
-            len,
-            flags: abi::StrFlags(0),
-        };
-        Self {
-            raw: abi::Field {
-                name: part(both.as_ptr(), name),
-                value: part(both.as_ptr().wrapping_add(name as usize), value),
-            },
-            lives: PhantomData,
-        }
-    }
-
     /// The same field, its value marked as never to be logged.
     #[must_use]
     pub const fn sensitive(mut self) -> Self {
@@ -97,6 +75,12 @@ impl<'a> FieldView<'a> {
     pub const fn name(&self) -> &'a [u8] {
         // SAFETY: made from a slice that lives for `'a`.
         unsafe { bytes_of(&self.raw.name) }
+    }
+
+    /// The name's length.
+    #[inline]
+    pub(super) const fn name_len(&self) -> usize {
+        self.raw.name.len as usize
     }
 
     /// The value.

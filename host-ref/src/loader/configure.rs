@@ -197,7 +197,7 @@ impl Library {
         features: &FeatureSet,
         policy: &Policy,
     ) -> Result<Declared, Refusal> {
-        let lists = answer.lists.map_err(|Fault { status, text }| {
+        let lists = answer.lists.map_err(|Fault { status, text, .. }| {
             Refusal::guest_bug(status, text, "pxg_config_out as the ABI says")
         })?;
         flags(answer.flags, features)?;

@@ -6,11 +6,11 @@ use proxy_golang_abi::{Action, BodyMode, ConfigFlags, EventFlags, Phase, phase_b
 use smallvec::SmallVec;
 
 use super::super::fields::{Fields, Views};
-use super::super::guest::{AttrSource, Chain, EventView, Filter};
+use super::super::guest::{AttrSource, Chain, EventView, Filter, PlainOp, Take};
 use super::super::outcome::{Fault, Outcome};
 use super::super::table::State as Slot;
 use super::end::{Failure, Reason};
-use super::settle::Context;
+use super::settle::{Context, Edits};
 use super::{At, Cx, Dir, Flow, Metadata, PartOf, State, Stream};
 use crate::ffi::StrView;
 
@@ -78,22 +78,40 @@ impl<H: Fields> Stream<H> {
         }
         side.shown_flags = EventFlags(flags);
 
+        let mut context = Context {
+            place: at.place,
+            at: Some(at),
+            phase,
+            flags: EventFlags(flags),
+            mode,
+            shown: side.shown,
+            shown_fields: [0; 2],
+            late: false,
+            ns: 0,
+        };
         let user = self.places[at.place].user;
         let mut room = std::mem::take(&mut cx.worker.room);
-        let mut taken = Taken::new(user);
-        let mut shown_fields = [0; 2];
+        let mut taken = Taken::new();
         {
             let flow = &self.flows[at.dir as usize];
             let side = &flow.sides[at.pos];
-            let mut fields = Views::new();
+            let mut built = Views::new();
+            let mut fields = &[][..];
             let mut trailers = Views::new();
             let mut peer_fields = Views::new();
             let mut peer_trailers = Views::new();
             if part == PartOf::Headers || flags & EventFlags::HEADERS_HELD.0 != 0 {
                 if let Some(head) = &flow.head {
-                    head.view(&mut fields);
-                    shown_fields[0] = fields.len();
-                    project(filter, phase, &mut fields);
+                    fields = match head.ready() {
+                        Some(ready) if filter.declared.projection.is_empty() => ready,
+                        _ => {
+                            head.view(&mut built);
+                            context.shown_fields[0] = built.len();
+                            project(filter, phase, &mut built);
+                            &built
+                        }
+                    };
+                    context.shown_fields[0] = context.shown_fields[0].max(fields.len());
                 }
                 if at.dir == Dir::Response && filter.is(ConfigFlags::WANT_PEER_FIELDS) {
                     view_left(
@@ -107,7 +125,7 @@ impl<H: Fields> Stream<H> {
                 && let Some(list) = flow.end.as_ref().and_then(|end| end.trailers.as_ref())
             {
                 list.view(&mut trailers);
-                shown_fields[1] = trailers.len();
+                context.shown_fields[1] = trailers.len();
             }
             let mut chunks = SmallVec::<[StrView<'_>; 16]>::new();
             let mut body_offset = 0;
@@ -128,7 +146,7 @@ impl<H: Fields> Stream<H> {
                 stream: self.places[at.place].handle,
                 token,
                 arg: 0,
-                fields: &fields,
+                fields,
                 trailers: &trailers,
                 peer_fields: &peer_fields,
                 peer_trailers: &peer_trailers,
@@ -136,25 +154,20 @@ impl<H: Fields> Stream<H> {
                 body_offset,
                 attrs: &attrs,
             };
-            taken.call(cx, filter, &event, &mut room);
+            taken.call(self, cx, filter, &event, &context, &mut room);
             drop(attrs);
             values.give_back(cx);
         }
+        context.ns = taken.ns;
         let side = &mut self.flows[at.dir as usize].sides[at.pos];
         side.observed.clear();
-        side.shown_fields = shown_fields;
-        let shown = side.shown;
-        let context = Context {
-            place: at.place,
-            at: Some(at),
-            phase,
-            flags: EventFlags(flags),
-            mode,
-            shown,
-            late: false,
-            ns: taken.ns,
-        };
-        self.take_effect(cx, chain, context, &mut taken);
+        side.shown_fields = context.shown_fields;
+        if let Some(user) = taken.plain {
+            self.places[at.place].user = user;
+            self.settle_plain(cx, chain, context, at, &taken.edits);
+        } else {
+            self.take_effect(cx, chain, context, &mut taken);
+        }
         drop(taken);
         cx.worker.room = room;
     }
@@ -184,7 +197,18 @@ impl<H: Fields> Stream<H> {
         }
         let user = self.places[place].user;
         let mut room = std::mem::take(&mut cx.worker.room);
-        let mut taken = Taken::new(user);
+        let mut taken = Taken::new();
+        let mut context = Context {
+            place,
+            at: None,
+            phase,
+            flags,
+            mode: BodyMode::UNSET,
+            shown: 0,
+            shown_fields: [0; 2],
+            late: false,
+            ns: 0,
+        };
         {
             let [mut fields, mut trailers, mut peer_fields, mut peer_trailers] =
                 std::array::from_fn(|_| Views::new());
@@ -223,20 +247,12 @@ impl<H: Fields> Stream<H> {
                 body_offset: 0,
                 attrs: &attrs,
             };
-            taken.call(cx, filter, &event, &mut room);
+            context.flags = flags;
+            taken.call(self, cx, filter, &event, &context, &mut room);
             drop(attrs);
             values.give_back(cx);
         }
-        let context = Context {
-            place,
-            at: None,
-            phase,
-            flags,
-            mode: BodyMode::UNSET,
-            shown: 0,
-            late: false,
-            ns: taken.ns,
-        };
+        context.ns = taken.ns;
         self.take_effect(cx, chain, context, &mut taken);
         drop(taken);
         cx.worker.room = room;
@@ -249,12 +265,21 @@ impl<H: Fields> Stream<H> {
         context: Context,
         taken: &mut Taken<'_>,
     ) {
-        match taken.fault.take() {
-            None => {
-                self.places[context.place].user = taken.outcome.user;
-                self.settle(cx, chain, context, &mut taken.outcome);
+        match (&mut taken.outcome, taken.fault.take()) {
+            (Some(outcome), None) => {
+                self.places[context.place].user = outcome.user;
+                self.settle(cx, chain, context, outcome);
             }
-            Some(fault) => self.refuse(cx, chain, context, &fault.into()),
+            (_, Some(fault)) => {
+                if let Some(user) = fault.user {
+                    self.places[context.place].user = user;
+                }
+                self.refuse(cx, chain, context, &fault.into());
+            }
+            (None, None) => {
+                let user = self.places[context.place].user;
+                self.settle(cx, chain, context, &mut Outcome::of(Action::UNSET, user));
+            }
         }
     }
 
@@ -335,26 +360,35 @@ pub(super) fn project(filter: &Filter, phase: Phase, fields: &mut Views<'_>) {
 /// A guest's result, copied out of the call: the views that it may point into are gone when it takes effect
 /// (PXG-MEM-003).
 struct Taken<'r> {
-    outcome: Outcome<'r>,
+    /// The slot that a plain result set; `edits` are what else it says.
+    plain: Option<u64>,
+    edits: Edits<'r>,
+    /// Any other result.
+    outcome: Option<Outcome<'r>>,
     fault: Option<Fault>,
     ns: u64,
 }
 
 impl<'r> Taken<'r> {
     #[inline]
-    fn new(user: u64) -> Self {
+    fn new() -> Self {
         Self {
-            outcome: Outcome::of(Action::UNSET, user),
+            plain: None,
+            edits: Edits::new(),
+            outcome: None,
             fault: None,
             ns: 0,
         }
     }
 
-    fn call(
+    #[inline]
+    fn call<H: Fields>(
         &mut self,
+        stream: &Stream<H>,
         cx: &mut Cx<'_>,
         filter: &Filter,
         event: &EventView<'_>,
+        context: &Context,
         room: &'r mut Vec<u8>,
     ) {
         let stats = filter.stats.phase(event.phase);
@@ -364,20 +398,60 @@ impl<'r> Taken<'r> {
         } else {
             0
         };
-        let (to, fault, mut room) = (&mut self.outcome, &mut self.fault, Some(room));
-        filter
-            .guest
-            .event(event, &mut |mut result| match &mut result {
-                Ok(outcome) => {
-                    if let Some(room) = room.take() {
-                        outcome.copy_to(to, room);
-                    }
-                }
-                Err(found) => *fault = Some(found.clone()),
-            });
+        filter.guest.event_to(
+            event,
+            &mut Taking {
+                stream,
+                context,
+                taken: self,
+                room: Some(room),
+            },
+        );
         if cx.worker.is_timing() {
             self.ns = cx.worker.now().saturating_sub(before);
             stats.record_time(self.ns);
+        }
+    }
+}
+
+/// Takes one result.
+struct Taking<'t, 'r, H: Fields> {
+    stream: &'t Stream<H>,
+    context: &'t Context,
+    taken: &'t mut Taken<'r>,
+    /// Until it is used.
+    room: Option<&'r mut Vec<u8>>,
+}
+
+impl<H: Fields> Take for Taking<'_, '_, H> {
+    fn plain(&mut self, user: u64, ops: &[PlainOp<'_>]) -> bool {
+        let Some(room) = self.room.take() else {
+            return true;
+        };
+        let edits = &mut self.taken.edits;
+        match self.stream.take_plain_ops(self.context, ops, edits, room) {
+            Ok(()) => self.taken.plain = Some(user),
+            Err(room) => self.room = Some(room),
+        }
+        self.room.is_none()
+    }
+
+    fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>) {
+        let Some(room) = self.room.take() else { return };
+        let mut outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(fault) => return self.taken.fault = Some(fault),
+        };
+        let edits = &mut self.taken.edits;
+        match self
+            .stream
+            .take_plain_outcome(self.context, &outcome, edits, room)
+        {
+            Ok(()) => self.taken.plain = Some(outcome.user),
+            Err(room) => {
+                let to = Outcome::of(Action::UNSET, outcome.user);
+                outcome.copy_to(self.taken.outcome.insert(to), room);
+            }
         }
     }
 }

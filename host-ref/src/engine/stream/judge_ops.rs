@@ -202,7 +202,7 @@ impl<H: Fields> Stream<H> {
         added: usize,
     ) -> Result<(), Refusal> {
         let flow = &self.flows[at.dir as usize];
-        let shown = flow.sides[at.pos].shown_fields;
+        let shown = context.shown_fields;
         let max = self.limits.max_fields;
         if added == 0 || shown[0].max(shown[1]) + added <= max {
             return Ok(());

@@ -40,6 +40,7 @@ impl<H: Fields> Stream<H> {
                 let side = self.side(at);
                 side.resumed = true;
                 let (flags, mode, shown) = (side.shown_flags, side.shown_mode, side.shown);
+                let shown_fields = side.shown_fields;
                 // Whatever comes next sets the state; until then the place holds what it held.
                 side.state = State::Hold;
                 let phase = at.dir.phase(part);
@@ -50,6 +51,7 @@ impl<H: Fields> Stream<H> {
                     flags,
                     mode,
                     shown,
+                    shown_fields,
                     late: true,
                     ns: 0,
                 };
@@ -68,6 +70,7 @@ impl<H: Fields> Stream<H> {
                     flags: EventFlags(0),
                     mode: BodyMode::UNSET,
                     shown: 0,
+                    shown_fields: [0; 2],
                     late: true,
                     ns: 0,
                 };

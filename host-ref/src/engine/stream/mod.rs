@@ -4,6 +4,7 @@
 //! * `step`: the transitions D01 to D14 of one direction at one place;
 //! * `call`: an event is built, the guest called;
 //! * `judge` and `judge_ops`: its result is validated as a whole; `settle`: and then takes effect;
+//! * `plain`: both at once, for what most results are;
 //! * `reply`: local replies, of guests and of the host;
 //! * `mail`: completions, `apply` and `wake`;
 //! * `trace`: what each guest did, if somebody wants to know;
@@ -14,6 +15,7 @@ mod end;
 mod judge;
 mod judge_ops;
 mod mail;
+mod plain;
 mod reply;
 mod settle;
 mod step;
@@ -374,9 +376,7 @@ pub struct Stream<H: Fields> {
     signals: VecDeque<Signal>,
     metadata: Vec<Metadata>,
     reply: Option<OpenReply<H>>,
-    is_head: bool,
-    /// The request's content type, if it is gRPC's.
-    grpc: Option<Bytes>,
+    asked: Option<Asked>,
     why: Option<EndReason>,
     /// The upstream, or its stand-in, has been told to stop.
     upstream_cancelled: bool,
@@ -384,6 +384,15 @@ pub struct Stream<H: Fields> {
     details: String,
     trace: Vec<Step>,
     closed: bool,
+}
+
+/// What a reply needs to know of the request as the client sent it.
+#[derive(Debug)]
+struct Asked {
+    /// Its method is HEAD.
+    head: bool,
+    /// Its content type, if it is gRPC's.
+    grpc: Option<Box<[u8]>>,
 }
 
 #[derive(Debug)]
@@ -432,8 +441,7 @@ impl<H: Fields> Stream<H> {
             signals: VecDeque::new(),
             metadata: Vec::new(),
             reply: None,
-            is_head: false,
-            grpc: None,
+            asked: None,
             why: None,
             upstream_cancelled: false,
             details: String::new(),
@@ -444,11 +452,6 @@ impl<H: Fields> Stream<H> {
 
     /// The request's head. `BodyLength::None` and `Exact(0)` are also its end.
     pub fn request_head(&mut self, cx: &mut Cx<'_>, head: H, length: BodyLength) {
-        self.is_head = head.value(b":method") == Some(b"HEAD");
-        let grpc = head
-            .value(b"content-type")
-            .filter(|v| v.starts_with(b"application/grpc"));
-        self.grpc = grpc.map(Bytes::copy_from_slice);
         self.head(cx, Dir::Request, head, length);
     }
 
@@ -551,12 +554,17 @@ impl<H: Fields> Stream<H> {
     }
 
     fn part(&mut self, cx: &mut Cx<'_>, dir: Dir) -> Option<Part<H>> {
-        let flow = &mut self.flows[dir as usize];
-        let ready = flow.sides.len();
+        let ready = self.places.len();
+        let flow = &self.flows[dir as usize];
         if flow.finished {
             return None;
         }
-        if flow.head_is_at(ready) {
+        let head_leaves = flow.head_is_at(ready);
+        if head_leaves && dir == Dir::Request {
+            self.remember_request();
+        }
+        let flow = &mut self.flows[dir as usize];
+        if head_leaves {
             let ends =
                 flow.end_is_at(ready) && flow.ready.is_empty() && !flow.has_trailers_at(ready);
             let length = match flow.length {

@@ -67,7 +67,8 @@ impl<H: Fields> Stream<H> {
         );
         self.places[place].replied = true;
         let grpc_status = reply.grpc_status.to_string();
-        let content_type = self.grpc.clone();
+        self.remember_request();
+        let content_type = self.asked.as_ref().and_then(|asked| asked.grpc.clone());
         let mut made = Made::plain(u16::try_from(reply.status).unwrap_or(500));
         made.fields.extend(reply.fields.iter().copied());
         if let Some(content_type) = content_type
@@ -133,6 +134,8 @@ impl<H: Fields> Stream<H> {
     /// Everything on the upstream's side of `from` is cut, and the reply starts there.
     fn start_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain, from: Option<usize>, made: Made<'_>) {
         let n = self.places.len();
+        self.remember_request();
+        let is_head = self.asked.as_ref().is_some_and(|asked| asked.head);
         let request = &mut self.flows[Dir::Request as usize];
         if !request.finished && request.how != DirectionEnd::NEVER_BEGAN {
             request.how = if request.open {
@@ -168,9 +171,9 @@ impl<H: Fields> Stream<H> {
             side.length_left = None;
         }
         let size: u64 = made.body.iter().map(|b| b.len() as u64).sum();
-        let no_body = self.is_head || matches!(made.status, 204 | 304);
+        let no_body = is_head || matches!(made.status, 204 | 304);
         let (status, length) = (made.status.to_string(), size.to_string());
-        let would_have = self.is_head && !made.open && !matches!(made.status, 204 | 304);
+        let would_have = is_head && !made.open && !matches!(made.status, 204 | 304);
         let fields = std::iter::once((&b":status"[..], status.as_bytes()));
         let fields =
             fields.chain(would_have.then_some((&b"content-length"[..], length.as_bytes())));

@@ -32,6 +32,8 @@ pub(super) struct Context {
     pub(super) mode: BodyMode,
     /// Length of the view that the event showed.
     pub(super) shown: u64,
+    /// Fields of the head and of the trailers when the event was built.
+    pub(super) shown_fields: [usize; 2],
     /// By `complete` or `apply`, and not by a return.
     pub(super) late: bool,
     /// Nanoseconds inside the guest.
@@ -140,7 +142,7 @@ impl<H: Fields> Stream<H> {
         }
     }
 
-    fn note(&mut self, context: &Context, action: Action, ops: usize) {
+    pub(super) fn note(&mut self, context: &Context, action: Action, ops: usize) {
         if self.limits.trace {
             let Context {
                 place,
@@ -208,7 +210,7 @@ impl<H: Fields> Stream<H> {
     }
 
     /// A04 and A06: the event's token dies with its return.
-    fn retire_issued(&mut self, cx: &mut Cx<'_>, filter: &Filter, at: At) {
+    pub(super) fn retire_issued(&mut self, cx: &mut Cx<'_>, filter: &Filter, at: At) {
         let token = std::mem::take(&mut self.side(at).token);
         if token != 0 && cx.worker.retire(token) == Slot::Done {
             filter.stats.unused_completions.inc();
@@ -303,13 +305,8 @@ impl<H: Fields> Stream<H> {
         let mut edits = [Edits::new(), Edits::new()];
         self.edits(filter, context, at, ops, applied, &mut edits);
         let [head_edits, trailer_edits] = &edits;
+        self.edit_head(at, head_edits);
         let flow = &mut self.flows[at.dir as usize];
-        if !head_edits.is_empty()
-            && let Some(head) = &mut flow.head
-        {
-            head.apply(head_edits);
-            flow.sides[at.pos].changed = true;
-        }
         if !trailer_edits.is_empty()
             && let Some(end) = &mut flow.end
         {

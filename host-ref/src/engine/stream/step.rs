@@ -33,12 +33,22 @@ impl<H: Fields> Stream<H> {
     }
 
     /// One transition; whether there was one.
+    #[inline]
     fn step(&mut self, cx: &mut Cx<'_>, chain: &Chain, dir: Dir, pos: usize) -> bool {
-        let at = self.at(dir, pos);
-        if self.flows[dir as usize].finished {
-            return false;
-        }
-        match self.flows[dir as usize].sides[pos].state {
+        let flow = &self.flows[dir as usize];
+        let side = &flow.sides[pos];
+        // Most sides have nothing to do.
+        let idle = match side.state {
+            State::Done | State::Pend(_) => true,
+            State::Wait => !flow.head_is_at(pos),
+            State::Flow => side.view.is_empty() && !flow.end_is_at(pos),
+            State::Hold | State::Bypass => false,
+        };
+        !idle && !flow.finished && self.step_on(cx, chain, self.at(dir, pos))
+    }
+
+    fn step_on(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
+        match self.flows[at.dir as usize].sides[at.pos].state {
             State::Done | State::Pend(_) => false,
             State::Bypass => self.pass_all(cx, at),
             _ if self.is_parked(chain, at) => false,
