@@ -20,7 +20,7 @@ use super::access::{AccessLog, FilterStep};
 use super::clock;
 use super::connection::{self, Conn, ListenerContext};
 use super::exchange::Exchange;
-use super::filtered::Streams;
+use super::filtered::{self, Streams};
 use super::site::{Pinned, Runtime};
 use super::upstream::Pools;
 use crate::engine::{Dir, Hub, Worker};
@@ -336,6 +336,7 @@ async fn main(start: Start) {
     });
     tokio::task::spawn_local(Rc::clone(&state).end_batches());
     tokio::task::spawn_local(Rc::clone(&state).sweep());
+    tokio::task::spawn_local(filtered::keep_deadlines(Rc::clone(&state)));
     tokio::task::spawn_local(Rc::clone(&state).deliver_mail(mail));
     let mut accepting: HashMap<SocketKey, Accepting> = HashMap::new();
     let mut libraries = Vec::new();
