@@ -271,10 +271,11 @@ func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result, e *bridge.E
 		a.inst.forget(a.token)
 	}
 	code := a.inst.host.Complete(a.token, b)
-	switch code {
-	case bridge.OK:
+	switch {
+	// A positive status is a success, also one that this version does not know.
+	case code >= bridge.OK:
 		return err
-	case bridge.ErrStale:
+	case code == bridge.ErrStale:
 		a.cancel(ErrStreamGone)
 		return ErrStreamGone
 	}

@@ -39,14 +39,14 @@ func (e *Env) metric(kind uint32, name string, labels []Field) (Metric, error) {
 		return Metric{}, nil
 	}
 	id, code := e.inst.host.DefineMetric(kind, name, labels)
-	switch code {
-	case bridge.OK:
+	switch {
+	case code >= bridge.OK:
 		return Metric{inst: e.inst, id: id}, nil
-	case bridge.ErrUnsupported:
+	case code == bridge.ErrUnsupported:
 		return Metric{}, nil
-	case bridge.ErrArg:
+	case code == bridge.ErrArg:
 		return Metric{}, fmt.Errorf("metric %q with labels %v: a name is not of letters, digits and _, or it is defined already with another kind or other labels", name, labels)
-	case bridge.ErrLimit:
+	case code == bridge.ErrLimit:
 		return Metric{}, fmt.Errorf("metric %q: the host's limit of series is reached", name)
 	}
 	return Metric{}, fmt.Errorf("metric %q: the host answered %s", name, statusName(code))

@@ -69,10 +69,10 @@ func (r Ref) Apply(f func(c Changes)) error {
 }
 
 func status(code int32) error {
-	switch code {
-	case bridge.OK, bridge.Full:
+	switch {
+	case code >= bridge.OK:
 		return nil
-	case bridge.ErrStale:
+	case code == bridge.ErrStale:
 		return ErrStreamGone
 	}
 	return fmt.Errorf("proxyfilter: the host answered %s", statusName(code))
@@ -250,7 +250,10 @@ func (w *ReplyWriter) write(p []byte, flags uint16, resFlags uint32) (int, error
 			w.live.die()
 			return 0, ErrStreamGone
 		default:
-			return 0, status(code)
+			if err := status(code); err != nil {
+				return 0, err
+			}
+			return len(p), nil
 		}
 	}
 }
