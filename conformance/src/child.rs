@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cases::{self, Run};
 use crate::finding::{Record, record, suite_error};
+use crate::fuzz::Script;
 use crate::subject::Subject;
 use crate::sys::shared::{self, Shared, Stage};
 use crate::sys::{clock, fault, process, threads};
@@ -23,6 +24,9 @@ pub(crate) struct Order {
     pub(crate) grace_ms: u64,
     /// Let wrong accesses through; otherwise the guest's own handler explains the first one.
     pub(crate) heal: bool,
+    /// For scenarios.
+    #[serde(default)]
+    pub(crate) script: Option<Script>,
 }
 
 /// Runs the case of `order` and ends the process.
@@ -52,6 +56,7 @@ pub(crate) fn run(order: &Order) {
         order.seed,
         order.subjects.clone(),
     );
+    run.script.clone_from(&order.script);
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (case.run)(&mut run)));
     if ended.is_err() {
         suite_error(format!(

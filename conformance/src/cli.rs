@@ -12,7 +12,7 @@ use crate::child::{self, Order};
 use crate::report::{html, human, machine, verify};
 use crate::sandbox::{self, CaseResult, Status};
 use crate::suite::{self, Plan, Verdict};
-use crate::{cases, coverage, elf, explain, rules, selftest, subject};
+use crate::{cases, coverage, elf, explain, fuzz, rules, selftest, subject};
 
 #[derive(Parser)]
 #[command(
@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Check a guest: a library with filters, in any language.
     Guest(Box<Guest>),
+    /// Fuzz a guest: random hosts, messages and schedules from a seed.
+    Fuzz(Box<fuzz::cli::Args>),
     /// List the cases, or with --rules the rules.
     List {
         /// List rules instead.
@@ -124,6 +126,9 @@ struct Guest {
     /// List what would run.
     #[arg(long)]
     list: bool,
+    /// Put a recorded scenario through, instead of the cases.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "skip", "in_process", "gdb"])]
+    replay: Option<PathBuf>,
     /// Run one case in this process, for a debugger: with --only CASE.
     #[arg(long)]
     in_process: bool,
@@ -194,7 +199,7 @@ fn level(s: &str) -> Result<u8, String> {
     }
 }
 
-fn number(s: &str) -> Result<u64, String> {
+pub(crate) fn number(s: &str) -> Result<u64, String> {
     match s.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => s.parse(),
@@ -218,6 +223,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Guest(g) => guest(&g),
+        Command::Fuzz(f) => fuzz::cli::run(&f),
         Command::List { rules, json } => {
             list(rules, json)?;
             Ok(0)
@@ -312,26 +318,30 @@ fn list(list_rules: bool, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn plan(g: &Guest) -> Result<Plan> {
-    let mut p = Plan::new(&g.library)?;
-    if let Some(file) = &g.config {
+/// The plan for a library, with its settings and the filters that were named.
+pub(crate) fn plan_of(
+    library: &Path,
+    config: Option<&PathBuf>,
+    filters: &[String],
+) -> Result<Plan> {
+    let mut p = Plan::new(library)?;
+    if let Some(file) = config {
         p.settings = subject::read(file)?;
         p.settings_file = Some(file.clone());
     }
-    if !g.filter.is_empty() {
-        for name in &g.filter {
+    if !filters.is_empty() {
+        for name in filters {
             if !p.settings.subjects.iter().any(|s| s.filter == *name) {
-                p.settings.subjects.push(subject::Subject {
-                    filter: name.clone(),
-                    config: Vec::new(),
-                    fields: Vec::new(),
-                    companion: Vec::new(),
-                    panics: false,
-                });
+                p.settings.subjects.push(subject::Subject::bare(name));
             }
         }
-        p.settings.subjects.retain(|s| g.filter.contains(&s.filter));
+        p.settings.subjects.retain(|s| filters.contains(&s.filter));
     }
+    Ok(p)
+}
+
+fn plan(g: &Guest) -> Result<Plan> {
+    let mut p = plan_of(&g.library, g.config.as_ref(), &g.filter)?;
     p.level = g.level;
     p.only.clone_from(&g.only);
     p.skip.clone_from(&g.skip);
@@ -344,6 +354,19 @@ fn plan(g: &Guest) -> Result<Plan> {
     Ok(p)
 }
 
+/// The verdict on what is no library at all.
+pub(crate) fn no_library(library: &Path) -> Result<Option<u8>> {
+    if let Err(text) = std::fs::metadata(library) {
+        anyhow::bail!("{}: {text}", library.display());
+    }
+    Ok(sandbox::check_file(library).err().map(|text| {
+        println!(
+            "FAIL  load/symbols  [PXG-LOAD-001]\n  {text}\n\n0 cases ran      NOT CONFORMANT: not a library"
+        );
+        Verdict::NotConformant.code()
+    }))
+}
+
 fn guest(g: &Guest) -> Result<u8> {
     let mut p = plan(g)?;
     let selected = suite::select(&p)?;
@@ -353,15 +376,11 @@ fn guest(g: &Guest) -> Result<u8> {
         }
         return Ok(0);
     }
-    if let Err(text) = std::fs::metadata(&g.library) {
-        anyhow::bail!("{}: {text}", g.library.display());
+    if let Some(code) = no_library(&g.library)? {
+        return Ok(code);
     }
-    if let Err(text) = sandbox::check_file(&g.library) {
-        // A verdict on the guest: it is no library at all.
-        println!(
-            "FAIL  load/symbols  [PXG-LOAD-001]\n  {text}\n\n0 cases ran      NOT CONFORMANT: not a library"
-        );
-        return Ok(Verdict::NotConformant.code());
+    if let Some(file) = &g.replay {
+        return replay(g, &p, file);
     }
     if g.in_process || g.gdb {
         return one(g, &p, &selected);
@@ -373,6 +392,28 @@ fn guest(g: &Guest) -> Result<u8> {
         }
         p.seed = p.seed.wrapping_add(1);
     }
+}
+
+/// Puts the scenario in `file` through.
+fn replay(g: &Guest, p: &Plan, file: &Path) -> Result<u8> {
+    let (scenario, result) = fuzz::replay(p, file)?;
+    let code = match result.status {
+        s if s.is_bad() => 1,
+        Status::SuiteError => 3,
+        Status::Blocked => 4,
+        _ => 0,
+    };
+    if g.json {
+        println!("{}", serde_json::to_string(&result)?);
+        return Ok(code);
+    }
+    print!("{}", human::replayed(p, &result, file));
+    if let Some((rule, title)) = scenario.shows
+        && !result.findings.iter().any(|f| f.rule == rule)
+    {
+        println!("  it was kept for {rule} ({title}), which is not found");
+    }
+    Ok(code)
 }
 
 /// One case in this process, or under a debugger.
@@ -420,6 +461,7 @@ fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
         subjects: p.settings.subjects.clone(),
         grace_ms: p.limits.grace_ms,
         heal: true,
+        script: None,
     };
     let shared = crate::sys::shared::Shared::create()?;
     crate::sys::shared::install(shared);

@@ -80,6 +80,37 @@ pub(crate) fn has_go(path: &Path) -> bool {
     })
 }
 
+/// Words of the library's constant strings that may be names or values of fields, `most` at most. None of a library
+/// with a Go runtime: its strings have no ends.
+pub(crate) fn words(path: &Path, most: usize) -> Vec<String> {
+    let Ok(data) = std::fs::read(path) else {
+        return Vec::new();
+    };
+    let Ok(file) = parse(path, &data) else {
+        return Vec::new();
+    };
+    let Some(text) = file
+        .section_by_name(".rodata")
+        .filter(|_| file.section_by_name(".gopclntab").is_none())
+        .and_then(|s| s.data().ok())
+    else {
+        return Vec::new();
+    };
+    let mut out: Vec<String> = text
+        .split(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')))
+        .filter(|w| (3..32).contains(&w.len()))
+        .filter_map(|w| std::str::from_utf8(w).ok())
+        .map(str::to_ascii_lowercase)
+        .take(20 * most)
+        .collect();
+    out.sort();
+    out.dedup();
+    // Names of fields look like `x-name` more often than not.
+    out.sort_by_key(|w| !w.contains('-'));
+    out.truncate(most);
+    out
+}
+
 /// The name of the function that begins at `offset` of the file's addresses.
 pub(crate) fn symbols_with_prefix(path: &Path, prefix: &str) -> Vec<String> {
     let Ok(data) = std::fs::read(path) else {

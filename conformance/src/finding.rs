@@ -37,6 +37,8 @@ pub(crate) enum Record {
     Remark(String),
     /// Guest's name, version and runtime.
     Guest(GuestInfo),
+    /// An execution of the fuzzer begins.
+    Execution(u64),
     /// A filter of which a configuration was accepted.
     Configured(String),
 }

@@ -124,6 +124,10 @@ pub(crate) struct Told {
     /// Filters of which a configuration was accepted.
     pub(crate) configured: Vec<String>,
     pub(crate) faults: usize,
+    /// Executions of the fuzzer, the last of them, and in which one each finding was made, where that is known.
+    pub(crate) executions: u64,
+    pub(crate) last_execution: Option<u64>,
+    pub(crate) found_in: Vec<Option<u64>>,
 }
 
 /// The settings of a run that cases share.
@@ -213,7 +217,14 @@ fn judge(
     let mut suite_errors = Vec::new();
     for line in shared.log().lines() {
         match serde_json::from_str::<Record>(line) {
-            Ok(Record::Finding(f)) => result.findings.push(f),
+            Ok(Record::Finding(f)) => {
+                result.findings.push(f);
+                told.found_in.push(told.last_execution);
+            }
+            Ok(Record::Execution(n)) => {
+                told.executions += 1;
+                told.last_execution = Some(n);
+            }
             Ok(Record::NotApplicable(why)) => not_applicable = Some(why),
             Ok(Record::Blocked(why)) => blocked = Some(why),
             Ok(Record::Checked(n)) => result.checked = n,

@@ -22,6 +22,17 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
+    /// A filter with an empty configuration.
+    pub(crate) fn bare(filter: &str) -> Self {
+        Self {
+            filter: filter.to_string(),
+            config: Vec::new(),
+            fields: Vec::new(),
+            companion: Vec::new(),
+            panics: false,
+        }
+    }
+
     /// For messages.
     pub(crate) fn label(&self) -> String {
         if self.config.is_empty() {

@@ -299,6 +299,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                         subjects: plan.settings.subjects.clone(),
                         grace_ms: plan.limits.grace_ms,
                         heal: true,
+                        script: None,
                     };
                     let mut result = if skipped(case, plan) {
                         skip(case)

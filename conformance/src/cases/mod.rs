@@ -12,6 +12,7 @@ mod threads;
 use std::path::PathBuf;
 
 use crate::finding::{Record, record};
+use crate::fuzz::{self, Script};
 use crate::host::rig::{Conf, Rig, full};
 use crate::host::state::HostOptions;
 use crate::subject::Subject;
@@ -39,6 +40,8 @@ pub(crate) struct Run {
     pub(crate) has_go: bool,
     pub(crate) seed: u64,
     pub(crate) subjects: Vec<Subject>,
+    /// For scenarios: what is put through.
+    pub(crate) script: Option<Script>,
     checked: u64,
 }
 
@@ -49,6 +52,7 @@ impl Run {
             has_go,
             seed,
             subjects,
+            script: None,
             checked: 0,
         }
     }
@@ -79,16 +83,7 @@ impl Run {
         if !self.subjects.is_empty() {
             return self.subjects.clone();
         }
-        rig.filters
-            .iter()
-            .map(|f| Subject {
-                filter: f.clone(),
-                config: Vec::new(),
-                fields: Vec::new(),
-                companion: Vec::new(),
-                panics: false,
-            })
-            .collect()
+        rig.filters.iter().map(|f| Subject::bare(f)).collect()
     }
 
     /// Filters declare that they may pend, and none did: nothing about completions was checked.
@@ -132,7 +127,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     .flatten()
 }
 
-/// The case of a name.
+/// The case of a name, also one that runs scenarios.
 pub(crate) fn find(name: &str) -> Option<&'static Case> {
-    all().find(|c| c.name == name)
+    all().chain(&fuzz::CASES).find(|c| c.name == name)
 }

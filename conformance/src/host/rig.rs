@@ -342,31 +342,47 @@ impl Rig {
                 remark(format!("the library has no filter {:?}", s.filter));
                 continue;
             }
-            let mut spec = self.spec(s, i);
-            spec.features = *features;
-            let made = self.guest.on_config_new(&spec, layout);
             let live: Vec<u64> = out.iter().map(|c| c.made.config).collect();
-            if made.judge(features, &live) {
+            if let Some(c) = self.configure_one(s, i, &live, layout, features) {
                 if out.iter().all(|c: &Conf| c.subject.filter != s.filter) {
                     record(&Record::Configured(s.filter.clone()));
                 }
-                out.push(Conf {
-                    subject: s.clone(),
-                    made,
-                    features: *features,
-                });
-            } else if made.is_ok() {
-                self.guest.on_config_drop(made.config);
-            } else {
-                remark(format!(
-                    "{}: the configuration was refused with {}: {}",
-                    s.label(),
-                    made.status,
-                    String::from_utf8_lossy(made.error.get())
-                ));
+                out.push(c);
             }
         }
         out
+    }
+
+    /// Makes the configuration of one subject, whose value must differ from those that are `live`.
+    pub(crate) fn configure_one(
+        &self,
+        s: &Subject,
+        index: usize,
+        live: &[u64],
+        layout: Layout,
+        features: &FeatureSet,
+    ) -> Option<Conf> {
+        let mut spec = self.spec(s, index);
+        spec.features = *features;
+        let made = self.guest.on_config_new(&spec, layout);
+        if made.judge(features, live) {
+            return Some(Conf {
+                subject: s.clone(),
+                made,
+                features: *features,
+            });
+        }
+        if made.is_ok() {
+            self.guest.on_config_drop(made.config);
+        } else {
+            remark(format!(
+                "{}: the configuration was refused with {}: {}",
+                s.label(),
+                made.status,
+                String::from_utf8_lossy(made.error.get())
+            ));
+        }
+        None
     }
 
     pub(crate) fn drop_all(&self, confs: Vec<Conf>) {

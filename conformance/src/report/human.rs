@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use crate::finding::Finding;
 use crate::sandbox::{CaseResult, Status};
-use crate::suite::Report;
-use crate::{cases, rules};
+use crate::suite::{Plan, Report};
+use crate::{cases, elf, rules};
 
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
@@ -116,27 +117,7 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
     if !c.reason.is_empty() {
         let _ = writeln!(out, "  {}", c.reason);
     }
-    let mut said: Option<&str> = None;
-    for (i, f) in c.findings.iter().enumerate() {
-        finding(&mut out, f);
-        let last_of_rule = c.findings.get(i + 1).is_none_or(|n| n.rule != f.rule);
-        if last_of_rule && said != Some(f.rule.as_str()) {
-            said = Some(f.rule.as_str());
-            if let Some(rule) = rules::find(&f.rule) {
-                let _ = writeln!(
-                    out,
-                    "  spec   {} {} ({}): \"{}\"",
-                    rule.id,
-                    rule.level.name(),
-                    rule.party,
-                    rule.text
-                );
-                if let Some(fix) = rule.fix_for(language(r)) {
-                    let _ = writeln!(out, "  fix    {fix}");
-                }
-            }
-        }
-    }
+    findings(&mut out, c, language(r));
     if c.status.is_bad() || c.status == Status::Warn {
         let _ = writeln!(
             out,
@@ -150,6 +131,35 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
             r.seed
         );
     }
+    printed(&mut out, c);
+    out
+}
+
+fn findings(out: &mut String, c: &CaseResult, language: &str) {
+    let mut said: Option<&str> = None;
+    for (i, f) in c.findings.iter().enumerate() {
+        finding(out, f);
+        let last_of_rule = c.findings.get(i + 1).is_none_or(|n| n.rule != f.rule);
+        if last_of_rule && said != Some(f.rule.as_str()) {
+            said = Some(f.rule.as_str());
+            if let Some(rule) = rules::find(&f.rule) {
+                let _ = writeln!(
+                    out,
+                    "  spec   {} {} ({}): \"{}\"",
+                    rule.id,
+                    rule.level.name(),
+                    rule.party,
+                    rule.text
+                );
+                if let Some(fix) = rule.fix_for(language) {
+                    let _ = writeln!(out, "  fix    {fix}");
+                }
+            }
+        }
+    }
+}
+
+fn printed(out: &mut String, c: &CaseResult) {
     for (title, text) in [
         ("the guest printed", &c.output),
         ("its runtime says of the first access", &c.trace),
@@ -161,6 +171,17 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
             }
         }
     }
+}
+
+/// What came of a recorded scenario.
+pub(crate) fn replayed(p: &Plan, c: &CaseResult, file: &Path) -> String {
+    let mut out = format!("{}  {}  {} ms\n", c.status.name(), file.display(), c.ms);
+    if !c.reason.is_empty() {
+        let _ = writeln!(out, "  {}", c.reason);
+    }
+    let language = if elf::has_go(&p.guest) { "go" } else { "c" };
+    findings(&mut out, c, language);
+    printed(&mut out, c);
     out
 }
 

@@ -152,6 +152,14 @@ func (h *host) Complete(token uint64, bb bridge.Batch) int32 {
 	}
 	code := C.pxgo_complete(h.c, C.uint64_t(token), b.seal())
 	b.recycle()
+	return known(code)
+}
+
+// known is code, or OK for a positive one that this version does not know (PXG-ABI-013).
+func known(code C.int32_t) int32 {
+	if int32(code) > bridge.Full {
+		return bridge.OK
+	}
 	return int32(code)
 }
 
@@ -159,11 +167,11 @@ func (h *host) Apply(stream uint64, bb bridge.Batch) int32 {
 	b := bb.(*batch)
 	code := C.pxgo_apply(h.c, C.uint64_t(stream), b.seal())
 	b.recycle()
-	return int32(code)
+	return known(code)
 }
 
 func (h *host) Wake(stream, arg uint64) int32 {
-	return int32(C.pxgo_wake(h.c, C.uint64_t(stream), C.uint64_t(arg)))
+	return known(C.pxgo_wake(h.c, C.uint64_t(stream), C.uint64_t(arg)))
 }
 
 // DefineMetric copies everything into one piece of C memory for the call.
@@ -196,11 +204,11 @@ func (h *host) DefineMetric(kind uint32, name string, labels []bridge.Field) (ui
 		first = (*C.pxg_field)(unsafe.Pointer(&strs[1]))
 	}
 	code := C.pxgo_metric_define(h.c, C.uint32_t(kind), (*C.pxg_str)(p), first, C.uint64_t(len(labels)), id)
-	return uint32(*id), int32(code)
+	return uint32(*id), known(code)
 }
 
 func (h *host) RecordMetric(id uint32, value int64) int32 {
-	return int32(C.pxgo_metric_record(h.c, C.uint32_t(id), C.int64_t(value)))
+	return known(C.pxgo_metric_record(h.c, C.uint32_t(id), C.int64_t(value)))
 }
 
 func (h *host) AddInterest(n int) {
