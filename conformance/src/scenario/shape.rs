@@ -214,9 +214,6 @@ pub(crate) struct Drive {
     pub(crate) borrow_grace_ms: u64,
 }
 
-/// How long a scenario's PENDING may last. Shorter than a case's: a guest that forgets does so many times in a run.
-const PEND_LIMIT: Duration = Duration::from_millis(1500);
-
 impl Drive {
     pub(super) fn options(&self, worker: u32) -> Options {
         let usual = Options::default();
@@ -237,7 +234,6 @@ impl Drive {
             lies: self.lies.clone(),
             borrow_grace: (self.borrow_grace_ms > 0)
                 .then(|| Duration::from_millis(self.borrow_grace_ms)),
-            pend_limit: PEND_LIMIT,
             worker,
             ..usual
         }
