@@ -1,25 +1,27 @@
 //! A queue of body bytes that is cut and moved without copying.
 
-use std::collections::VecDeque;
-
 use bytes::{Bytes, BytesMut};
 
 /// Bytes in pieces, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct BodyBuf {
-    chunks: VecDeque<Bytes>,
+    /// Those before `first` have been taken. No ring: an empty one costs a stream less, and most stay empty.
+    chunks: Vec<Bytes>,
+    first: usize,
     len: u64,
 }
 
 impl BodyBuf {
     /// Number of bytes.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> u64 {
         self.len
     }
 
     /// Whether there are none.
     #[must_use]
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -28,30 +30,47 @@ impl BodyBuf {
     pub fn push(&mut self, bytes: Bytes) {
         if !bytes.is_empty() {
             self.len += bytes.len() as u64;
-            self.chunks.push_back(bytes);
+            if self.chunks.len() == self.chunks.capacity() && self.first > self.chunks.len() / 2 {
+                self.chunks.drain(..self.first);
+                self.first = 0;
+            }
+            self.chunks.push(bytes);
         }
     }
 
     /// Takes the oldest piece.
     pub fn pop(&mut self) -> Option<Bytes> {
-        let bytes = self.chunks.pop_front()?;
+        let bytes = std::mem::take(self.chunks.get_mut(self.first)?);
         self.len -= bytes.len() as u64;
+        self.first += 1;
+        if self.first == self.chunks.len() {
+            self.chunks.clear();
+            self.first = 0;
+        }
         Some(bytes)
     }
 
     /// Moves the first `n` bytes to the end of `to`; fewer if there are fewer.
-    pub fn move_to(&mut self, mut n: u64, to: &mut Self) {
+    #[inline]
+    pub fn move_to(&mut self, n: u64, to: &mut Self) {
+        if n > 0 {
+            self.move_some(n, to);
+        }
+    }
+
+    fn move_some(&mut self, mut n: u64, to: &mut Self) {
         while n > 0 {
-            let Some(mut head) = self.pop() else { return };
+            let Some(head) = self.chunks.get_mut(self.first) else {
+                return;
+            };
             let len = head.len() as u64;
             if len > n {
                 to.push(head.split_to(usize::try_from(n).unwrap_or(usize::MAX)));
-                self.len += head.len() as u64;
-                self.chunks.push_front(head);
+                self.len -= n;
                 return;
             }
             n -= len;
-            to.push(head);
+            to.push(self.pop().unwrap_or_default());
         }
     }
 
@@ -61,35 +80,48 @@ impl BodyBuf {
     }
 
     /// Discards everything.
+    #[inline]
     pub fn clear(&mut self) {
-        self.chunks.clear();
-        self.len = 0;
+        if !self.chunks.is_empty() {
+            self.chunks.clear();
+            self.first = 0;
+            self.len = 0;
+        }
+    }
+
+    /// Gives memory back beyond what this many pieces need.
+    pub fn shrink_to(&mut self, pieces: usize) {
+        self.chunks.shrink_to(pieces);
     }
 
     /// The pieces.
     pub fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        self.chunks.iter().map(|c| &c[..])
+        self.chunks[self.first..].iter().map(|c| &c[..])
     }
 
     /// Makes the pieces at most `max` (at least 1) by joining the oldest ones: what is shown is retained anyway, and
     /// a view has at most 64 pieces (PXG-BODY-008).
     #[inline]
     pub fn coalesce(&mut self, max: usize) {
-        if self.chunks.len() > max.max(1) {
+        if self.chunks.len() - self.first > max.max(1) {
             self.join_oldest(max);
         }
     }
 
     fn join_oldest(&mut self, max: usize) {
-        let excess = self.chunks.len() - max.max(1);
+        let pieces = self.chunks.len() - self.first;
+        let excess = pieces - max.max(1);
         // Half of the pieces at once, so that a stream of tiny ones costs a copy per byte and halving, not per piece.
-        let join = (excess + 1).max(max / 2 + 1).min(self.chunks.len());
-        let size = self.chunks.iter().take(join).map(Bytes::len).sum();
-        let mut joined = BytesMut::with_capacity(size);
-        for piece in self.chunks.drain(..join) {
-            joined.extend_from_slice(&piece);
+        let join = (excess + 1).max(max / 2 + 1).min(pieces);
+        let oldest = &self.chunks[self.first..self.first + join];
+        let mut joined = BytesMut::with_capacity(oldest.iter().map(Bytes::len).sum());
+        for piece in oldest {
+            joined.extend_from_slice(piece);
         }
-        self.chunks.push_front(joined.freeze());
+        let last = self.first + join - 1;
+        self.chunks[last] = joined.freeze();
+        self.chunks.drain(..last);
+        self.first = 0;
     }
 }
 

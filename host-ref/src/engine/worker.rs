@@ -1,6 +1,5 @@
 //! What one loop thread keeps for all of its streams.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::guest::{Filter, Guest};
@@ -16,8 +15,8 @@ pub struct Worker {
     free: FreeList,
     /// Libraries with a PENDING since the last end of a batch: one or two in practice.
     batch: Vec<Arc<dyn Guest>>,
-    /// Places that pend, by their filter's configuration: what the cap counts.
-    pending: HashMap<usize, u32>,
+    /// Places that pend, by their filter's configuration: what the cap counts. Few, so that looking is faster than hashing.
+    pending: Vec<(usize, u32)>,
     /// Room for what a guest returned, kept between calls.
     pub(crate) room: Vec<u8>,
     pub(crate) attrs: Vec<u8>,
@@ -34,7 +33,7 @@ impl Worker {
             timing: true,
             free: FreeList::default(),
             batch: Vec::new(),
-            pending: HashMap::new(),
+            pending: Vec::new(),
             room: Vec::new(),
             attrs: Vec::new(),
         }
@@ -108,22 +107,27 @@ impl Worker {
 
     /// Whether one more place of this configuration may pend.
     pub(crate) fn has_room(&self, filter: &Arc<Filter>) -> bool {
-        self.pending
-            .get(&key(filter))
-            .is_none_or(|n| *n < filter.policy.max_pending)
+        let mut counts = self.pending.iter();
+        counts
+            .find(|(of, _)| *of == key(filter))
+            .is_none_or(|(_, n)| *n < filter.policy.max_pending)
     }
 
     pub(crate) fn count_pending(&mut self, filter: &Arc<Filter>) {
-        *self.pending.entry(key(filter)).or_default() += 1;
         filter.stats.pending_now.inc();
+        match self.pending.iter_mut().find(|(of, _)| *of == key(filter)) {
+            Some((_, n)) => *n += 1,
+            None => self.pending.push((key(filter), 1)),
+        }
     }
 
     pub(crate) fn uncount_pending(&mut self, filter: &Arc<Filter>) {
         filter.stats.pending_now.dec();
-        if let Some(n) = self.pending.get_mut(&key(filter)) {
-            *n -= 1;
-            if *n == 0 {
-                self.pending.remove(&key(filter));
+        if let Some(at) = self.pending.iter().position(|(of, _)| *of == key(filter)) {
+            self.pending[at].1 -= 1;
+            if self.pending[at].1 == 0 {
+                // Another configuration may get this one's address.
+                self.pending.swap_remove(at);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! The HTTP library's header map as the engine's field list, edited in place.
 
+use std::cell::RefCell;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
@@ -28,6 +30,21 @@ pub(super) enum Start {
     None,
 }
 
+/// A request's pseudo-headers in the order in which they are shown.
+const PSEUDO: [&[u8]; 4] = [b":method", b":scheme", b":authority", b":path"];
+/// Where `:authority` is among them.
+const AUTHORITY: usize = 2;
+
+fn scheme(https: bool) -> &'static [u8] {
+    if https { b"https" } else { b"http" }
+}
+
+fn path(uri: &Uri) -> &[u8] {
+    uri.path_and_query()
+        .map_or("/", PathAndQuery::as_str)
+        .as_bytes()
+}
+
 impl Message {
     pub(super) fn trailers(headers: HeaderMap) -> Self {
         Self {
@@ -36,27 +53,18 @@ impl Message {
         }
     }
 
-    fn pseudo(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
-        let (request, status) = match &self.start {
-            Start::Request { method, uri, https } => {
-                let scheme: &[u8] = if *https { b"https" } else { b"http" };
-                let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-                let authority = self
-                    .headers
-                    .get(header::HOST)
-                    .map_or(&b""[..], |v| v.as_bytes());
-                let fields = [
-                    (":method", method.as_str().as_bytes()),
-                    (":scheme", scheme),
-                    (":authority", authority),
-                    (":path", path.as_bytes()),
-                ];
-                (Some(fields), None)
+    fn pseudo(&self, name: &[u8]) -> Option<&[u8]> {
+        match (&self.start, name) {
+            (Start::Request { method, .. }, b":method") => Some(method.as_str().as_bytes()),
+            (Start::Request { https, .. }, b":scheme") => Some(scheme(*https)),
+            (Start::Request { .. }, b":authority") => {
+                let host = self.headers.get(header::HOST);
+                Some(host.map_or(b"", HeaderValue::as_bytes))
             }
-            Start::Response(status) => (None, Some((":status", status.as_str().as_bytes()))),
-            Start::None => (None, None),
-        };
-        request.into_iter().flatten().chain(status)
+            (Start::Request { uri, .. }, b":path") => Some(path(uri)),
+            (Start::Response(status), b":status") => Some(status.as_str().as_bytes()),
+            _ => None,
+        }
     }
 
     fn hides(&self, name: &HeaderName) -> bool {
@@ -123,7 +131,7 @@ impl Message {
                 }
             }
             Edit::Delete { name } => {
-                if let Ok(name) = HeaderName::from_lowercase(name) {
+                if let Some(name) = header_name(name) {
                     self.headers.remove(name);
                 }
             }
@@ -159,10 +167,11 @@ impl Message {
                 }
                 Edit::SetAt { index, value, .. } if index < skip => {
                     // A pseudo-header can be set, by whichever way it is named.
-                    let name = self.pseudo().nth(index).map(|(name, _)| name);
-                    if let Some(name) = name {
-                        self.set_pseudo(name.as_bytes(), value);
-                    }
+                    let name: &[u8] = match (&self.start, index) {
+                        (Start::Response(_), _) => b":status",
+                        (_, index) => PSEUDO[index],
+                    };
+                    self.set_pseudo(name, value);
                 }
                 Edit::DeleteAt { index } if index >= skip && index - skip < viewed => {
                     list[index - skip] = None
@@ -216,9 +225,41 @@ impl Message {
     }
 }
 
+thread_local! {
+    /// Names that guests used of late, by a few of their bytes: the library parses a name byte by byte and copies it,
+    /// and a guest uses the same few for every request.
+    static NAMES: RefCell<[Option<HeaderName>; 64]> = const { RefCell::new([const { None }; 64]) };
+}
+
+/// The longest name that is remembered.
+const MAX_NAME: usize = 64;
+
+/// The library's form of a name in lower case.
+fn header_name(name: &[u8]) -> Option<HeaderName> {
+    let [first, .., last] = *name else {
+        return HeaderName::from_lowercase(name).ok();
+    };
+    if name.len() > MAX_NAME {
+        return HeaderName::from_lowercase(name).ok();
+    }
+    let mixed =
+        usize::from(first) ^ usize::from(last) << 2 ^ usize::from(name[name.len() / 2]) << 1;
+    NAMES.with_borrow_mut(|names| {
+        let slot = &mut names[(mixed ^ name.len() * 5) % 64];
+        if let Some(known) = slot
+            && known.as_str().as_bytes() == name
+        {
+            return Some(known.clone());
+        }
+        let parsed = HeaderName::from_lowercase(name).ok()?;
+        *slot = Some(parsed.clone());
+        Some(parsed)
+    })
+}
+
 /// The engine has checked both against the grammar; what is refused all the same is left out.
 fn field(name: &[u8], value: &[u8], sensitive: bool) -> Option<(HeaderName, HeaderValue)> {
-    let name = HeaderName::from_lowercase(name).ok()?;
+    let name = header_name(name)?;
     let mut value = HeaderValue::from_bytes(value).ok()?;
     value.set_sensitive(sensitive);
     Some((name, value))
@@ -226,42 +267,59 @@ fn field(name: &[u8], value: &[u8], sensitive: bool) -> Option<(HeaderName, Head
 
 impl Fields for Message {
     fn view<'a>(&'a self, out: &mut Views<'a>) {
-        out.extend(
-            self.pseudo()
-                .map(|(name, value)| FieldView::new(name.as_bytes(), value)),
-        );
-        out.reserve(self.headers.len());
+        let first = out.len();
+        let mut hides_host = false;
+        match &self.start {
+            Start::Request { method, uri, https } => {
+                // The authority is met below.
+                let values = [method.as_str().as_bytes(), scheme(*https), b"", path(uri)];
+                for (name, value) in PSEUDO.into_iter().zip(values) {
+                    out.push(FieldView::new(name, value));
+                }
+                hides_host = true;
+            }
+            Start::Response(status) => {
+                out.push(FieldView::new(b":status", status.as_str().as_bytes()));
+            }
+            Start::None => {}
+        }
+        // Slots that are there are filled faster than a vector that may grow.
+        let pseudo = out.len();
+        out.resize(pseudo + self.headers.len(), FieldView::new(b"", b""));
+        let (before, slots) = out.split_at_mut(pseudo);
+        let mut slots = slots.iter_mut();
+        let mut host = None;
         for (name, value) in &self.headers {
-            if self.hides(name) {
+            let name = name.as_str();
+            if name == "host" && hides_host {
+                host.get_or_insert(value);
                 continue;
             }
-            let view = FieldView::new(name.as_str().as_bytes(), value.as_bytes());
-            out.push(if value.is_sensitive() {
-                view.sensitive()
-            } else {
-                view
-            });
+            let Some(slot) = slots.next() else { break };
+            *slot = FieldView::new(name.as_bytes(), value.as_bytes());
+            if value.is_sensitive() {
+                *slot = slot.sensitive();
+            }
         }
+        let unused = slots.len();
+        if let Some(host) = host {
+            before[first + AUTHORITY] = FieldView::new(PSEUDO[AUTHORITY], host.as_bytes());
+        }
+        out.truncate(out.len() - unused);
     }
 
     fn value(&self, name: &[u8]) -> Option<&[u8]> {
-        // What the engine asks for at each head, without building or parsing anything.
-        match (name, &self.start) {
-            (b":method", Start::Request { method, .. }) => return Some(method.as_str().as_bytes()),
-            (b"content-type", _) => {
+        match name {
+            [b':', ..] => self.pseudo(name),
+            b"content-type" => {
                 let value = self.headers.get(header::CONTENT_TYPE);
-                return value.map(HeaderValue::as_bytes);
+                value.map(HeaderValue::as_bytes)
             }
-            ([b':', ..], _) => {
-                let mut pseudo = self.pseudo();
-                return pseudo
-                    .find(|(n, _)| n.as_bytes() == name)
-                    .map(|(_, value)| value);
+            _ => {
+                let name = std::str::from_utf8(name).ok()?;
+                self.headers.get(name).map(HeaderValue::as_bytes)
             }
-            _ => {}
         }
-        let name = std::str::from_utf8(name).ok()?;
-        self.headers.get(name).map(HeaderValue::as_bytes)
     }
 
     fn is_empty(&self) -> bool {

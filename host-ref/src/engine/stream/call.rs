@@ -330,7 +330,7 @@ impl<H: Fields> Stream<H> {
 
 /// The message of a flow as it left, or as far as it came.
 fn view_left<'a, H: Fields>(flow: &'a Flow<H>, fields: &mut Views<'a>, trailers: &mut Views<'a>) {
-    if let Some(head) = flow.head.as_ref().or(flow.left.as_ref()) {
+    if let Some(head) = flow.head.as_ref().or(flow.left.as_deref()) {
         head.view(fields);
     }
     let list = flow

@@ -95,8 +95,7 @@ impl<H: Fields> Stream<H> {
             filter: filter.name.clone(),
             ..failure.clone()
         };
-        self.signals
-            .push_back(Signal::GuestFailed(Box::new(failure)));
+        self.signals.push(Signal::GuestFailed(Box::new(failure)));
     }
 
     /// D13 or D15: the guest gets nothing more of this stream, and its failure mode decides.
@@ -205,13 +204,13 @@ impl<H: Fields> Stream<H> {
     /// Both directions end without a reply.
     pub(super) fn reset(&mut self, cx: &mut Cx<'_>) {
         self.cancel_upstream();
-        self.signals.push_back(Signal::ResetClient);
+        self.signals.push(Signal::ResetClient);
         self.close(cx, EndReason::ERROR);
     }
 
     pub(super) fn cancel_upstream(&mut self) {
         if !std::mem::replace(&mut self.upstream_cancelled, true) {
-            self.signals.push_back(Signal::CancelUpstream);
+            self.signals.push(Signal::CancelUpstream);
         }
     }
 
@@ -244,12 +243,12 @@ impl<H: Fields> Stream<H> {
             (Dir::Response, Cut::Sender) => {
                 flow.cut_short(DirectionEnd::SENDER);
                 self.flows[Dir::Request as usize].cut_short(DirectionEnd::RECEIVER);
-                self.signals.push_back(Signal::ResetClient);
+                self.signals.push(Signal::ResetClient);
                 EndReason::UPSTREAM_RESET
             }
             (_, Cut::Timeout) => {
                 flow.cut_short(DirectionEnd::PROXY);
-                self.signals.push_back(Signal::ResetClient);
+                self.signals.push(Signal::ResetClient);
                 EndReason::TIMEOUT
             }
         };
@@ -274,18 +273,7 @@ impl<H: Fields> Stream<H> {
             flow.cut_short(DirectionEnd::PROXY);
         }
         let chain = self.chain.clone();
-        let mut pending = SmallVec::<[(usize, u64); 4]>::new();
-        for place in 0..self.places.len() {
-            for dir in Dir::BOTH {
-                pending.extend(
-                    self.retire_pending(cx, &chain, dir, place)
-                        .map(|token| (place, token)),
-                );
-            }
-        }
-        for (place, token) in pending {
-            self.cancel(cx, &chain, place, token);
-        }
+        self.cancel_all(cx, &chain);
         let how = |dir: Dir| u64::from(self.flows[dir as usize].how.0);
         let arg = u64::from(reason.0) | how(Dir::Request) << 8 | how(Dir::Response) << 12;
         for place in 0..self.places.len() {
@@ -303,7 +291,27 @@ impl<H: Fields> Stream<H> {
                     .stream_end(place.user, place.handle, cx.worker.id());
             }
         }
-        self.signals.push_back(Signal::Finished);
+        self.signals.push(Signal::Finished);
+    }
+
+    /// All tokens die before the first guest hears of it.
+    fn cancel_all(&mut self, cx: &mut Cx<'_>, chain: &Chain) {
+        let pends = |side: &super::Side| matches!(side.state, State::Pend(_));
+        if !self.flows.iter().any(|flow| flow.sides.iter().any(pends)) {
+            return;
+        }
+        let mut pending = SmallVec::<[(usize, u64); 4]>::new();
+        for place in 0..self.places.len() {
+            for dir in Dir::BOTH {
+                pending.extend(
+                    self.retire_pending(cx, chain, dir, place)
+                        .map(|token| (place, token)),
+                );
+            }
+        }
+        for (place, token) in pending {
+            self.cancel(cx, chain, place, token);
+        }
     }
 
     pub(super) fn next_deadline(&self) -> Option<u64> {

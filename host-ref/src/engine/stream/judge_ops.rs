@@ -207,7 +207,7 @@ impl<H: Fields> Stream<H> {
         if added == 0 || shown[0].max(shown[1]) + added <= max {
             return Ok(());
         }
-        let trailers = flow.end.as_ref().and_then(|end| end.trailers.as_ref());
+        let trailers = flow.end.as_ref().and_then(|end| end.trailers.as_deref());
         let mut edits = [Edits::new(), Edits::new()];
         self.edits(
             filter,

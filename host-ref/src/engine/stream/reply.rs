@@ -18,7 +18,7 @@ pub(super) struct OpenReply<H> {
     /// The END has not come.
     pub(super) open: bool,
     /// To be sent after the END.
-    trailers: Option<H>,
+    trailers: Option<Box<H>>,
     /// When the last write came, or when the client had taken all of them.
     idle_since: u64,
 }
@@ -96,7 +96,7 @@ impl<H: Fields> Stream<H> {
         let flush = made.open || reply.flags.0 & ReplyFlags::FLUSH.0 != 0;
         self.start_reply(cx, chain, Some(place), made);
         if flush {
-            self.signals.push_back(Signal::Flush(Dir::Response));
+            self.signals.push(Signal::Flush(Dir::Response));
         }
     }
 
@@ -184,8 +184,8 @@ impl<H: Fields> Stream<H> {
         flow.local = true;
         flow.open = false;
         flow.how = DirectionEnd::PROXY;
-        let trailers =
-            (!made.trailers.is_empty()).then(|| H::from_fields(made.trailers.iter().copied()));
+        let trailers = (!made.trailers.is_empty())
+            .then(|| Box::new(H::from_fields(made.trailers.iter().copied())));
         flow.length = match (no_body, made.open || trailers.is_some()) {
             (true, _) => BodyLength::None,
             (false, true) => BodyLength::Unknown,
@@ -196,12 +196,12 @@ impl<H: Fields> Stream<H> {
         }
         if made.open && !no_body {
             flow.end = None;
-            self.reply = Some(OpenReply {
+            self.reply = Some(Box::new(OpenReply {
                 place: from.unwrap_or(0),
                 open: true,
                 trailers,
                 idle_since: cx.worker.now(),
-            });
+            }));
         } else {
             flow.end = Some(End {
                 at: 0,

@@ -128,7 +128,7 @@ impl<H: Fields> Stream<H> {
                 let rest = self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
                 if outcome.flags.0 & ResultFlags::FLUSH.0 != 0 && filter.has(Feature::FLUSH) {
                     let dir = context.at.map_or(Dir::Response, |at| at.dir);
-                    self.signals.push_back(Signal::Flush(dir));
+                    self.signals.push(Signal::Flush(dir));
                 }
                 let Some(at) = context.at else { return };
                 if action == Action::MORE {
@@ -286,7 +286,7 @@ impl<H: Fields> Stream<H> {
                 }
                 OpKind::Route(cluster) => {
                     self.signals
-                        .push_back(Signal::Route(cluster.map(Bytes::copy_from_slice)));
+                        .push(Signal::Route(cluster.map(Bytes::copy_from_slice)));
                 }
                 _ => {}
             }
@@ -310,7 +310,9 @@ impl<H: Fields> Stream<H> {
         if !trailer_edits.is_empty()
             && let Some(end) = &mut flow.end
         {
-            let trailers = end.trailers.get_or_insert_with(|| H::from_fields([]));
+            let trailers = end
+                .trailers
+                .get_or_insert_with(|| Box::new(H::from_fields([])));
             trailers.apply(trailer_edits);
             if trailers.is_empty() {
                 end.trailers = None;

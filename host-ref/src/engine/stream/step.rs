@@ -11,43 +11,58 @@ impl<H: Fields> Stream<H> {
     /// Lets everything move that can.
     pub(super) fn run(&mut self, cx: &mut Cx<'_>) {
         let chain = self.chain.clone();
-        let sides = 2 * self.places.len();
         loop {
-            // Once round all sides, and on until none of them has moved since.
-            let (mut next, mut idle) = (0_usize, 0);
-            while idle < sides && !self.closed {
-                let (dir, pos) = match next.checked_sub(self.places.len()) {
-                    None => (Dir::Request, next),
-                    Some(pos) => (Dir::Response, pos),
-                };
-                idle += 1;
-                while !self.closed && self.step(cx, &chain, dir, pos) {
-                    idle = 1;
-                }
-                next = if next + 1 == sides { 0 } else { next + 1 };
-            }
+            while self.step_all(cx, &chain) {}
             if self.closed || !self.release_written(cx, &chain) {
                 break;
             }
         }
     }
 
-    /// One transition; whether there was one.
+    /// Once round all sides, each as far as it goes; whether any of them moved.
+    fn step_all(&mut self, cx: &mut Cx<'_>, chain: &Chain) -> bool {
+        let places = self.places.len();
+        let mut moved = false;
+        for pos in 0..places {
+            moved |= !self.is_idle(Dir::Request, pos) && self.advance(cx, chain, Dir::Request, pos);
+        }
+        for pos in 0..places {
+            moved |=
+                !self.is_idle(Dir::Response, pos) && self.advance(cx, chain, Dir::Response, pos);
+        }
+        moved && !self.closed
+    }
+
+    /// Whether a side has nothing to do: so it is with most of them, most of the time.
     #[inline]
-    fn step(&mut self, cx: &mut Cx<'_>, chain: &Chain, dir: Dir, pos: usize) -> bool {
+    fn is_idle(&self, dir: Dir, pos: usize) -> bool {
         let flow = &self.flows[dir as usize];
         let side = &flow.sides[pos];
-        // Most sides have nothing to do.
-        let idle = match side.state {
+        match side.state {
             State::Done | State::Pend(_) => true,
             State::Wait => !flow.head_is_at(pos),
             State::Flow => side.view.is_empty() && !flow.end_is_at(pos),
             State::Hold | State::Bypass => false,
-        };
-        !idle && !flow.finished && self.step_on(cx, chain, self.at(dir, pos))
+        }
     }
 
-    fn step_on(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
+    /// Steps one side until it stands still; whether it moved.
+    #[inline(never)]
+    fn advance(&mut self, cx: &mut Cx<'_>, chain: &Chain, dir: Dir, pos: usize) -> bool {
+        let at = self.at(dir, pos);
+        let mut moved = false;
+        while !self.closed
+            && !self.flows[dir as usize].finished
+            && !self.is_idle(dir, pos)
+            && self.step(cx, chain, at)
+        {
+            moved = true;
+        }
+        moved
+    }
+
+    /// One transition; whether there was one.
+    fn step(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
         match self.flows[at.dir as usize].sides[at.pos].state {
             State::Done | State::Pend(_) => false,
             State::Bypass => self.pass_all(cx, at),
