@@ -214,8 +214,13 @@ impl Drop for Exchange {
         self.worker.stats.finished(self, now);
         self.worker.exchange_ended();
         if let Some(log) = &self.site.runtime.access {
-            let steps = filtered.map_or_else(Vec::new, |f| f.steps());
+            let steps = filtered.as_ref().map_or_else(Vec::new, |f| f.steps());
             self.worker.log_access(log, self, &steps, now);
+        }
+        if let Some(filtered) = filtered
+            && self.worker.serves(&self.site)
+        {
+            self.worker.streams.keep_spare(filtered);
         }
     }
 }

@@ -161,6 +161,11 @@ impl WorkerState {
         Rc::clone(&self.site.borrow())
     }
 
+    /// Whether this configuration is the one in force.
+    pub(super) fn serves(&self, site: &Rc<Pinned>) -> bool {
+        Rc::ptr_eq(site, &self.site.borrow())
+    }
+
     /// Numbers are unique in the process: the worker's is in the upper bits.
     pub(super) fn next_connection(&self) -> u64 {
         self.connections.set(self.connections.get() + 1);
@@ -429,6 +434,7 @@ fn apply(
     });
     let pinned = Pinned::new(runtime, &mut state.pools.borrow_mut());
     *state.site.borrow_mut() = Rc::new(pinned);
+    state.streams.drop_spares();
     for socket in sockets {
         let (Some(context), Ok(listener)) = (
             contexts.get(&socket.key),

@@ -60,27 +60,57 @@ impl std::fmt::Debug for Filtered {
 impl Filtered {
     /// Gives an exchange its stream.
     fn open<'x>(x: &'x Rc<Exchange>, chain: &Chain) -> &'x Self {
-        let key = x.worker.streams.insert(x);
-        let log = x.site.runtime.access.as_ref();
-        let limits = StreamLimits {
-            hold_time_ns: 100_000_000,
-            trace: log.is_some_and(|log| log.traces()),
-            ..StreamLimits::default()
-        };
         x.filtered.get_or_init(|| {
-            Box::new(Self {
-                stream: RefCell::new(Stream::new(chain.clone(), key, limits)),
-                chain: chain.clone(),
-                key,
-                cancel_upstream: Cell::new(false),
-                reset_client: Cell::new(false),
-                finished: Cell::new(false),
-                look: Cell::new(false),
-                route: RefCell::default(),
-                driver: RefCell::default(),
-                forwards: RefCell::default(),
-            })
+            let key = x.worker.streams.insert(x);
+            let log = x.site.runtime.access.as_ref();
+            let limits = StreamLimits {
+                hold_time_ns: 100_000_000,
+                trace: log.is_some_and(|log| log.traces()),
+                ..StreamLimits::default()
+            };
+            match x.worker.streams.take_spare() {
+                Some(mut spare) => {
+                    spare.renew(key, chain, limits);
+                    spare
+                }
+                None => Box::new(Self {
+                    stream: RefCell::new(Stream::new(chain.clone(), key, limits)),
+                    chain: chain.clone(),
+                    key,
+                    cancel_upstream: Cell::new(false),
+                    reset_client: Cell::new(false),
+                    finished: Cell::new(false),
+                    look: Cell::new(false),
+                    route: RefCell::default(),
+                    driver: RefCell::default(),
+                    forwards: RefCell::default(),
+                }),
+            }
         })
+    }
+
+    fn renew(&mut self, key: u64, chain: &Chain, limits: StreamLimits) {
+        let Self {
+            stream,
+            chain: old,
+            key: old_key,
+            cancel_upstream,
+            reset_client,
+            finished,
+            look,
+            route,
+            driver,
+            forwards,
+        } = self;
+        stream.get_mut().renew(chain, key, limits);
+        old.clone_from(chain);
+        *old_key = key;
+        for flag in [cancel_upstream, reset_client, finished, look] {
+            flag.set(false);
+        }
+        *route.get_mut() = None;
+        *driver.get_mut() = None;
+        *forwards.get_mut() = [None, None];
     }
 
     /// Whether nothing more goes upstream, or nothing more to the client.

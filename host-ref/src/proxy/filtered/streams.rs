@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::super::clock;
 use super::super::exchange::Exchange;
 use super::super::worker::WorkerState;
+use super::Filtered;
 use crate::engine::{Mail, Stream};
 
 /// No deadline.
@@ -28,7 +29,13 @@ pub(in super::super) struct Streams {
     /// No stream's deadline is earlier. It may be a deadline that is none any more.
     due: Cell<u64>,
     timer: RefCell<Option<Waker>>,
+    /// What streams that are over leave behind: it is large, and so is better used again than allocated.
+    #[allow(clippy::vec_box)] // they are moved
+    spare: RefCell<Vec<Box<Filtered>>>,
 }
+
+/// Most that is kept for later streams.
+const SPARE: usize = 128;
 
 #[derive(Debug, Default)]
 struct Table {
@@ -50,6 +57,7 @@ impl Default for Streams {
             table: RefCell::default(),
             due: Cell::new(NEVER),
             timer: RefCell::default(),
+            spare: RefCell::default(),
         }
     }
 }
@@ -92,6 +100,24 @@ impl Streams {
             slot.deadline = NEVER;
             table.free.push(split(key).1);
         }
+    }
+
+    /// What a stream that is over left behind, to be renewed.
+    pub(super) fn take_spare(&self) -> Option<Box<Filtered>> {
+        self.spare.borrow_mut().pop()
+    }
+
+    /// Keeps what an exchange that is over had. It holds its chain: only of the configuration in force.
+    pub(in super::super) fn keep_spare(&self, filtered: Box<Filtered>) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE {
+            spare.push(filtered);
+        }
+    }
+
+    /// Lets go of the chains of a configuration that is replaced: guests are told when the last one is gone.
+    pub(in super::super) fn drop_spares(&self) {
+        self.spare.take();
     }
 
     /// Sees to it that the stream's deadlines are handled, and its task woken, when the worker's clock says `deadline`.
