@@ -132,7 +132,7 @@ fn unknown_status(run: &mut Run) {
                                 .host
                                 .wait(token, Instant::now() + Duration::from_millis(10))
                             {
-                                s.completed(&o);
+                                s.completed(token, &o);
                             } else if gives_up && patience.over() {
                                 s.abort();
                                 break;

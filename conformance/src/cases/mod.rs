@@ -3,6 +3,9 @@
 mod abi;
 mod asynchronous;
 mod config;
+mod directions;
+mod hosts;
+mod l4;
 mod load;
 mod memory;
 mod run;
@@ -115,9 +118,12 @@ impl Run {
 pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         load::CASES,
+        hosts::CASES,
         abi::CASES,
         config::CASES,
         run::CASES,
+        directions::CASES,
+        l4::CASES,
         memory::CASES,
         asynchronous::CASES,
         threads::CASES,

@@ -115,7 +115,8 @@ pub(crate) fn make(options: HostOptions) -> &'static StrictHost {
         changed: Condvar::new(),
         events: AtomicU64::new(0),
         forgotten: AtomicU64::new(0),
-        values: AtomicU64::new(0),
+        // Hosts of one process give different values.
+        values: AtomicU64::new((hosts.len() as u64) << 20),
         small: false.into(),
         metrics: crate::sys::thunks::metrics_table(),
     }));
@@ -140,6 +141,15 @@ impl StrictHost {
 
     pub(crate) fn ctx(&self) -> u64 {
         FIRST_CTX + self.index
+    }
+
+    /// Another host of this process that gave `token`.
+    fn owner_of(&self, token: u64) -> Option<&'static Self> {
+        let hosts = HOSTS.read().unwrap_or_else(PoisonError::into_inner).clone();
+        hosts
+            .into_iter()
+            .filter(|h| h.index != self.index)
+            .find(|h| h.lock().tokens.contains_key(&token))
     }
 
     pub(crate) fn next_event(&self) -> u64 {
@@ -358,6 +368,17 @@ impl StrictHost {
         let Some(t) = i.tokens.get_mut(&token) else {
             i.stale += 1;
             drop(i);
+            if let Some(other) = self.owner_of(token) {
+                note(
+                    "PXG-LOAD-006",
+                    "completed a token of another host",
+                    [format!(
+                        "`complete` of ctx {:#x}, a token of ctx {:#x}",
+                        self.ctx(),
+                        other.ctx()
+                    )],
+                );
+            }
             return Status::STALE;
         };
         match t.state {

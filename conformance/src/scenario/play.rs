@@ -338,7 +338,7 @@ impl<'a> Lane<'a> {
             }
             let deadline = Instant::now() + Duration::from_millis(20);
             if let Some(o) = self.rig.host.wait(token, deadline) {
-                s.completed(&o);
+                s.completed(token, &o);
                 return;
             }
         }

@@ -44,6 +44,10 @@ pub(crate) fn install(layer: usize) {
             libc::sigdelset(&raw mut action.sa_mask, libc::SIGBUS);
             let mut old: libc::sigaction = std::mem::zeroed();
             libc::sigaction(signal, std::ptr::null(), &raw mut old);
+            // A second init of the same guest: what was there before is known, and is not this handler itself.
+            if old.sa_sigaction == handler as usize {
+                continue;
+            }
             (*PREVIOUS[layer].0.get()).assume_init_mut()[i] = old;
             PREVIOUS[layer].1.store(1, Ordering::Release);
             libc::sigaction(signal, &raw const action, std::ptr::null_mut());

@@ -1,7 +1,7 @@
 /* The C guest of the self-test: it does a little of everything that version 1.0 has, by the book. Compiled as it is it
  * must be found clean; compiled with -DM_name it has one defect, which the rule beside it must find.
  *
- * clean c-guest: every phase, body mode STREAM with RESIZES, WHOLE, OWNED buffers, metrics, async completion
+ * clean c-guest: every phase, body mode STREAM with RESIZES, WHOLE, OWNED buffers, metrics, async completion, DUPLEX, L4
  *
  * mutant reply-size-8 PXG-ABI-002: a reply whose size is below that of version 1.0
  * mutant result-size-0 PXG-ABI-002 also PXG-ASY-001: hands complete a result without its size
@@ -26,11 +26,15 @@
  * mutant pends-undeclared PXG-ACT-006: answers PENDING in a phase that it did not declare
  * mutant pending-with-operation PXG-ACT-008: sends an operation with PENDING
  * mutant log-resets PXG-ACT-009: answers LOG with RESET
+ * mutant l4-close-resets PXG-ACT-009: answers L4_CLOSE with RESET
  * mutant forgets-token PXG-ASY-001: never completes
+ * mutant one-token-per-stream PXG-ASY-001: with both directions PENDING it remembers the later token only
+ * mutant reload-forgets PXG-ASY-001: a new configuration throws away what waits under the old one
  * mutant completes-and-continues PXG-ASY-005: completes its token and returns CONTINUE
  * mutant completes-with-pending PXG-ASY-010: completes with the action PENDING first
  * mutant cancel-waits PXG-ASY-014: on_cancel waits for its worker
  * mutant passes-too-much PXG-BODY-006: passes a byte more than the view has
+ * mutant one-length PXG-BODY-006: keeps one length for both directions
  * mutant sixteen-chunks PXG-BODY-008: has room for 16 chunks
  * mutant passes-while-held PXG-BODY-013: passes bytes while it holds the headers
  * mutant any-filter PXG-CFG-001: makes a configuration of a filter that it does not have
@@ -53,6 +57,7 @@
  * mutant needs-the-host PXG-LOAD-002: calls a function of the host's executable
  * mutant new-table-each-time PXG-LOAD-006: init answers another ctx to the same host
  * mutant one-ctx-for-all PXG-LOAD-006: init answers the same ctx to two hosts
+ * mutant completes-at-first-host PXG-LOAD-006 also PXG-ASY-001: completes all tokens at the host that came first
  * mutant no-cancel PXG-LOAD-010: has no on_cancel
  * mutant same-name-twice PXG-LOAD-010: two filters of one name
  * mutant renames-filter PXG-LOAD-012: changes a filter's name after init
@@ -73,6 +78,7 @@
  * mutant value-leaves-scratch PXG-MEM-012: a value begins in scratch and ends behind it
  * mutant late-scratch PXG-MEM-013: a thread writes to scratch after the return
  * mutant unused-member PXG-MUT-006: leaves a value in HEADER_DELETE
+ * mutant l4-header PXG-MUT-006: changes a header of a connection
  * mutant pass-at-headers PXG-MUT-006: PASS where there is no view
  * mutant any-major PXG-NEG-002: initialises with a host of any major
  * mutant holds-without-feature PXG-NEG-003: answers MORE at headers without looking for HOLD
@@ -82,6 +88,7 @@
  * mutant logs-at-off PXG-OBS-002: logs each request whatever the level is
  * mutant status-101 PXG-RPL-001: replies 101
  * mutant reply-without-reply PXG-RPL-001: REPLY, and no reply
+ * mutant l4-replies PXG-RPL-001: replies to a connection
  * mutant preempting-thread PXG-RT-004: starts its worker with the host's policy
  * mutant blocks-signal PXG-RT-006: blocks SIGUSR1 in the loop thread
  * mutant loads-with-batch PXG-RT-006: leaves SCHED_BATCH on the thread that loaded it
@@ -139,19 +146,21 @@ static void say(host_state *h, const char *text) {
 
 /* ---- configurations */
 
-enum kind { HEADERS, BODIES, WHOLE, ASYNC };
+enum kind { HEADERS, BODIES, WHOLE, ASYNC, DUPLEX, TUNNEL, KINDS };
 
 typedef struct config {
   enum kind kind;
   int may_hold;
+  uint64_t length; /* only for those that are wrong */
   uint32_t len;
   uint8_t text[];
 } config;
 
-static pxg_str filters[] = {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
-static char names[4][8] = {"headers", "bodies", "whole", "async"};
+static pxg_str filters[KINDS];
+static char names[KINDS][8] = {"headers", "bodies", "whole", "async", "duplex", "tunnel"};
 
 static void start_worker(void);
+static void forget_jobs(void) __attribute__((unused));
 
 static void *idle(void *unused) {
   (void)unused;
@@ -169,13 +178,13 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
   int kind;
   config *c;
   (void)ctx;
-  for (kind = 0; kind < 4; kind++) {
+  for (kind = 0; kind < KINDS; kind++) {
     if (eq(in->filter, filters[kind])) break;
   }
 #if defined(M_any_filter)
-  if (kind == 4) kind = 0;
+  if (kind == KINDS) kind = 0;
 #endif
-  if (kind == 4) {
+  if (kind == KINDS) {
     out->error = LIT("no such filter");
     return PXG_E_NOTFOUND;
   }
@@ -187,7 +196,11 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
        !(has(in->features, PXG_F_BODY_STREAM_REQUEST) && has(in->features, PXG_F_BODY_STREAM_RESPONSE))) ||
       (kind == WHOLE &&
        !(has(in->features, PXG_F_BODY_WHOLE_REQUEST) && has(in->features, PXG_F_BODY_WHOLE_RESPONSE))) ||
-      (kind == ASYNC && !has(in->features, PXG_F_PEND_REQUEST_HEADERS))) {
+      (kind == ASYNC && !has(in->features, PXG_F_PEND_REQUEST_HEADERS)) ||
+      (kind == DUPLEX &&
+       !(has(in->features, PXG_F_PEND_REQUEST_BODY) && has(in->features, PXG_F_PEND_RESPONSE_HEADERS) &&
+         has(in->features, PXG_F_BODY_STREAM_REQUEST))) ||
+      (kind == TUNNEL && !has(in->features, PXG_F_L4))) {
     out->error = LIT("the host lacks a feature that this filter needs");
     return PXG_E_UNSUPPORTED;
   }
@@ -198,8 +211,11 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
 #elif defined(M_validates_with_socket)
     (void)socket(AF_INET, SOCK_STREAM, 0);
 #endif
-  } else if (kind == ASYNC) {
+  } else if (kind == ASYNC || kind == DUPLEX) {
     start_worker();
+#if defined(M_reload_forgets)
+    forget_jobs();
+#endif
   }
   c = (config *)calloc(1, sizeof *c + in->bytes.len);
   if (!c) return PXG_E_INTERNAL;
@@ -218,6 +234,16 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
     if (has(in->features, PXG_F_RESIZE_REQUEST)) out->flags |= PXG_CFG_RESIZES_REQUEST;
     if (has(in->features, PXG_F_RESIZE_RESPONSE)) out->flags |= PXG_CFG_RESIZES_RESPONSE;
   }
+  if (kind == DUPLEX) {
+    out->flags |= PXG_CFG_DUPLEX;
+    out->subscribe |= PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY);
+    out->body_mode[0] = PXG_BODY_STREAM;
+    out->pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY) | PXG_PHASE_BIT(PXG_PHASE_RESPONSE_HEADERS);
+  }
+  if (kind == TUNNEL) {
+    out->subscribe = PXG_PHASE_BIT(PXG_PHASE_L4_OPEN) | PXG_PHASE_BIT(PXG_PHASE_L4_DOWNSTREAM) |
+                     PXG_PHASE_BIT(PXG_PHASE_L4_UPSTREAM) | PXG_PHASE_BIT(PXG_PHASE_L4_CLOSE);
+  }
   if (kind == ASYNC) {
     out->pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
 #if defined(M_pends_in_log)
@@ -228,7 +254,7 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
   out->flags |= 0x1000;
 #elif defined(M_one_configuration)
   {
-    static config *one[4];
+    static config *one[KINDS];
     if (one[kind])
       free(c);
     else
@@ -297,7 +323,7 @@ static void use_late(const void *at, int write) {
 typedef struct job {
   struct job *next;
   host_state *host;
-  uint64_t token;
+  uint64_t token, stream;
   const pxg_event *event; /* only for those that are wrong */
   const uint8_t *value;
 } job;
@@ -306,10 +332,19 @@ static job *jobs;
 static pthread_mutex_t jobs_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t jobs_come = PTHREAD_COND_INITIALIZER;
 
+static void forget_jobs(void) {
+  pthread_mutex_lock(&jobs_lock);
+  jobs = NULL;
+  pthread_mutex_unlock(&jobs_lock);
+}
+
 static void finish(job *j) {
   pxg_result r;
   pxg_op op;
   int32_t status;
+#if defined(M_completes_at_first_host)
+  j->host = &hosts[0];
+#endif
   memset(&r, 0, sizeof r);
   memset(&op, 0, sizeof op);
   op.kind = PXG_OP_HEADER_SET;
@@ -398,10 +433,20 @@ static void push(host_state *h, const pxg_event *ev) {
   job *j = (job *)calloc(1, sizeof *j), **end;
   j->host = h;
   j->token = ev->token;
+  j->stream = ev->stream;
   j->event = ev;
   j->value = ev->n_fields ? ev->fields[ev->n_fields - 1].value.ptr : NULL;
   pthread_mutex_lock(&jobs_lock);
-  for (end = &jobs; *end; end = &(*end)->next) {}
+  for (end = &jobs; *end; end = &(*end)->next) {
+#if defined(M_one_token_per_stream)
+    if ((*end)->stream == j->stream) {
+      (*end)->token = j->token;
+      pthread_mutex_unlock(&jobs_lock);
+      free(j);
+      return;
+    }
+#endif
+  }
   *end = j;
   pthread_cond_signal(&jobs_come);
   pthread_mutex_unlock(&jobs_lock);
@@ -656,6 +701,16 @@ static void body(call *c, const config *conf) {
   done(c, PXG_ACT_CONTINUE);
   return;
 #endif
+#if defined(M_one_length)
+  if (conf->kind == BODIES) {
+    config *own = (config *)(uintptr_t)conf;
+    uint64_t passes = own->length ? own->length : n;
+    own->length = ev->flags & PXG_EV_BODY_END ? 0 : n;
+    if (passes && (o = op(c, PXG_OP_PASS))) o->u0 = passes;
+    done(c, PXG_ACT_CONTINUE);
+    return;
+  }
+#endif
   if (conf->kind == BODIES && n < 16 && !(ev->flags & (PXG_EV_BODY_END | PXG_EV_OVER_LIMIT))) {
     c->out->more_bytes = 8;
     done(c, PXG_ACT_MORE);
@@ -669,8 +724,46 @@ static void body(call *c, const config *conf) {
   done(c, PXG_ACT_CONTINUE);
 }
 
+/* A connection: the first byte of each event is dropped, the next event's first two are let through unseen. */
+static void tunnel(call *c) {
+  const pxg_event *ev = c->ev;
+  uint64_t n = view_len(ev);
+  pxg_op *o;
+#if defined(M_l4_header)
+  if (ev->phase == PXG_PHASE_L4_OPEN) set(c, PXG_OP_HEADER_SET, PXG_TARGET_HEADERS, LIT("x-l4"), LIT("1"));
+#elif defined(M_l4_replies)
+  if (ev->phase == PXG_PHASE_L4_OPEN) {
+    reply(c);
+    return;
+  }
+#elif defined(M_l4_close_resets)
+  if (ev->phase == PXG_PHASE_L4_CLOSE) {
+    done(c, PXG_ACT_RESET);
+    return;
+  }
+#endif
+  if (n > 1 && !(ev->flags & PXG_EV_END_STREAM)) {
+    if ((o = op(c, PXG_OP_DROP))) o->u0 = 1;
+    if ((o = op(c, PXG_OP_PASS))) o->u0 = n + 1;
+    if ((o = op(c, PXG_OP_INJECT))) {
+      o->target = ev->phase == PXG_PHASE_L4_DOWNSTREAM ? PXG_TARGET_CLIENT : PXG_TARGET_UPSTREAM;
+      o->val.bytes = LIT("+");
+    }
+  }
+  done(c, PXG_ACT_CONTINUE);
+}
+
 static void event(call *c, const config *conf) {
   const pxg_event *ev = c->ev;
+  if (conf->kind == TUNNEL) {
+    tunnel(c);
+    return;
+  }
+  if (conf->kind == DUPLEX && (ev->phase == PXG_PHASE_REQUEST_BODY || ev->phase == PXG_PHASE_RESPONSE_HEADERS)) {
+    push(c->h, ev);
+    done(c, PXG_ACT_PENDING);
+    return;
+  }
   switch (ev->phase) {
   case PXG_PHASE_REQUEST_HEADERS:
     say(c->h, "request");
@@ -903,7 +996,7 @@ int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   }
   pthread_mutex_unlock(&hosts_lock);
   if (!h) return PXG_E_STATE;
-  for (i = 0; i < 4; i++) filters[i] = str(names[i], strlen(names[i]));
+  for (i = 0; i < KINDS; i++) filters[i] = str(names[i], strlen(names[i]));
 #if defined(M_same_name_twice)
   filters[3] = filters[2];
 #endif
@@ -915,7 +1008,7 @@ int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   out->version = LIT("1");
   out->ctx = (uint64_t)(uintptr_t)h;
   out->filters = filters;
-  out->n_filters = 4;
+  out->n_filters = KINDS;
   out->on_config_new = on_config_new;
   out->on_config_drop = on_config_drop;
   out->on_event = on_event;

@@ -2,7 +2,7 @@
 
 use proxy_golang_abi::{BodyMode, EventFlags, Phase, phase_bit};
 
-use super::{At, BODY, HEADERS, Stream, TRAILERS};
+use super::{At, Stream};
 use crate::host::judge::{Context, Way};
 use crate::host::model::Event;
 
@@ -16,9 +16,10 @@ impl Stream<'_> {
     }
 
     fn headers(&mut self, d: usize) {
-        let whole = self.sides[d].mode == BodyMode::WHOLE && self.subscribed(BODY[d]);
+        let body = self.phases.body[d];
+        let whole = self.sides[d].mode == BodyMode::WHOLE && self.subscribed(body);
         self.sides[d].held = true;
-        if self.subscribed(HEADERS[d]) {
+        if let Some(phase) = self.phases.first[d].filter(|p| self.subscribed(*p)) {
             let mut flags = 0;
             if self.sides[d].ends_at_headers {
                 if self.rig.exact_eos(d) {
@@ -31,7 +32,7 @@ impl Stream<'_> {
                 flags |= EventFlags::UPGRADED.0 | EventFlags::END_STREAM.0;
             }
             let known = flags & EventFlags::END_STREAM.0 != 0;
-            self.deliver(d, HEADERS[d], flags, known);
+            self.deliver(d, phase, flags, known);
         } else if whole && !self.sides[d].ends_at_headers {
             self.sides[d].at = At::Hold;
         } else if whole && !(self.upgraded && d == 1) {
@@ -41,7 +42,7 @@ impl Stream<'_> {
                 | EventFlags::BODY_END.0
                 | EventFlags::END_STREAM.0;
             self.sides[d].body_end = true;
-            self.deliver(d, BODY[d], flags, true);
+            self.deliver(d, body, flags, true);
         } else {
             self.sides[d].pass_headers();
             self.sides[d].at = if self.sides[d].ends_at_headers {
@@ -62,7 +63,8 @@ impl Stream<'_> {
     fn body(&mut self, d: usize) {
         let max = self.max_body(d);
         let late = self.opt.late_end;
-        let subscribed = self.subscribed(BODY[d]);
+        let phase = self.phases.body[d];
+        let subscribed = self.subscribed(phase);
         let s = &mut self.sides[d];
         if s.body_end || !subscribed || s.mode == BodyMode::SKIP {
             if !s.body_end {
@@ -95,7 +97,7 @@ impl Stream<'_> {
                 s.offset -= read.len() as u64;
                 s.view = read;
                 let ends = flags & EventFlags::END_STREAM.0 != 0;
-                self.deliver(d, BODY[d], flags, ends);
+                self.deliver(d, phase, flags, ends);
             }
             BodyMode::WHOLE => {
                 while s.view.len() as u64 <= max
@@ -126,7 +128,7 @@ impl Stream<'_> {
                     s.trailers_shown = true;
                     ends = true;
                 }
-                self.deliver(d, BODY[d], flags, ends);
+                self.deliver(d, phase, flags, ends);
             }
             _ => {
                 let before = s.view.len();
@@ -135,7 +137,7 @@ impl Stream<'_> {
                     && s.view.len() as u64 <= max
                     && let Some(r) = s.reads.pop_front()
                 {
-                    s.view.extend_from_slice(&r);
+                    s.arrive(&r);
                 }
                 let grew = s.view.len() > before;
                 let mut flags = 0;
@@ -154,19 +156,25 @@ impl Stream<'_> {
                 if s.held {
                     flags |= EventFlags::HEADERS_HELD.0;
                 }
-                self.deliver(d, BODY[d], flags, ends);
+                // What credit took is not shown.
+                if s.view.is_empty() && !s.body_end && !late {
+                    return;
+                }
+                self.deliver(d, phase, flags, ends);
             }
         }
     }
 
     fn trailers(&mut self, d: usize) {
+        let subscribe = self.subscribe;
+        let phase = self.phases.trailers[d].filter(|p| subscribe & phase_bit(*p) != 0);
         let s = &mut self.sides[d];
-        if s.trailers.is_some() && !s.trailers_shown && self.subscribe & phase_bit(TRAILERS[d]) != 0
-        {
-            s.trailers_shown = true;
-            self.deliver(d, TRAILERS[d], EventFlags::END_STREAM.0, true);
-        } else {
-            s.at = At::Done;
+        match phase {
+            Some(phase) if s.trailers.is_some() && !s.trailers_shown => {
+                s.trailers_shown = true;
+                self.deliver(d, phase, EventFlags::END_STREAM.0, true);
+            }
+            _ => s.at = At::Done,
         }
     }
 
@@ -209,13 +217,13 @@ impl Stream<'_> {
         if self.upgraded && self.sides[1].passed_headers {
             flags |= EventFlags::UPGRADED.0;
         }
-        if phase.0 < 7 || phase == Phase::WAKE {
+        if phase.0 < 7 || (phase == Phase::WAKE && !self.is_l4()) {
             let can = !self.sides[1].passed_headers && !self.replied;
             if can {
                 flags |= EventFlags::CAN_REPLY.0;
             }
         }
-        if self.opt.local_origin && (d == Some(1) || phase == Phase::LOG) {
+        if self.opt.local_origin && (d == Some(1) || phase == self.phases.last) {
             flags |= EventFlags::LOCAL_ORIGIN.0;
         }
         let mut e = Event {
@@ -232,8 +240,9 @@ impl Stream<'_> {
                 flags |= EventFlags::RESUMED.0;
             }
             let s = &self.sides[d];
-            let shows_fields = phase == HEADERS[d]
-                || (phase == BODY[d] && flags & EventFlags::HEADERS_HELD.0 != 0);
+            let body = self.phases.body[d];
+            let shows_fields = Some(phase) == self.phases.first[d]
+                || (phase == body && flags & EventFlags::HEADERS_HELD.0 != 0);
             if shows_fields {
                 e.fields.clone_from(&s.fields);
                 if d == 1 && self.conf.made.flags & 8 != 0 {
@@ -241,10 +250,10 @@ impl Stream<'_> {
                     e.peer_trailers.clone_from(&self.request_trailers);
                 }
             }
-            if phase == TRAILERS[d] || flags & EventFlags::WHOLE_BODY.0 != 0 {
+            if Some(phase) == self.phases.trailers[d] || flags & EventFlags::WHOLE_BODY.0 != 0 {
                 e.trailers = s.trailers.clone().unwrap_or_default();
             }
-            if phase == BODY[d] {
+            if phase == body {
                 e.chunks = split(&s.view, self.opt.chunks);
                 e.body_offset = s.offset;
             }

@@ -8,7 +8,7 @@ use proxy_golang_abi::{BodyMode, Phase, phase_bit};
 
 use super::config::ConfigMade;
 use super::judge::Context;
-use super::messages::{Exchange, Message};
+use super::messages::{Exchange, Message, Rng};
 use super::model::{Field, Outcome, phase_name};
 use super::rig::{Conf, Rig};
 use crate::finding::note;
@@ -42,6 +42,9 @@ pub(crate) struct Options {
     pub(crate) late_end: bool,
     /// The response is one that the host made.
     pub(crate) local_origin: bool,
+    /// Events of both directions take turns, by this seed, as soon as the request's headers have passed. Otherwise the
+    /// response begins when the request has ended.
+    pub(crate) turns: Option<u64>,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             max_body: 64 << 10,
             late_end: false,
             local_origin: false,
+            turns: None,
         }
     }
 }
@@ -119,6 +123,8 @@ struct Side {
     over: bool,
     length_left: Option<u64>,
     resumed: bool,
+    /// L4: bytes still to be passed (true) or dropped without an event.
+    credit: VecDeque<(bool, u64)>,
 }
 
 impl Side {
@@ -150,7 +156,29 @@ impl Side {
             over: false,
             length_left: length.filter(|_| !resizes && mode != BodyMode::WHOLE),
             resumed: false,
+            credit: VecDeque::new(),
         }
+    }
+
+    /// Bytes come: what credit does not take joins the view.
+    fn arrive(&mut self, mut bytes: &[u8]) {
+        while let (false, Some((passes, left))) = (bytes.is_empty(), self.credit.front_mut()) {
+            let n = usize::try_from(*left)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            let (taken, rest) = bytes.split_at(n);
+            *left -= n as u64;
+            let (passes, used) = (*passes, *left == 0);
+            self.offset += n as u64;
+            if passes {
+                self.send(taken);
+            }
+            if used {
+                self.credit.pop_front();
+            }
+            bytes = rest;
+        }
+        self.view.extend_from_slice(bytes);
     }
 
     fn pass_headers(&mut self) {
@@ -172,16 +200,36 @@ impl Side {
     }
 }
 
-const HEADERS: [Phase; 2] = [Phase::REQUEST_HEADERS, Phase::RESPONSE_HEADERS];
-const BODY: [Phase; 2] = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY];
-const TRAILERS: [Phase; 2] = [Phase::REQUEST_TRAILERS, Phase::RESPONSE_TRAILERS];
+/// Which phase is what: of an HTTP exchange, or of a connection.
+struct Phases {
+    first: [Option<Phase>; 2],
+    body: [Phase; 2],
+    trailers: [Option<Phase>; 2],
+    last: Phase,
+}
+
+const HTTP: Phases = Phases {
+    first: [Some(Phase::REQUEST_HEADERS), Some(Phase::RESPONSE_HEADERS)],
+    body: [Phase::REQUEST_BODY, Phase::RESPONSE_BODY],
+    trailers: [
+        Some(Phase::REQUEST_TRAILERS),
+        Some(Phase::RESPONSE_TRAILERS),
+    ],
+    last: Phase::LOG,
+};
+
+const L4: Phases = Phases {
+    first: [Some(Phase::L4_OPEN), None],
+    body: [Phase::L4_DOWNSTREAM, Phase::L4_UPSTREAM],
+    trailers: [None, None],
+    last: Phase::L4_CLOSE,
+};
 
 /// How long a PENDING may last.
 const PEND_LIMIT: Duration = Duration::from_secs(3);
 
 struct Pend {
     token: u64,
-    dir: usize,
     context: Context,
     patience: Patience,
 }
@@ -197,7 +245,10 @@ pub(crate) struct Stream<'a> {
     subscribe: u64,
     user: u64,
     handle: u64,
-    pend: Option<Pend>,
+    /// At most one of them, unless the configuration says DUPLEX.
+    pend: [Option<Pend>; 2],
+    phases: &'static Phases,
+    turns: Option<Rng>,
     upgraded: bool,
     replied: bool,
     reset: bool,
@@ -233,7 +284,9 @@ impl<'a> Stream<'a> {
             subscribe: made.subscribe,
             user: 0,
             handle: rig.host.open_handle(made.subscribes(Phase::WAKE)),
-            pend: None,
+            pend: [None, None],
+            phases: &HTTP,
+            turns: opt.turns.map(Rng::new),
             upgraded: e.upgraded,
             replied: false,
             reset: false,
@@ -244,6 +297,40 @@ impl<'a> Stream<'a> {
             conf,
             opt,
         }
+    }
+
+    /// A connection, for a configuration that subscribes to L4 phases.
+    pub(crate) fn connection(
+        rig: &'a Rig,
+        conf: &'a Conf,
+        reads: [&[Vec<u8>]; 2],
+        opt: Options,
+    ) -> Self {
+        let side = |reads: &[Vec<u8>]| {
+            let m = Message {
+                reads: reads.to_vec(),
+                ..Message::default()
+            };
+            let mut s = Side::new(&m, BodyMode::STREAM, true);
+            // A connection ends with its last byte, and it may have none.
+            s.ends_at_headers = false;
+            s
+        };
+        Self {
+            sides: reads.map(side),
+            request: Vec::new(),
+            phases: &L4,
+            ..Self::with_fields(rig, conf, &super::messages::get(), opt, &[])
+        }
+    }
+
+    fn is_l4(&self) -> bool {
+        self.phases.last == Phase::L4_CLOSE
+    }
+
+    /// Whether the configuration lets both directions be PENDING at once.
+    fn is_duplex(&self) -> bool {
+        self.conf.made.flags & 1 != 0
     }
 
     pub(crate) fn finish(self) -> Ran {
@@ -265,30 +352,31 @@ impl<'a> Stream<'a> {
         for m in self.rig.host.take_mail(self.handle) {
             self.mail(m);
         }
-        if let Some(p) = &mut self.pend {
-            let token = p.token;
-            if self.opt.abort_pending {
-                self.aborted = true;
-                self.end(2);
-                return Step::Ended;
-            }
-            if let Some(o) = self.rig.host.wait(token, Instant::now()) {
-                self.completed(&o);
+        if self.opt.abort_pending && self.pend.iter().any(Option::is_some) {
+            self.aborted = true;
+            self.end(2);
+            return Step::Ended;
+        }
+        for d in 0..2 {
+            let Some(p) = &mut self.pend[d] else { continue };
+            if let Some(o) = self.rig.host.wait(p.token, Instant::now()) {
+                let token = p.token;
+                self.completed(token, &o);
                 return Step::Ran;
             }
-            if !p.patience.over() {
-                return Step::Waits(token);
+            if p.patience.over() {
+                note(
+                    "PXG-ASY-001",
+                    format!("never completed a token of {}", phase_name(p.context.phase)),
+                    [format!(
+                        "token {:#x} was PENDING for {PEND_LIMIT:?} or longer; the stream's deadline ended it",
+                        p.token
+                    )],
+                );
+                self.rig.host.forget();
+                self.fail();
+                return Step::Ended;
             }
-            note(
-                "PXG-ASY-001",
-                format!("never completed a token of {}", phase_name(p.context.phase)),
-                [format!(
-                    "token {token:#x} was PENDING for {PEND_LIMIT:?} or longer; the stream's deadline ended it"
-                )],
-            );
-            self.rig.host.forget();
-            self.fail();
-            return Step::Ended;
         }
         if self.opt.abort_at == Some(self.ran.events) && self.ran.events > 0 {
             self.aborted = true;
@@ -299,20 +387,41 @@ impl<'a> Stream<'a> {
             self.end(if self.replied { 5 } else { 6 });
             return Step::Ended;
         }
-        match self
-            .sides
-            .iter()
-            .position(|s| !matches!(s.at, At::Done | At::Cut))
-        {
-            Some(dir) => {
+        let open = |s: &Side| !matches!(s.at, At::Done | At::Cut);
+        if !self.sides.iter().any(open) {
+            self.end(if self.opt.local_origin { 5 } else { 1 });
+            return Step::Ended;
+        }
+        match (self.turn(), self.pending()) {
+            (Some(dir), _) => {
                 self.advance(dir);
                 if self.ended { Step::Ended } else { Step::Ran }
             }
-            None => {
-                self.end(if self.opt.local_origin { 5 } else { 1 });
-                Step::Ended
-            }
+            (None, Some(token)) => Step::Waits(token),
+            (None, None) => unreachable!("a direction that is open and not pending can go on"),
         }
+    }
+
+    /// The direction whose event is next; none while all that is open is PENDING or parked.
+    fn turn(&mut self) -> Option<usize> {
+        let open: Vec<usize> = (0..2)
+            .filter(|d| !matches!(self.sides[*d].at, At::Done | At::Cut))
+            .collect();
+        let (rng, duplex) = (self.turns.is_some(), self.is_duplex());
+        let parked = |d: usize| self.pend[d].is_some() || (!duplex && self.pend[1 - d].is_some());
+        if !rng {
+            return open
+                .first()
+                .copied()
+                .filter(|d| !parked(*d) && self.pend[1 - d].is_none());
+        }
+        let ready: Vec<usize> = open
+            .into_iter()
+            .filter(|d| !parked(*d))
+            .filter(|d| *d == 0 || self.sides[0].passed_headers || self.sides[0].at == At::Done)
+            .collect();
+        let n = self.turns.as_mut().map_or(0, |r| r.below(ready.len()));
+        ready.get(n).copied()
     }
 
     /// Runs to the end, waiting for completions.
@@ -330,7 +439,7 @@ impl<'a> Stream<'a> {
                     }
                     let deadline = Instant::now() + Duration::from_millis(20);
                     if let Some(o) = self.rig.host.wait(token, deadline) {
-                        self.completed(&o);
+                        self.completed(token, &o);
                     }
                 }
             }
@@ -338,10 +447,12 @@ impl<'a> Stream<'a> {
     }
 
     /// Puts a completion that came into effect.
-    pub(crate) fn completed(&mut self, o: &Outcome) {
-        if let Some(p) = self.pend.take() {
-            self.sides[p.dir].resumed = true;
-            self.settle(p.dir, &p.context, o);
+    pub(crate) fn completed(&mut self, token: u64, o: &Outcome) {
+        for d in 0..2 {
+            if let Some(p) = self.pend[d].take_if(|p| p.token == token) {
+                self.sides[d].resumed = true;
+                self.settle(d, &p.context, o);
+            }
         }
     }
 
@@ -360,9 +471,14 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// The token that is pending.
+    /// The token that is pending, the request's before the response's.
     pub(crate) fn pending(&self) -> Option<u64> {
-        self.pend.as_ref().map(|p| p.token)
+        self.pend.iter().flatten().map(|p| p.token).next()
+    }
+
+    /// How many are.
+    pub(crate) fn pending_count(&self) -> usize {
+        self.pend.iter().flatten().count()
     }
 
     /// The client goes away: the time that `on_cancel` took, if there was one. [`Stream::abort`] does what follows.

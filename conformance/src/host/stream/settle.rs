@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase};
 
-use super::{At, HEADERS, PEND_LIMIT, Pend, Side, Stream};
+use super::{At, PEND_LIMIT, Pend, Side, Stream};
 use crate::finding::note;
 use crate::host::judge::{Context, Way};
 use crate::host::model::{Event, Field, Outcome, ReplyFound, action_name, phase_name};
@@ -76,7 +76,7 @@ impl Stream<'_> {
             );
         }
         if illegal {
-            if phase == Phase::LOG {
+            if phase == self.phases.last {
                 self.ran.failed = true;
                 return;
             }
@@ -101,9 +101,8 @@ impl Stream<'_> {
                     } else {
                         PEND_LIMIT
                     };
-                    self.pend = Some(Pend {
+                    self.pend[d] = Some(Pend {
                         token: e.token,
-                        dir: d,
                         context,
                         patience: Patience::new(limit),
                     });
@@ -113,7 +112,7 @@ impl Stream<'_> {
         }
         match d {
             Some(d) => self.settle(d, &context, &o),
-            None if phase == Phase::LOG => {}
+            None if phase == self.phases.last => {}
             None => match o.action {
                 Action::REPLY => self.reply(&o),
                 Action::RESET => self.reset = true,
@@ -128,6 +127,7 @@ impl Stream<'_> {
             self.ran.replied = Some(r.status);
         }
         self.replied = true;
+        self.cancel();
         for s in &mut self.sides {
             if s.at != At::Done {
                 s.at = At::Cut;
@@ -162,9 +162,10 @@ impl Stream<'_> {
             _ => {
                 self.apply(d, context, o);
                 let ends = context.flags.0 & EventFlags::END_STREAM.0 != 0;
+                let first = Some(phase) == self.phases.first[d];
                 let s = &mut self.sides[d];
                 let whole_at_headers =
-                    phase == HEADERS[d] && s.mode == BodyMode::WHOLE && !s.ends_at_headers && !ends;
+                    first && s.mode == BodyMode::WHOLE && !s.ends_at_headers && !ends;
                 if o.action == Action::MORE {
                     s.at = At::Hold;
                     let kept = s.view.len() as u64;
@@ -186,9 +187,8 @@ impl Stream<'_> {
                     if s.over && s.mode == BodyMode::WHOLE {
                         s.mode = BodyMode::STREAM;
                     }
-                    let over = ends
-                        || (s.ends_at_headers && phase == HEADERS[d])
-                        || (phase == HEADERS[d] && self.upgraded && d == 1);
+                    let over =
+                        ends || (s.ends_at_headers && first) || (first && self.upgraded && d == 1);
                     s.at = if over { At::Done } else { At::Flow };
                 }
             }
@@ -196,7 +196,9 @@ impl Stream<'_> {
     }
 
     fn apply(&mut self, d: usize, context: &Context, o: &Outcome) {
-        let s = &mut self.sides[d];
+        let l4 = self.is_l4();
+        let [a, b] = &mut self.sides;
+        let (s, peer) = if d == 0 { (a, b) } else { (b, a) };
         let mut cursor = 0usize;
         let mut out: Vec<u8> = Vec::new();
         for op in o.ops.get() {
@@ -245,17 +247,22 @@ impl Stream<'_> {
                         }
                     }
                 }
-                (8, _) => {
+                (8 | 9, _) => {
                     let n = usize::try_from(op.u0)
                         .unwrap_or(usize::MAX)
                         .min(s.view.len() - cursor);
-                    out.extend_from_slice(&s.view[cursor..cursor + n]);
+                    if op.kind == 8 {
+                        out.extend_from_slice(&s.view[cursor..cursor + n]);
+                    }
                     cursor += n;
+                    let beyond = op.u0 - n as u64;
+                    if l4 && beyond > 0 {
+                        s.credit.push_back((op.kind == 8, beyond));
+                    }
                 }
-                (9, _) => {
-                    cursor += usize::try_from(op.u0)
-                        .unwrap_or(usize::MAX)
-                        .min(s.view.len() - cursor);
+                // Towards the peer's receiver: the downstream direction is 0 and leads to the upstream (target 2).
+                (10, _) if l4 && op.target >= 2 && op.target - 2 != d as u32 => {
+                    peer.send(op.val.text.get());
                 }
                 (10, _) => out.extend_from_slice(op.val.text.get()),
                 _ => {}
@@ -292,17 +299,20 @@ impl Stream<'_> {
     }
 
     pub(super) fn cancel(&mut self) -> Option<Took> {
-        let p = self.pend.take()?;
-        let guest = &self.rig.guest;
-        self.rig.host.cancel(p.token).then(|| {
-            guest.on_cancel(
-                self.conf.made.config,
-                self.user,
-                self.handle,
-                p.token,
-                self.opt.worker,
-            )
-        })
+        let mut longest: Option<Took> = None;
+        for p in std::mem::take(&mut self.pend).into_iter().flatten() {
+            if self.rig.host.cancel(p.token) {
+                let took = self.rig.guest.on_cancel(
+                    self.conf.made.config,
+                    self.user,
+                    self.handle,
+                    p.token,
+                    self.opt.worker,
+                );
+                longest = longest.filter(|l| l.wall_ns > took.wall_ns).or(Some(took));
+            }
+        }
+        longest
     }
 
     /// After a failure the guest gets nothing more but `on_cancel` and `on_stream_end`.
@@ -326,16 +336,17 @@ impl Stream<'_> {
             }
         };
         let arg = why | how(&self.sides[0], 0) << 8 | how(&self.sides[1], 1) << 12;
-        if self.subscribed(Phase::LOG) && !self.ran.failed {
-            let mut e = self.event(None, Phase::LOG, 0);
+        let last = self.phases.last;
+        if self.subscribed(last) && !self.ran.failed {
+            let mut e = self.event(None, last, 0);
             e.arg = arg;
             e.peer_fields.clone_from(&self.request);
             e.peer_trailers.clone_from(&self.request_trailers);
-            if self.sides[1].at != At::Wait {
+            if self.sides[1].at != At::Wait && !self.is_l4() {
                 e.fields.clone_from(&self.sides[1].fields);
                 e.trailers = self.sides[1].trailers.clone().unwrap_or_default();
             }
-            let c = self.context(None, Phase::LOG, e.flags.0);
+            let c = self.context(None, last, e.flags.0);
             self.call(None, e, c);
         }
         self.rig.host.close_handle(self.handle);
