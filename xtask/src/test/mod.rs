@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that CI runs.
 
+mod conformance;
 mod counts;
 mod licences;
 mod links;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::counts::{self, Counts};
-use super::{Run, files, generated, licences, links};
+use super::{Run, conformance, files, generated, licences, links};
 use crate::lab::Lab;
 use crate::proc::run_logged;
 use crate::root::{root, target};
@@ -135,6 +135,20 @@ pub(super) const STAGES: &[Stage] = &[
         needs: &["guest-sdk/go/go.mod"],
         run: go_race,
         counts: Some(("Go tests", counts::go)),
+    },
+    Stage {
+        name: "conformance-selftest",
+        about: "each rule of guests has a case and a mutant, and each mutant is killed by its own rule",
+        needs: &["conformance", "guest-sdk/go/go.mod"],
+        run: conformance::selftest,
+        counts: None,
+    },
+    Stage {
+        name: "conformance-guests",
+        about: "the example guests of all languages are conformant at the highest level",
+        needs: &["conformance", "guest-sdk"],
+        run: conformance::guests,
+        counts: None,
     },
     Stage {
         name: "soak",

@@ -1,0 +1,114 @@
+//! The conformance suite over itself and over the example guests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Run;
+use crate::lab::Lab;
+use crate::root::{root, target};
+
+/// Every rule has a case, a mutant and a clean sample, and each mutant is killed by its own rule.
+pub(super) fn selftest(c: &Run) -> Result<()> {
+    let suite = suite(c)?;
+    c.finish(c.command(".", &suite).arg("coverage"))?;
+    let kept = target().join("conformance");
+    c.finish(
+        c.command(".", &suite)
+            .args(["selftest", "--keep"])
+            .arg(kept),
+    )
+}
+
+/// All example guests at the highest level. They are found, not listed: one more folder is one more guest.
+pub(super) fn guests(c: &Run) -> Result<()> {
+    let suite = suite(c)?;
+    for (name, library) in examples(c)? {
+        let settings = format!("conformance/settings/{name}.toml");
+        let mut command = c.command(".", &suite);
+        command.args(["guest", "--level", "L5"]).arg(library);
+        // Without settings every filter gets an empty configuration.
+        if root().join(&settings).is_file() {
+            command.args(["--config", &settings]);
+        }
+        c.finish(&mut command).with_context(|| {
+            format!("the example {name} is not conformant; try it: pxg-conformance guest --config {settings} LIBRARY")
+        })?;
+    }
+    Ok(())
+}
+
+fn suite(c: &Run) -> Result<String> {
+    c.run(".", "cargo build --locked -p proxy-golang-conformance")?;
+    let program = target().join("debug/pxg-conformance");
+    Ok(program.display().to_string())
+}
+
+/// Builds them; their names and libraries.
+fn examples(c: &Run) -> Result<Vec<(String, PathBuf)>> {
+    let lab = Lab::new(c.tools);
+    let folder = target().join("conformance/examples");
+    std::fs::create_dir_all(&folder)?;
+    let mut found = Vec::new();
+    for name in names("guest-sdk/go/examples", is_go_program)? {
+        let library = folder.join(format!("{name}.so"));
+        let package = format!("./examples/{name}");
+        c.finish(&mut lab.go_library("guest-sdk/go", &package, &library))?;
+        found.push((name, library));
+    }
+    for name in names("guest-sdk/examples", |path| {
+        path.join("Cargo.toml").is_file()
+    })? {
+        c.run(".", &format!("cargo build --locked -p {name}"))?;
+        let library = format!("debug/lib{}.so", name.replace('-', "_"));
+        found.push((name, target().join(library)));
+    }
+    let mut make: Command = c.command("guest-sdk/c", "make");
+    make.arg(format!("BUILD={}", folder.join("c").display()));
+    c.finish(&mut make)?;
+    for name in names("guest-sdk/c/examples", |path| {
+        path.extension().is_some_and(|e| e == "c")
+    })? {
+        let name = name.trim_end_matches(".c").to_string();
+        let library = folder.join("c").join(format!("{name}.so"));
+        found.push((name, library));
+    }
+    Ok(found)
+}
+
+/// What is in a folder of the workspace and is meant.
+fn names(folder: &str, meant: impl Fn(&Path) -> bool) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root().join(folder)).with_context(|| format!("read {folder}"))? {
+        let entry = entry?;
+        if meant(&entry.path()) {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    ensure!(!names.is_empty(), "no example guest in {folder}");
+    names.sort();
+    Ok(names)
+}
+
+/// Other folders hold filters that a program imports.
+fn is_go_program(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| std::fs::read_to_string(entry.path()).ok())
+        .any(|text| text.lines().any(|line| line == "package main"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_found_in_every_language() {
+        let go = names("guest-sdk/go/examples", is_go_program).unwrap();
+        assert!(go.contains(&"bundle".to_string()) && !go.contains(&"faulty".to_string()));
+        let c = names("guest-sdk/c/examples", |path| path.is_file()).unwrap();
+        assert!(c.contains(&"header-policy.c".to_string()));
+        assert!(names("guest-sdk/c/examples", |_| false).is_err());
+    }
+}
