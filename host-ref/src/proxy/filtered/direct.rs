@@ -1,10 +1,10 @@
 //! The first gear: filters that only look at heads. The bodies are forwarded as they come, as without filters.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -12,10 +12,10 @@ use super::super::body::OutBody;
 use super::super::clock;
 use super::super::exchange::{self, Ended};
 use super::super::fields::Message;
-use super::super::upstream::HostReply;
+use super::super::upstream::{Answer, HostReply};
 use super::Begin;
 use super::driver::Driver;
-use super::task::Task;
+use super::task::{Rest, Task};
 use crate::engine::{BodyLength, Dir, Part, Stream};
 
 impl Task {
@@ -54,47 +54,43 @@ impl Task {
             && self.target().is_ok_and(|target| target.is_some())
     }
 
-    /// Sends the request and takes the response's head through the engine; leaves the rest to a driver where a filter
-    /// wants more than that.
-    pub(super) async fn pass(
-        mut self,
+    /// Where the request goes, and what goes there.
+    pub(super) fn send(
+        &self,
         head: Message,
         length: BodyLength,
         client: Option<Incoming>,
-    ) -> Begin {
-        let answer = match self.begin(head, length, client) {
-            Ok((cluster, request)) => {
-                let x = &self.x;
-                let filtered = self.filtered();
-                let mut call = pin!(exchange::call(x, cluster, request, self.until));
-                poll_fn(|cx| {
-                    filtered.register(cx);
-                    if filtered.is_stopped() {
-                        return Poll::Ready(None);
-                    }
-                    call.as_mut().poll(cx).map(Some)
-                })
-                .await
+    ) -> Result<(usize, Request<OutBody>), HostReply> {
+        self.route_again(&head)?;
+        let cluster = self.target()?;
+        let cluster = cluster.ok_or(HostReply::new(500, "host.no_action"))?;
+        let body = client.map_or(OutBody::Empty, |client| self.forward_request(client));
+        let request = self.upstream_request(cluster, head, length, body)?;
+        Ok((cluster, request))
+    }
+
+    /// What the upstream answers. None: a filter has stopped it.
+    pub(super) async fn answer(
+        &self,
+        cluster: usize,
+        request: Request<OutBody>,
+    ) -> Option<Result<Answer, HostReply>> {
+        let filtered = self.filtered();
+        let mut call = pin!(exchange::call(&self.x, cluster, request, self.until));
+        poll_fn(|cx| {
+            filtered.register(cx);
+            if filtered.is_stopped() {
+                return Poll::Ready(None);
             }
-            Err(reply) => Some(Err(reply)),
-        };
-        let opened = match answer {
-            Some(Ok(answer)) => {
-                let sent = self.x.request_is_sent();
-                self.open(answer, sent)
-            }
-            Some(Err(reply)) => Err(reply),
-            // A filter replied or reset; the engine has the rest.
-            None => return Box::pin(Driver::sent(self).drive()).await,
-        };
-        let (head, length, rest) = match opened {
-            Ok(opened) => opened,
-            Err(reply) => {
-                let mut driver = Driver::sent(self);
-                driver.reply(reply);
-                return Box::pin(driver.drive()).await;
-            }
-        };
+            call.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// Takes the response's head through the engine.
+    pub(super) fn respond(&mut self, answer: Answer) -> Result<Response<OutBody>, Left> {
+        let sent = self.x.request_is_sent();
+        let (head, length, rest) = self.open(answer, sent).map_err(Left::Reply)?;
         let part = self.with(|stream, cx| {
             if rest.switches.is_some() {
                 stream.upgraded();
@@ -116,32 +112,42 @@ impl Task {
                         OutBody::Empty
                     }
                 };
-                let response = self.response(head, length, body);
                 // The end of a forwarded body would wake the connection's task for nothing.
                 self.filtered().driver.take();
-                Ok(response)
+                Ok(self.response(head, length, body))
             }
-            part => Box::pin(Driver::answered(self, rest, part).drive()).await,
+            part => Err(Left::Response(Box::new((rest, part)))),
         }
-    }
-
-    /// Where the request goes, and what goes there.
-    fn begin(
-        &self,
-        head: Message,
-        length: BodyLength,
-        client: Option<Incoming>,
-    ) -> Result<(usize, Request<OutBody>), HostReply> {
-        self.route_again(&head)?;
-        let cluster = self.target()?;
-        let cluster = cluster.ok_or(HostReply::new(500, "host.no_action"))?;
-        let body = client.map_or(OutBody::Empty, |client| self.forward_request(client));
-        let request = self.upstream_request(cluster, head, length, body)?;
-        Ok((cluster, request))
     }
 
     /// Whether what is left of the response needs no driver.
     fn can_forward(&self, end: bool) -> bool {
         (end || self.stream(|s| s.bodies_skipped(Dir::Response))) && !self.filtered().is_stopped()
+    }
+}
+
+/// What the first gear leaves to the second.
+pub(super) enum Left {
+    /// Whatever the engine has.
+    Engine,
+    /// A reply of the host's own.
+    Reply(HostReply),
+    /// The rest of a response of which the engine has the head.
+    Response(Box<(Rest, Option<Part<Message>>)>),
+}
+
+impl Left {
+    /// Goes on in the second gear.
+    pub(super) fn drive(self, task: Task) -> Pin<Box<dyn Future<Output = Begin>>> {
+        let driver = match self {
+            Self::Engine => Driver::sent(task),
+            Self::Reply(reply) => {
+                let mut driver = Driver::sent(task);
+                driver.reply(reply);
+                driver
+            }
+            Self::Response(left) => Driver::answered(task, left.0, left.1),
+        };
+        Box::pin(driver.drive())
     }
 }

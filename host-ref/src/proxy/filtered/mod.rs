@@ -23,6 +23,7 @@ use super::exchange::{Aborted, Ended, Exchange, Ready};
 use super::fields::{Message, Start};
 use super::site::RouteChain;
 use crate::engine::{BodyLength, Chain, Cut, Cx, Dir, Part, Signal, Stream, StreamLimits};
+use direct::Left;
 use driver::Driver;
 use task::Task;
 
@@ -249,7 +250,7 @@ pub(super) async fn run(
         },
         headers,
     };
-    let task = Task {
+    let mut task = Task {
         x: Rc::clone(x),
         hop,
         upgrade,
@@ -264,11 +265,24 @@ pub(super) async fn run(
     if part.is_none() && client.is_none() {
         part = task.decided().await;
     }
-    match part {
+    let (head, length, client) = match part {
         Some(Part::Head {
             head, length, end, ..
-        }) if task.can_pass(end) => task.pass(head, length, client.filter(|_| !end)).await,
-        part => Box::pin(Driver::new(task, client).begin(part)).await,
+        }) if task.can_pass(end) => (head, length, client.filter(|_| !end)),
+        part => return Box::pin(Driver::new(task, client).begin(part)).await,
+    };
+    let answer = match task.send(head, length, client) {
+        Ok((cluster, request)) => task.answer(cluster, request).await,
+        Err(reply) => Some(Err(reply)),
+    };
+    match answer {
+        Some(Ok(answer)) => match task.respond(answer) {
+            Ok(response) => Ok(response),
+            Err(left) => left.drive(task).await,
+        },
+        Some(Err(reply)) => Left::Reply(reply).drive(task).await,
+        // A filter replied or reset; the engine has the rest.
+        None => Left::Engine.drive(task).await,
     }
 }
 
