@@ -206,6 +206,10 @@ fn call(filter: &Filter, fields: &[FieldView<'_>]) -> usize {
             true
         }
 
+        fn pending(&mut self, _: u64, _: u64) -> bool {
+            panic!("expected CONTINUE, found PENDING");
+        }
+
         fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>) {
             panic!("expected a plain result, found {outcome:?}");
         }

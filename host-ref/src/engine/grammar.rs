@@ -15,6 +15,13 @@ pub fn is_value(value: &[u8]) -> bool {
         && all(value, |b| (b >= 0x20) & (b != 0x7f) | (b == b'\t'))
 }
 
+/// Whether a guest may give a message this field, whatever the message: no pseudo-header, whose name is no field name.
+#[must_use]
+#[inline]
+pub fn is_field(name: &[u8], value: &[u8]) -> bool {
+    is_name(name) && !is_host_owned(name) && is_value(value)
+}
+
 /// Whether every byte passes. Looks at all of them: the good case needs it, and without an exit the loop can be unrolled.
 #[inline]
 fn all(bytes: &[u8], passes: impl Fn(u8) -> bool) -> bool {

@@ -47,9 +47,12 @@ pub struct EventView<'a> {
 
 /// Who takes a result.
 pub trait Take {
-    /// CONTINUE that says nothing but `user` and these operations. `false` if it is to be decoded all the same; then
-    /// [`Take::outcome`] is called, else not.
+    /// CONTINUE that says nothing but `user` and these operations. `false`, also of [`Take::pending`], if it is to be
+    /// decoded all the same; then [`Take::outcome`] is called, else not.
     fn plain(&mut self, user: u64, ops: &[PlainOp<'_>]) -> bool;
+
+    /// PENDING that says nothing but `user` and how long it may take.
+    fn pending(&mut self, user: u64, pend_ns: u64) -> bool;
 
     /// Any other result, or why there is none.
     fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>);
@@ -233,7 +236,8 @@ impl Filter {
 /// forwards (PXG-CHN-001).
 #[derive(Clone, Default)]
 pub struct Chain {
-    filters: Arc<[Arc<Filter>]>,
+    /// `None` is no filter: an empty one is made, and a stream's taken out for a moment, without touching a counter.
+    filters: Option<Arc<[Arc<Filter>]>>,
 }
 
 impl Chain {
@@ -241,13 +245,14 @@ impl Chain {
     #[must_use]
     pub fn new(filters: Vec<Arc<Filter>>) -> Self {
         Self {
-            filters: filters.into(),
+            filters: Some(filters.into()),
         }
     }
 
     /// The filters.
     #[must_use]
+    #[inline]
     pub fn filters(&self) -> &[Arc<Filter>] {
-        &self.filters
+        self.filters.as_deref().unwrap_or(&[])
     }
 }

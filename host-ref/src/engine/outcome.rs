@@ -1,8 +1,13 @@
 //! What a guest decided: borrowed for one call, or kept for later.
 
 use bytes::Bytes;
+use proxy_golang_abi as abi;
 use proxy_golang_abi::{Action, BodyMode, ReplyFlags, ResultFlags, Status, Target};
 use smallvec::SmallVec;
+
+use super::fields::Edit;
+use super::grammar;
+use super::guest::PlainOp;
 
 /// A result of `on_event`, decoded and with its pointers checked, not yet judged by the engine.
 #[derive(Clone, Debug)]
@@ -361,9 +366,34 @@ impl Payload<'_> {
 #[derive(Debug)]
 pub struct KeptOutcome {
     arena: Vec<u8>,
-    /// The lengths of what was borrowed, in the order of the arena.
-    lens: Vec<usize>,
-    kept: Outcome<'static>,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// CONTINUE with edits of the head by name, legal on every message.
+    Plain(SmallVec<[KeptEdit; 8]>),
+    Whole {
+        /// The lengths of what was borrowed, in the order of the arena.
+        lens: Vec<usize>,
+        outcome: Box<Outcome<'static>>,
+    },
+}
+
+/// An edit whose name and then value come next in the arena.
+#[derive(Clone, Copy, Debug)]
+struct KeptEdit {
+    kind: OpName,
+    must: bool,
+    name: usize,
+    value: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum OpName {
+    Set,
+    Add,
+    Delete,
 }
 
 impl KeptOutcome {
@@ -372,39 +402,146 @@ impl KeptOutcome {
     pub fn new(mut outcome: Outcome<'_>) -> Self {
         let mut arena = Vec::with_capacity(outcome.borrowed_len());
         let mut lens = Vec::new();
-        let mut kept = Outcome::of(Action::UNSET, 0);
+        let mut kept = Box::new(Outcome::of(Action::UNSET, 0));
         outcome.lend_to(&mut kept, |bytes| {
             arena.extend_from_slice(bytes);
             lens.push(bytes.len());
             &[][..]
         });
-        Self { arena, lens, kept }
+        let kept = Kept::Whole {
+            lens,
+            outcome: kept,
+        };
+        Self { arena, kept }
+    }
+
+    /// CONTINUE with operations that the boundary found to be plain, copied; `None` if one of them is none for the head
+    /// of every message. Then they are to be decoded, which also tells what is wrong with them.
+    #[must_use]
+    pub(crate) fn plain(ops: &[PlainOp<'_>]) -> Option<Self> {
+        let mut edits = SmallVec::with_capacity(ops.len());
+        let mut len = 0;
+        for op in ops {
+            let (name, value) = (op.name(), op.value());
+            let kind = match op.kind() {
+                abi::OpKind::HEADER_SET => OpName::Set,
+                abi::OpKind::HEADER_ADD => OpName::Add,
+                abi::OpKind::HEADER_DELETE => OpName::Delete,
+                _ => return None,
+            };
+            if op.target() != Target::HEADERS || !grammar::is_field(name, value) {
+                return None;
+            }
+            len += name.len() + value.len();
+            edits.push(KeptEdit {
+                kind,
+                must: op.must(),
+                name: name.len(),
+                value: value.len(),
+            });
+        }
+        let mut arena = Vec::with_capacity(len);
+        for op in ops {
+            arena.extend_from_slice(op.name());
+            arena.extend_from_slice(op.value());
+        }
+        Some(Self {
+            arena,
+            kept: Kept::Plain(edits),
+        })
+    }
+
+    /// What a plain one asks for.
+    pub(super) fn plain_edits(&self) -> Option<impl ExactSizeIterator<Item = Edit<'_>>> {
+        let Kept::Plain(edits) = &self.kept else {
+            return None;
+        };
+        let mut rest = &self.arena[..];
+        Some(edits.iter().map(move |edit| {
+            let (name, behind) = rest.split_at(edit.name);
+            let (value, behind) = behind.split_at(edit.value);
+            rest = behind;
+            let sensitive = false;
+            match edit.kind {
+                OpName::Set => Edit::Set {
+                    name,
+                    value,
+                    sensitive,
+                },
+                OpName::Add => Edit::Add {
+                    name,
+                    value,
+                    sensitive,
+                },
+                OpName::Delete => Edit::Delete { name },
+            }
+        }))
     }
 
     /// The outcome again, borrowing from this.
     #[must_use]
     pub fn outcome(&self) -> Outcome<'_> {
         let mut rest = &self.arena[..];
-        let mut lens = self.lens.iter();
-        let mut outcome = Outcome::of(Action::UNSET, 0);
-        self.kept.clone().lend_to(&mut outcome, |_| {
-            let len = lens.next().expect("one for each slice that was kept");
-            let (bytes, behind) = rest.split_at(*len);
+        let mut take = |len| {
+            let (bytes, behind) = rest.split_at(len);
             rest = behind;
             bytes
-        });
-        outcome
+        };
+        match &self.kept {
+            Kept::Plain(edits) => {
+                let mut outcome = Outcome::of(Action::CONTINUE, 0);
+                let target = Target::HEADERS;
+                outcome.ops.extend(edits.iter().map(|edit| {
+                    let (name, value) = (take(edit.name), take(edit.value));
+                    Op {
+                        must: edit.must,
+                        sensitive: false,
+                        kind: match edit.kind {
+                            OpName::Set => OpKind::Set {
+                                target,
+                                name,
+                                value,
+                            },
+                            OpName::Add => OpKind::Add {
+                                target,
+                                name,
+                                value,
+                            },
+                            OpName::Delete => OpKind::Delete { target, name },
+                        },
+                    }
+                }));
+                outcome
+            }
+            Kept::Whole {
+                lens,
+                outcome: kept,
+            } => {
+                let mut lens = lens.iter();
+                let mut outcome = Outcome::of(Action::UNSET, 0);
+                kept.clone().lend_to(&mut outcome, |_| {
+                    take(*lens.next().expect("one for each slice that was kept"))
+                });
+                outcome
+            }
+        }
     }
 
     /// What kind of decision it is.
     #[must_use]
     pub fn action(&self) -> Action {
-        self.kept.action
+        match &self.kept {
+            Kept::Plain(_) => Action::CONTINUE,
+            Kept::Whole { outcome, .. } => outcome.action,
+        }
     }
 
     /// Bytes that BODY_WRITE operations carry, for the watermark.
     #[must_use]
     pub fn written_bytes(&self) -> u64 {
+        if let Kept::Plain(_) = self.kept {
+            return 0;
+        }
         let outcome = self.outcome();
         let written = |op: &Op<'_>| match &op.kind {
             OpKind::BodyWrite { bytes, .. } => bytes.as_slice().len() as u64,

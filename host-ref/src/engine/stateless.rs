@@ -85,8 +85,7 @@ pub(super) fn refuse_reply(reply: &Reply<'_>) -> Option<String> {
 /// Why a field of a guest must not go on the wire, if so.
 #[inline]
 fn refuse_field(name: &[u8], value: &[u8]) -> Option<String> {
-    let legal = grammar::is_name(name) && !grammar::is_host_owned(name) && grammar::is_value(value);
-    (!legal).then(|| why_illegal(name, value))
+    (!grammar::is_field(name, value)).then(|| why_illegal(name, value))
 }
 
 #[cold]

@@ -15,6 +15,7 @@ use super::fault::{cold, outside, worse};
 use super::lent::Regions;
 use super::members::{Decoder, Limits};
 use super::owned::take_over;
+use super::plain::{PlainOp, plain_ops};
 use crate::engine::{Fault, Outcome};
 
 /// No struct of v1 comes near this; a larger `size` is no size.
@@ -86,6 +87,22 @@ impl Reading {
         // SAFETY: promised by the caller.
         unsafe { reading.take_over(regions) };
         Some(reading)
+    }
+
+    /// The operations, if the result is a plain one. Then it has no OWNED buffers.
+    ///
+    /// # Safety
+    /// What a guest handed in with this result is still readable for `'a`.
+    pub(super) unsafe fn plain<'a>(
+        &'a self,
+        regions: &Regions<'_>,
+        limits: &Limits,
+    ) -> Option<&'a [PlainOp<'a>]> {
+        if self.fault.is_some() {
+            return None;
+        }
+        // SAFETY: promised by the caller.
+        unsafe { plain_ops(&self.result, regions, limits) }
     }
 
     fn note(&mut self, fault: Fault) {

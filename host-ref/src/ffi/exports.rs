@@ -17,6 +17,7 @@ use proxy_golang_abi::{Action, EventResult, Field, LogLevel, Status, Str};
 use super::decode::Reading;
 use super::members::Limits;
 use super::metrics::{MetricLimits, MetricSnapshot, Metrics};
+use super::plain::PlainOp;
 use super::pointers::{copy_text, elements};
 use super::text::{MAX_LOG_TEXT, clean};
 use super::{PageHandle, lent, status_name};
@@ -262,7 +263,8 @@ fn barrier<R>(otherwise: R, f: impl FnOnce() -> R) -> R {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or(otherwise)
 }
 
-/// Takes over what `r` owns, whatever the answer will be; then decodes it and gives it to `take` if `live` says OK.
+/// Takes over what `r` owns, whatever the answer will be; then, if `live` says OK, gives it to `plain` if it is that, or
+/// decodes it and gives it to `take`.
 ///
 /// # Safety
 /// As [`Reading::given`].
@@ -271,6 +273,7 @@ unsafe fn accept(
     ctx: u64,
     r: *const EventResult,
     live: impl FnOnce(&Entry) -> Status,
+    plain: impl FnOnce(&Entry, &[PlainOp<'_>]) -> Option<Status>,
     take: impl FnOnce(&Entry, Outcome<'_>) -> Result<Status, Fault>,
 ) -> Status {
     lent::with_current(|regions| {
@@ -294,6 +297,12 @@ unsafe fn accept(
                 ),
             );
         };
+        // SAFETY: as above.
+        if let Some(ops) = unsafe { reading.plain(regions, &entry.shared.limits) }
+            && let Some(status) = plain(entry, ops)
+        {
+            return status;
+        }
         let mut answer = Status::INTERNAL;
         let mut judge = Some(|outcome: Outcome<'_>| {
             if outcome.action == Action::UNSET {
@@ -337,6 +346,10 @@ unsafe extern "C" fn complete(ctx: u64, token: u64, r: *const EventResult) -> St
                 ctx,
                 r,
                 |entry| entry.shared.hub.token_status(entry.id, token),
+                |entry, ops| {
+                    let outcome = KeptOutcome::plain(ops)?;
+                    Some(entry.shared.hub.complete(entry.id, token, outcome))
+                },
                 |entry, outcome| match outcome.action {
                     Action::CONTINUE
                     | Action::MORE
@@ -367,6 +380,7 @@ unsafe extern "C" fn apply(ctx: u64, stream: u64, r: *const EventResult) -> Stat
                 ctx,
                 r,
                 |entry| entry.shared.hub.stream_status(entry.id, stream),
+                |_, _| None,
                 |entry, outcome| {
                     without_direction(&outcome)?;
                     match outcome.action {

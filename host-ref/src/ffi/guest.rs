@@ -14,7 +14,7 @@ use proxy_golang_abi::{
 use super::decode::Reading;
 use super::exports::Entry;
 use super::lent::Loan;
-use super::plain::{PlainOp, plain_ops};
+use super::plain::{PlainOp, is_plain_pending, plain_ops};
 use super::pointers::{copy_text, elements};
 use super::{FieldView, StrView};
 use crate::engine::{EventView, Fault, Filter, Guest, Outcome, Take};
@@ -318,6 +318,10 @@ impl Guest for FfiGuest {
                 false
             }
 
+            fn pending(&mut self, _: u64, _: u64) -> bool {
+                false
+            }
+
             fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>) {
                 (self.0)(outcome);
             }
@@ -390,6 +394,9 @@ impl Guest for FfiGuest {
         if let Some(ops) = unsafe { plain_ops(&result, &regions, shared.limits()) }
             && take.plain(result.user, ops)
         {
+            return;
+        }
+        if is_plain_pending(&result) && take.pending(result.user, result.pend_ns) {
             return;
         }
         let mut reading = Reading::new(result);

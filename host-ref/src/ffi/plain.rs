@@ -26,6 +26,13 @@ impl<'a> PlainOp<'a> {
         self.raw.kind
     }
 
+    /// Fail the stream rather than skip it.
+    #[must_use]
+    #[inline]
+    pub fn must(&self) -> bool {
+        self.raw.flags.0 & OpFlags::MUST.0 != 0
+    }
+
     /// HEADERS or TRAILERS.
     #[must_use]
     #[inline]
@@ -60,15 +67,7 @@ pub(super) unsafe fn plain_ops<'a>(
     regions: &Regions<'_>,
     limits: &Limits,
 ) -> Option<&'a [PlainOp<'a>]> {
-    let simple = r.size as usize == size_of::<EventResult>()
-        && r.action == Action::CONTINUE
-        && r.flags.0 | r.reserved0 == 0
-        && r.reply.is_null()
-        && r.unsubscribe == 0
-        && r.body_mode == [BodyMode::UNSET; 2]
-        && r.error.len == 0
-        && r.error.flags.0 == 0;
-    if !simple {
+    if r.action != Action::CONTINUE || !says_nothing_else(r) {
         return None;
     }
     if r.n_ops == 0 {
@@ -87,6 +86,24 @@ pub(super) unsafe fn plain_ops<'a>(
     ops.iter()
         .all(|op| is_plain(&op.raw, regions))
         .then_some(ops)
+}
+
+/// Whether a result is PENDING with nothing but `user` and `pend_ns`.
+#[inline]
+pub(super) fn is_plain_pending(r: &EventResult) -> bool {
+    r.action == Action::PENDING && says_nothing_else(r) && r.n_ops == 0 && r.more_bytes == 0
+}
+
+/// Whether a result has nothing but its action, operations, `user`, and numbers that belong to other actions.
+#[inline]
+fn says_nothing_else(r: &EventResult) -> bool {
+    r.size as usize == size_of::<EventResult>()
+        && r.flags.0 | r.reserved0 == 0
+        && r.reply.is_null()
+        && r.unsubscribe == 0
+        && r.body_mode == [BodyMode::UNSET; 2]
+        && r.error.len == 0
+        && r.error.flags.0 == 0
 }
 
 /// Whether everything that the operation does not use is zero, and what it uses is borrowed and in bounds.

@@ -14,6 +14,8 @@ use super::view::FieldView;
 pub(crate) struct FieldStore {
     arena: Vec<u8>,
     fields: Vec<abi::Field>,
+    /// For each field a byte of its name's hash: what is looked through first for a name.
+    tags: Vec<u8>,
 }
 
 // SAFETY: the pointers lead into the store's own arena, which only `&mut self` changes.
@@ -26,6 +28,7 @@ impl FieldStore {
         Self {
             arena: Vec::with_capacity(bytes),
             fields: Vec::with_capacity(fields),
+            tags: Vec::with_capacity(fields),
         }
     }
 
@@ -37,14 +40,16 @@ impl FieldStore {
         unsafe { std::slice::from_raw_parts(self.fields.as_ptr().cast(), self.fields.len()) }
     }
 
-    /// The first field `name` from `from` on. Looks at the bytes only where the length does not tell.
-    #[inline]
-    pub(crate) fn find(&self, from: usize, name: &[u8]) -> Option<usize> {
-        let fields = self.views().get(from..)?;
-        let found = fields
-            .iter()
-            .position(|f| f.name_len() == name.len() && f.name() == name)?;
-        Some(from + found)
+    /// The first field `name` from `from` on.
+    pub(crate) fn find(&self, mut from: usize, name: &[u8]) -> Option<usize> {
+        let tag = tag(name);
+        loop {
+            let at = from + memchr::memchr(tag, self.tags.get(from..)?)?;
+            if self.views().get(at)?.name() == name {
+                return Some(at);
+            }
+            from = at + 1;
+        }
     }
 
     /// Appends a field.
@@ -56,6 +61,7 @@ impl FieldStore {
             value: marked(self.store(value), sensitive),
         };
         self.fields.push(field);
+        self.tags.push(tag(name));
     }
 
     /// Gives the field at `index` another value.
@@ -70,18 +76,22 @@ impl FieldStore {
     #[inline]
     pub(crate) fn remove(&mut self, index: usize) {
         self.fields.remove(index);
+        self.tags.remove(index);
     }
 
     /// Takes out every field whose mark is set.
     pub(crate) fn remove_marked(&mut self, marks: &[bool]) {
-        let mut marks = marks.iter();
-        self.fields
-            .retain(|_| !marks.next().copied().unwrap_or(false));
+        let stays = |at: usize| !marks.get(at).copied().unwrap_or(false);
+        let mut at = 0..;
+        self.fields.retain(|_| at.next().is_none_or(stays));
+        let mut at = 0..;
+        self.tags.retain(|_| at.next().is_none_or(stays));
     }
 
     /// Moves the field at `from` up to `to`, before what stands there.
     pub(crate) fn to_front(&mut self, from: usize, to: usize) {
         self.fields[to..=from].rotate_right(1);
+        self.tags[to..=from].rotate_right(1);
     }
 
     /// Room for `n` more bytes, so that [`FieldStore::store`] has it.
@@ -157,6 +167,19 @@ impl std::fmt::Debug for FieldStore {
     }
 }
 
+/// Names differ in their length and their ends more than in anything else.
+#[inline]
+fn tag(name: &[u8]) -> u8 {
+    match *name {
+        [] => 0,
+        [only] => only,
+        [first, .., last] => (name.len() as u8)
+            .wrapping_mul(29)
+            .wrapping_add(first.wrapping_mul(7))
+            .wrapping_add(last),
+    }
+}
+
 fn marked(mut value: abi::Str, sensitive: bool) -> abi::Str {
     if sensitive {
         value.flags = abi::StrFlags::SENSITIVE;
@@ -206,6 +229,11 @@ mod tests {
         let found = shown(&store);
         let found: Vec<_> = found.iter().map(|(n, v)| (&n[..], &v[..])).collect();
         assert_eq!(found, expected);
+        assert_eq!(
+            (store.find(0, b"d"), store.find(0, b"b")),
+            (Some(0), Some(1))
+        );
+        assert_eq!((store.find(1, b"d"), store.find(0, b"a")), (None, None));
         store.set_value(0, b"", false);
         assert_eq!(store.views()[0].value(), b"");
     }

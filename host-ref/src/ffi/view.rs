@@ -77,12 +77,6 @@ impl<'a> FieldView<'a> {
         unsafe { bytes_of(&self.raw.name) }
     }
 
-    /// The name's length.
-    #[inline]
-    pub(super) const fn name_len(&self) -> usize {
-        self.raw.name.len as usize
-    }
-
     /// The value.
     #[must_use]
     pub const fn value(&self) -> &'a [u8] {

@@ -296,7 +296,7 @@ fn filter_metrics(
         let series = filters.iter().flat_map(|(filter, stats)| {
             PHASES.iter().map(move |(phase, word)| {
                 let labels = vec![("filter", filter.clone()), ("phase", (*word).to_owned())];
-                (labels, read(stats.phase(*phase)))
+                (labels, read(&stats.phase(*phase)))
             })
         });
         family(e, name, help, Counter, series)?;

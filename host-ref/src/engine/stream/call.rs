@@ -88,6 +88,7 @@ impl<H: Fields> Stream<H> {
             shown_fields: [0; 2],
             late: false,
             ns: 0,
+            now: 0,
         };
         let user = self.places[at.place].user;
         let mut room = std::mem::take(&mut cx.worker.room);
@@ -158,13 +159,17 @@ impl<H: Fields> Stream<H> {
             drop(attrs);
             values.give_back(cx);
         }
-        context.ns = taken.ns;
+        (context.ns, context.now) = (taken.ns, taken.now);
         let side = &mut self.flows[at.dir as usize].sides[at.pos];
         side.observed.clear();
         side.shown_fields = context.shown_fields;
         if let Some(user) = taken.plain {
             self.places[at.place].user = user;
             self.settle_plain(cx, chain, context, at, &taken.edits);
+        } else if let Some((user, pend_ns)) = taken.pending {
+            self.places[at.place].user = user;
+            self.note(&context, Action::PENDING, 0);
+            self.pend(cx, chain, context, at, true, pend_ns);
         } else {
             self.take_effect(cx, chain, context, &mut taken);
         }
@@ -208,6 +213,7 @@ impl<H: Fields> Stream<H> {
             shown_fields: [0; 2],
             late: false,
             ns: 0,
+            now: 0,
         };
         {
             let [mut fields, mut trailers, mut peer_fields, mut peer_trailers] =
@@ -252,7 +258,7 @@ impl<H: Fields> Stream<H> {
             drop(attrs);
             values.give_back(cx);
         }
-        context.ns = taken.ns;
+        (context.ns, context.now) = (taken.ns, taken.now);
         self.take_effect(cx, chain, context, &mut taken);
         drop(taken);
         cx.worker.room = room;
@@ -363,10 +369,14 @@ struct Taken<'r> {
     /// The slot that a plain result set; `edits` are what else it says.
     plain: Option<u64>,
     edits: Edits<'r>,
+    /// The slot and the time that PENDING asked for.
+    pending: Option<(u64, u64)>,
     /// Any other result.
     outcome: Option<Outcome<'r>>,
     fault: Option<Fault>,
     ns: u64,
+    /// By the clock, at the guest's return; 0 if nobody looked.
+    now: u64,
 }
 
 impl<'r> Taken<'r> {
@@ -375,9 +385,11 @@ impl<'r> Taken<'r> {
         Self {
             plain: None,
             edits: Edits::new(),
+            pending: None,
             outcome: None,
             fault: None,
             ns: 0,
+            now: 0,
         }
     }
 
@@ -391,8 +403,8 @@ impl<'r> Taken<'r> {
         context: &Context,
         room: &'r mut Vec<u8>,
     ) {
-        let stats = filter.stats.phase(event.phase);
-        stats.calls.inc();
+        let count = filter.stats.count(cx.worker.id(), event.phase);
+        count.call();
         let before = if cx.worker.is_timing() {
             cx.worker.now()
         } else {
@@ -408,8 +420,9 @@ impl<'r> Taken<'r> {
             },
         );
         if cx.worker.is_timing() {
-            self.ns = cx.worker.now().saturating_sub(before);
-            stats.record_time(self.ns);
+            self.now = cx.worker.now();
+            self.ns = self.now.saturating_sub(before);
+            count.time(self.ns);
         }
     }
 }
@@ -434,6 +447,14 @@ impl<H: Fields> Take for Taking<'_, '_, H> {
             Err(room) => self.room = Some(room),
         }
         self.room.is_none()
+    }
+
+    fn pending(&mut self, user: u64, pend_ns: u64) -> bool {
+        let here = self.context.at.is_some();
+        if here && self.room.take().is_some() {
+            self.taken.pending = Some((user, pend_ns));
+        }
+        here
     }
 
     fn outcome(&mut self, outcome: Result<Outcome<'_>, Fault>) {

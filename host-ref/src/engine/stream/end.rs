@@ -78,12 +78,12 @@ impl Failure {
 
 impl<H: Fields> Stream<H> {
     /// Counts a failure and hands it to the driver's log.
-    pub(super) fn report(&mut self, filter: &Filter, failure: &Failure) {
-        let stats = filter.stats.phase(failure.phase);
-        stats.errors.inc();
+    pub(super) fn report(&mut self, worker: u32, filter: &Filter, failure: &Failure) {
+        let count = filter.stats.count(worker, failure.phase);
+        count.error();
         filter.stats.failures(failure.reason).inc();
         if failure.reason == Reason::Panic {
-            stats.panics.inc();
+            count.panic();
         }
         self.details = format!(
             "{}: {}: {}",
@@ -108,7 +108,7 @@ impl<H: Fields> Stream<H> {
         failure: &Failure,
     ) {
         let filter = &chain.filters()[place];
-        self.report(filter, failure);
+        self.report(cx.worker.id(), filter, failure);
         if failure.phase == Phase::LOG || self.places[place].failed || self.closed {
             return;
         }
@@ -138,7 +138,7 @@ impl<H: Fields> Stream<H> {
         if self.can_reply(place) {
             self.failure_reply(cx, chain, place);
         } else {
-            self.reset(cx);
+            self.reset(cx, chain);
         }
     }
 
@@ -202,10 +202,10 @@ impl<H: Fields> Stream<H> {
     }
 
     /// Both directions end without a reply.
-    pub(super) fn reset(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn reset(&mut self, cx: &mut Cx<'_>, chain: &Chain) {
         self.cancel_upstream();
         self.signals.push(Signal::ResetClient);
-        self.close(cx, EndReason::ERROR);
+        self.close_with(cx, chain, EndReason::ERROR);
     }
 
     pub(super) fn cancel_upstream(&mut self) {
@@ -265,6 +265,12 @@ impl<H: Fields> Stream<H> {
     /// Ends everything now, in the order of spec 5.7. A driver that gives a stream up before [`Signal::Finished`]
     /// calls it first; once it has run, it does nothing.
     pub fn close(&mut self, cx: &mut Cx<'_>, reason: EndReason) {
+        let chain = std::mem::take(&mut self.chain);
+        self.close_with(cx, &chain, reason);
+        self.chain = chain;
+    }
+
+    fn close_with(&mut self, cx: &mut Cx<'_>, chain: &Chain, reason: EndReason) {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
@@ -272,13 +278,12 @@ impl<H: Fields> Stream<H> {
         for flow in &mut self.flows {
             flow.cut_short(DirectionEnd::PROXY);
         }
-        let chain = self.chain.clone();
-        self.cancel_all(cx, &chain);
+        self.cancel_all(cx, chain);
         let how = |dir: Dir| u64::from(self.flows[dir as usize].how.0);
         let arg = u64::from(reason.0) | how(Dir::Request) << 8 | how(Dir::Response) << 12;
         for place in 0..self.places.len() {
             if self.places[place].wants(Phase::LOG) && !self.places[place].failed {
-                self.call_plain(cx, &chain, place, Phase::LOG, arg, EventFlags(0));
+                self.call_plain(cx, chain, place, Phase::LOG, arg, EventFlags(0));
             }
         }
         for place in &self.places {

@@ -54,8 +54,12 @@ impl<H: Fields> Stream<H> {
                     shown_fields,
                     late: true,
                     ns: 0,
+                    now: 0,
                 };
-                self.settle(cx, &chain, context, &mut outcome.outcome());
+                match self.take_plain_kept(&context, &outcome) {
+                    Some(edits) => self.settle_plain(cx, &chain, context, at, &edits),
+                    None => self.settle(cx, &chain, context, &mut outcome.outcome()),
+                }
             }
             Item::Apply { handle, outcome } => {
                 let Some(place) = self.place_with(handle) else {
@@ -73,6 +77,7 @@ impl<H: Fields> Stream<H> {
                     shown_fields: [0; 2],
                     late: true,
                     ns: 0,
+                    now: 0,
                 };
                 self.settle(cx, &chain, context, &mut outcome.outcome());
             }

@@ -6,9 +6,9 @@ use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase, Target};
 use super::super::fields::{Edit, Fields};
 use super::super::grammar;
 use super::super::guest::{Chain, PlainOp};
-use super::super::outcome::{Op, OpKind, Outcome};
+use super::super::outcome::{KeptOutcome, Op, OpKind, Outcome};
 use super::settle::{Context, Edits};
-use super::{At, Cx, Dir, Stream};
+use super::{At, Cx, Dir, PartOf, Stream};
 
 impl<H: Fields> Stream<H> {
     /// Whether `outcome` is such a result and legal; then `edits` are what it asks for, over bytes in `room`.
@@ -41,6 +41,19 @@ impl<H: Fields> Stream<H> {
         room: &'r mut Vec<u8>,
     ) -> Result<(), &'r mut Vec<u8>> {
         self.take_plain(context, ops.iter().map(edit_of_plain), edits, room)
+    }
+
+    /// What a completion asks for, if it is such a result: its grammar was checked when it was accepted.
+    pub(super) fn take_plain_kept<'k>(
+        &self,
+        context: &Context,
+        kept: &'k KeptOutcome,
+    ) -> Option<Edits<'k>> {
+        let edits = kept.plain_edits()?;
+        let n = edits.len();
+        let fits = n <= self.limits.max_ops
+            && (n == 0 || context.shown_fields[0] + n <= self.limits.max_fields);
+        (fits && context.is_headers()).then(|| edits.collect())
     }
 
     #[inline]
@@ -171,6 +184,14 @@ impl<H: Fields> Stream<H> {
     }
 }
 
+impl Context {
+    /// Whether the result is of a direction's headers.
+    #[inline]
+    pub(super) fn is_headers(&self) -> bool {
+        self.part() == Some(PartOf::Headers)
+    }
+}
+
 /// The edit of the head by name that an operation asks for, if it is one.
 #[inline]
 fn edit_of_op<'o>(op: &Op<'o>) -> Option<Edit<'o>> {
@@ -224,7 +245,7 @@ fn edit_of_plain<'o>(op: &PlainOp<'o>) -> Option<Edit<'o>> {
     }
 }
 
-/// The bytes of an edit that is legal on every message. A pseudo-header's name is no field name.
+/// The bytes of an edit that is legal on every message.
 #[inline]
 fn legal_len(edit: &Edit<'_>) -> Option<usize> {
     let (name, value) = match *edit {
@@ -232,8 +253,7 @@ fn legal_len(edit: &Edit<'_>) -> Option<usize> {
         Edit::Delete { name } => (name, &[][..]),
         Edit::SetAt { .. } | Edit::DeleteAt { .. } => return None,
     };
-    let legal = grammar::is_name(name) && !grammar::is_host_owned(name) && grammar::is_value(value);
-    legal.then_some(name.len() + value.len())
+    grammar::is_field(name, value).then_some(name.len() + value.len())
 }
 
 fn touches_what_replies_ask(edit: &Edit<'_>) -> bool {

@@ -57,7 +57,7 @@ impl<H: Fields> Stream<H> {
         if !self.can_reply(place) {
             // ACT-005: not the guest's fault.
             filter.stats.late_replies.inc();
-            return self.reset(cx);
+            return self.reset(cx, chain);
         }
         self.why.get_or_insert(EndReason::REPLIED);
         self.details = format!(

@@ -38,6 +38,8 @@ pub(super) struct Context {
     pub(super) late: bool,
     /// Nanoseconds inside the guest.
     pub(super) ns: u64,
+    /// By the clock, at the guest's return; 0 if nobody looked.
+    pub(super) now: u64,
 }
 
 impl Context {
@@ -76,7 +78,14 @@ impl<H: Fields> Stream<H> {
             && !context.late
         {
             if outcome.action == Action::PENDING {
-                return self.pend(cx, chain, context, at, outcome);
+                let clean = outcome.ops.is_empty()
+                    && outcome.reply.is_none()
+                    && outcome.flags.0 == 0
+                    && outcome.unsubscribe == 0
+                    && outcome.body_mode == [BodyMode::UNSET; 2]
+                    && outcome.more_bytes == 0
+                    && outcome.error.is_empty();
+                return self.pend(cx, chain, context, at, clean, outcome.pend_ns);
             }
             self.retire_issued(cx, filter, at);
         }
@@ -116,7 +125,7 @@ impl<H: Fields> Stream<H> {
             }
             Action::RESET => {
                 self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
-                self.reset(cx);
+                self.reset(cx, chain);
             }
             Action::REPLY => {
                 self.apply_ops(cx, filter, &context, &outcome.ops, &judged);
@@ -162,23 +171,17 @@ impl<H: Fields> Stream<H> {
         }
     }
 
-    /// D04.
-    fn pend(
+    /// D04. `clean`: the result says nothing else; `pend_ns` is its wish.
+    pub(super) fn pend(
         &mut self,
         cx: &mut Cx<'_>,
         chain: &Chain,
         context: Context,
         at: At,
-        outcome: &Outcome<'_>,
+        clean: bool,
+        pend_ns: u64,
     ) {
         let filter = Self::filter(chain, at);
-        let clean = outcome.ops.is_empty()
-            && outcome.reply.is_none()
-            && outcome.flags.0 == 0
-            && outcome.unsubscribe == 0
-            && outcome.body_mode == [BodyMode::UNSET; 2]
-            && outcome.more_bytes == 0
-            && outcome.error.is_empty();
         let observes = context.part() == Some(PartOf::Body) && self.mode(at) == BodyMode::OBSERVE;
         let refusal = if !filter.may_pend(context.phase) {
             "PENDING in a phase outside pend_phases"
@@ -193,11 +196,14 @@ impl<H: Fields> Stream<H> {
             self.retire_issued(cx, filter, at);
             return self.refuse(cx, chain, context, &Refusal::invalid(refusal));
         }
-        filter.stats.phase(context.phase).pending.inc();
+        filter.stats.count(cx.worker.id(), context.phase).pending();
         cx.worker.count_pending(filter);
-        let now = cx.worker.now();
+        let now = match context.now {
+            0 => cx.worker.now(),
+            now => now,
+        };
         let limit = u64::try_from(filter.policy.pend_limit.as_nanos()).unwrap_or(u64::MAX);
-        let wish = [outcome.pend_ns, filter.declared.pend_ns]
+        let wish = [pend_ns, filter.declared.pend_ns]
             .into_iter()
             .find(|ns| *ns != 0)
             .unwrap_or(limit);

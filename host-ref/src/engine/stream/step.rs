@@ -10,13 +10,15 @@ use super::{At, BodyLength, Cx, Dir, PartOf, State, Stream};
 impl<H: Fields> Stream<H> {
     /// Lets everything move that can.
     pub(super) fn run(&mut self, cx: &mut Cx<'_>) {
-        let chain = self.chain.clone();
+        // Lent to what runs here, which all takes it as an argument, and put back.
+        let chain = std::mem::take(&mut self.chain);
         loop {
             while self.step_all(cx, &chain) {}
             if self.closed || !self.release_written(cx, &chain) {
                 break;
             }
         }
+        self.chain = chain;
     }
 
     /// Once round all sides, each as far as it goes; whether any of them moved.
@@ -65,7 +67,7 @@ impl<H: Fields> Stream<H> {
     fn step(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
         match self.flows[at.dir as usize].sides[at.pos].state {
             State::Done | State::Pend(_) => false,
-            State::Bypass => self.pass_all(cx, at),
+            State::Bypass => self.pass_all(cx, chain, at),
             _ if self.is_parked(chain, at) => false,
             State::Wait => self.step_wait(cx, chain, at),
             State::Hold => self.step_hold(cx, chain, at),
@@ -304,7 +306,7 @@ impl<H: Fields> Stream<H> {
     }
 
     /// Everything that is here passes unseen (D14); whether there was anything.
-    fn pass_all(&mut self, cx: &mut Cx<'_>, at: At) -> bool {
+    fn pass_all(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
         let flow = &mut self.flows[at.dir as usize];
         let head = flow.head_is_at(at.pos);
         if head {
@@ -317,7 +319,7 @@ impl<H: Fields> Stream<H> {
         let len = flow.sides[at.pos].view.len();
         let end = flow.end_is_at(at.pos);
         if self.surplus(at, len).is_some() || (end && self.shortage(at, len).is_some()) {
-            self.reset(cx);
+            self.reset(cx, chain);
             return true;
         }
         self.pass_bytes(at, len);
