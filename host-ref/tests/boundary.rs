@@ -737,3 +737,52 @@ fn the_user_of_a_refused_result_ends_with_the_stream() {
     site.end(stream);
     assert_eq!(ask(&filter, WAKE, 0), 99, "PXG-EVT-007");
 }
+
+/// What becomes of a request in a case of `plain_cases`: its fields behind the guest, or why it failed.
+fn plain_case(site: &mut Site, filter: &Arc<Filter>, case: u64) -> Result<Vec<String>, String> {
+    let mut stream = site.request(filter, case);
+    site.worker.end_batch();
+    site.deliver(&mut stream);
+    let head = site.head(&mut stream).ok_or(stream.details().to_owned());
+    site.end(stream);
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    head.map(|head| {
+        let fields = head.iter().skip(3);
+        fields
+            .map(|(name, value)| format!("{}={}", text(name), text(value)))
+            .collect()
+    })
+}
+
+#[test]
+fn edits_by_name_are_judged_as_all_others_are() {
+    let mut site = Site::new();
+    let (_, filter) = filter_of(&site.host, "plain_cases");
+    let skipped = || filter.stats.skipped_ops.get();
+    for base in [0, 10] {
+        let mut run = |case| plain_case(&mut site, &filter, base + case);
+        let case = |n: u64| format!("case={}", base + n);
+        assert_eq!(run(0).unwrap(), [":path=/", &case(0)]);
+        let both = [":path=/", &case(1), "x-set=1", "x-add=2"];
+        assert_eq!(run(1).unwrap(), both);
+        let before = skipped();
+        assert_eq!(run(5).unwrap(), [":path=/", &case(5), "x-set=1"]);
+        assert_eq!(skipped(), before + 1, "trailers cannot be given here");
+        assert_eq!(run(7).unwrap(), [":path=/new", &case(7), "x-set=1"]);
+        assert_eq!(run(8).unwrap(), [":path=/", "x-set=1"]);
+        assert!(run(6).unwrap_err().contains("HEADER_ADD) says MUST"));
+    }
+    for (case, text) in [
+        (2, "\"X-Upper\" is not a field name"),
+        (3, "\"host\" is the host's own"),
+        (4, "the value of \"x-add\""),
+        (9, "\"\" is not a field name"),
+    ] {
+        let why = plain_case(&mut site, &filter, case).unwrap_err();
+        assert_says(&why, &["invalid", text]);
+        // Refused where it is handed in, so that the guest can still mend it: the stream waits on.
+        assert!(plain_case(&mut site, &filter, 10 + case).is_err());
+        assert_eq!(status(ask(&filter, WAKE, 0)), Status::ARG);
+        assert!(!site.log.with(text).is_empty());
+    }
+}
