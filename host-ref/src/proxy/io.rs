@@ -24,7 +24,8 @@ use super::framing::FramingCheck;
 pub(super) struct IoWatch {
     /// Requests that run.
     pub active: AtomicU32,
-    /// When the first byte of the next request came, 0 before.
+    /// When the first byte of the next request came, 0 before. Only of HTTP/1.1: an HTTP/2 request begins when its head
+    /// is complete.
     pub first_byte: AtomicU64,
     /// When the last request ended, or the connection was made.
     pub idle_since: AtomicU64,
@@ -132,13 +133,14 @@ impl AsyncRead for WatchedIo {
         let read = &buf.filled()[before..];
         if !read.is_empty() {
             let watch = &this.watch;
-            if watch.active.load(Relaxed) == 0 && watch.first_byte.load(Relaxed) == 0 {
-                watch.first_byte.store(clock::now(), Relaxed);
-            }
-            if let Some(framing) = &mut this.framing
-                && framing.feed(read)
-            {
-                watch.conflict.store(true, Relaxed);
+            // Over HTTP/2 what comes between requests may be anything, a ping or the acknowledgement of settings.
+            if let Some(framing) = &mut this.framing {
+                if watch.active.load(Relaxed) == 0 && watch.first_byte.load(Relaxed) == 0 {
+                    watch.first_byte.store(clock::now(), Relaxed);
+                }
+                if framing.feed(read) {
+                    watch.conflict.store(true, Relaxed);
+                }
             }
         }
         result

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, Version};
@@ -58,6 +59,35 @@ fn many_streams_of_one_connection() {
         }
     });
     assert!(host.access(|l| l["path"] == "/49")["protocol"] == "HTTP/2");
+}
+
+/// Bytes between requests (settings, pings, windows) are no beginning of a request: they count neither for its duration
+/// nor for the time that its head may take.
+#[test]
+fn a_request_begins_with_its_own_head() {
+    let upstream = Upstream::mirror();
+    let config = to_app(&[upstream.address]);
+    let limits = "name = \"main\"\nlimits = { header_timeout = \"100ms\", idle_timeout = \"1h\" }";
+    let host = Host::start(&config.replacen("name = \"main\"", limits, 1));
+    let mut took = [0, 0];
+    run(async {
+        let mut sender = h2(host.address()).await;
+        for (path, took) in ["/first", "/second"].into_iter().zip(&mut took) {
+            // The host looks after twice the limit at the latest.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let begin = Instant::now();
+            let response = sender.send_request(get(path)).await.unwrap();
+            assert_eq!(json(response).await["path"], path);
+            *took = begin.elapsed().as_micros();
+        }
+    });
+    for (path, took) in ["/first", "/second"].into_iter().zip(took) {
+        let logged = host.access(|l| l["path"] == path)["duration_us"].as_u64();
+        assert!(
+            logged.is_some_and(|us| u128::from(us) <= took),
+            "{path}: {logged:?}, {took}"
+        );
+    }
 }
 
 #[test]

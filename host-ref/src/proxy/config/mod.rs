@@ -207,7 +207,8 @@ pub struct Limits {
     pub connections: u32,
     /// Most HTTP/2 streams of one connection at once.
     pub streams: u32,
-    /// Longest time for a client to send a header section, or to finish the TLS handshake.
+    /// Longest time for a client to send a header section over HTTP/1.1, or to finish the TLS handshake. An HTTP/2
+    /// connection without a complete request is under `idle_timeout`.
     pub header_timeout: Millis,
     /// Longest time for which a connection may have no request.
     pub idle_timeout: Millis,
