@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
@@ -69,18 +70,58 @@ fn seconds(ns: u64) -> f64 {
     ns / 1e9
 }
 
+/// What each worker counts for itself.
+type PerWorker = fn(&WorkerStats) -> &AtomicU64;
+const PER_WORKER: [(&str, &str, MetricType, PerWorker); 8] = {
+    use MetricType::{Counter, Gauge};
+    [
+        ("pxg_connections", "Client connections", Counter, |w| {
+            &w.connections
+        }),
+        (
+            "pxg_connections_active",
+            "Client connections now",
+            Gauge,
+            |w| &w.connections_now,
+        ),
+        ("pxg_requests", "Requests that have ended", Counter, |w| {
+            &w.requests
+        }),
+        ("pxg_requests_active", "Requests now", Gauge, |w| {
+            &w.requests_now
+        }),
+        (
+            "pxg_request_body_bytes",
+            "Body bytes from clients",
+            Counter,
+            |w| &w.request_bytes,
+        ),
+        (
+            "pxg_response_body_bytes",
+            "Body bytes to clients",
+            Counter,
+            |w| &w.response_bytes,
+        ),
+        (
+            "pxg_request_time_ns",
+            "Time of requests in sum",
+            Counter,
+            |w| &w.duration_ns,
+        ),
+        (
+            "pxg_upstream_idle_connections",
+            "Connections kept for later",
+            Gauge,
+            |w| &w.upstream_idle,
+        ),
+    ]
+};
+
 impl Collector for HostMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let shared = &self.0;
         let runtime = shared.runtime();
         let one = |value: u64| [(Labels::new(), value)];
-        let sum = |field: fn(&WorkerStats) -> &std::sync::atomic::AtomicU64| {
-            one(shared
-                .workers
-                .iter()
-                .map(|w| field(w).load(Relaxed))
-                .fold(0, u64::wrapping_add))
-        };
         use MetricType::{Counter, Gauge};
         let e = &mut encoder;
         family(
@@ -106,62 +147,10 @@ impl Collector for HostMetrics {
             Gauge,
             one(u64::from(shared.is_draining())),
         )?;
-        family(
-            e,
-            "pxg_connections",
-            "Client connections",
-            Counter,
-            sum(|w| &w.connections),
-        )?;
-        family(
-            e,
-            "pxg_connections_active",
-            "Client connections now",
-            Gauge,
-            sum(|w| &w.connections_now),
-        )?;
-        family(
-            e,
-            "pxg_requests",
-            "Requests that have ended",
-            Counter,
-            sum(|w| &w.requests),
-        )?;
-        family(
-            e,
-            "pxg_requests_active",
-            "Requests now",
-            Gauge,
-            sum(|w| &w.requests_now),
-        )?;
-        family(
-            e,
-            "pxg_request_body_bytes",
-            "Body bytes from clients",
-            Counter,
-            sum(|w| &w.request_bytes),
-        )?;
-        family(
-            e,
-            "pxg_response_body_bytes",
-            "Body bytes to clients",
-            Counter,
-            sum(|w| &w.response_bytes),
-        )?;
-        family(
-            e,
-            "pxg_request_time_ns",
-            "Time of requests in sum",
-            Counter,
-            sum(|w| &w.duration_ns),
-        )?;
-        family(
-            e,
-            "pxg_upstream_idle_connections",
-            "Connections kept for later",
-            Gauge,
-            sum(|w| &w.upstream_idle),
-        )?;
+        for (name, help, kind, field) in PER_WORKER {
+            let values = shared.workers.iter().map(|w| field(w).load(Relaxed));
+            family(e, name, help, kind, one(values.fold(0, u64::wrapping_add)))?;
+        }
         let mut routes = BTreeMap::new();
         for route in runtime.routes() {
             routes.entry(route.name.to_string()).or_insert(&route.stats);
