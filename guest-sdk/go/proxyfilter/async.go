@@ -173,13 +173,17 @@ func (a *AsyncStream) abandon() {
 }
 
 // RunJobs starts or runs events that were copied on the loop thread.
-func (in *instance) RunJobs(worker uint32, jobs []bridge.Job) {
+func (in *instance) RunJobs(worker uint32, jobs []bridge.Job) (started bool) {
 	for i := range jobs {
-		in.runJob(worker, &jobs[i])
+		if in.runJob(worker, &jobs[i]) {
+			started = true
+		}
 	}
+	return started
 }
 
-func (in *instance) runJob(worker uint32, j *bridge.Job) {
+// runJob says whether it started a goroutine.
+func (in *instance) runJob(worker uint32, j *bridge.Job) bool {
 	ev := &j.Ev
 	a := &AsyncStream{inst: in, token: ev.Token, stream: ev.Stream, worker: ev.Worker, phase: Phase(ev.Phase),
 		flags: ev.Flags, offset: ev.BodyOffset, fields: j.Fields, trailers: j.Trailers, attrs: j.Attrs,
@@ -189,19 +193,20 @@ func (in *instance) runJob(worker uint32, j *bridge.Job) {
 		a.arm()
 		_ = a.fail(fmt.Sprintf("job for the configuration %d, which has no asynchronous method for the %s", ev.Config, a.phase))
 		a.end()
-		return
+		return false
 	}
 	a.fn = a.cfg.h.async[a.phase]
 	if a.arm(); a.waits && !in.wait(a) {
 		a.cancel(ErrStreamGone)
 		a.end()
-		return
+		return false
 	}
 	if a.cfg.decl.Nonblocking {
 		a.run()
-		return
+		return false
 	}
 	go a.run()
+	return true
 }
 
 // run is the barrier round the function.

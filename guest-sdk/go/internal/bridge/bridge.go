@@ -210,8 +210,9 @@ type Instance interface {
 	ConfigDrop(config uint64)
 	// OnEvent never panics: what a filter does is answered as ActError.
 	OnEvent(c *Call)
-	// RunJobs takes copied events. They are started or run, in order.
-	RunJobs(worker uint32, jobs []Job)
+	// RunJobs takes copied events. They are started or run, in order; started
+	// says whether goroutines are under way.
+	RunJobs(worker uint32, jobs []Job) (started bool)
 	OnCancel(config, user, stream, token uint64, worker uint32)
 	OnStreamEnd(config, user, stream uint64, worker uint32)
 	OnWorker(worker uint32, up bool)

@@ -179,9 +179,11 @@ func (c *consumer) loop() {
 			// A single job gains nothing by waiting for others.
 			if n := len(jobs) + len(goJobs); n > 1 {
 				c.collectNow()
-				c.start(jobs, goJobs)
-				// Lets the goroutines run until they wait for something, or are done.
-				runtime.Gosched()
+				if c.start(jobs, goJobs) {
+					// Lets the goroutines run until they wait for something, or are
+					// done. It also moves this one to another thread, so not for nothing.
+					runtime.Gosched()
+				}
 				c.flush()
 			} else if n == 1 {
 				c.start(jobs, goJobs)
@@ -194,17 +196,20 @@ func (c *consumer) loop() {
 	}
 }
 
-func (c *consumer) start(jobs []bridge.Job, goJobs []goJob) {
+// start says whether goroutines are under way.
+func (c *consumer) start(jobs []bridge.Job, goJobs []goJob) (started bool) {
 	if len(jobs) > 0 {
-		c.host.inst.RunJobs(c.worker, jobs)
+		started = c.host.inst.RunJobs(c.worker, jobs)
 	}
 	for _, j := range goJobs {
 		if j.nonblocking {
 			j.f()
 		} else {
 			go j.f()
+			started = true
 		}
 	}
+	return started
 }
 
 func (c *consumer) takeGoJobs() []goJob {
