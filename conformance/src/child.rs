@@ -27,6 +27,9 @@ pub(crate) struct Order {
     /// For scenarios.
     #[serde(default)]
     pub(crate) script: Option<Script>,
+    /// Record the case to this file.
+    #[serde(default)]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// Runs the case of `order` and ends the process.
@@ -49,6 +52,13 @@ pub(crate) fn run(order: &Order) {
         suite_error(format!("no case {:?}", order.case));
         return;
     };
+    if let Some(path) = &order.trace {
+        let collects = case.env.iter().any(|(k, _)| *k == "GOGC");
+        if let Err(e) = crate::scenario::record::start(path, case.name, collects) {
+            suite_error(format!("cannot record to {}: {e}", path.display()));
+            return;
+        }
+    }
     fault::set_heal(order.heal);
     let mut run = Run::new(
         order.guest.clone(),

@@ -126,6 +126,9 @@ struct Guest {
     /// List what would run.
     #[arg(long)]
     list: bool,
+    /// Record what a case does, as a scenario that --replay repeats: with --only CASE.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["replay", "in_process", "gdb"])]
+    trace: Option<PathBuf>,
     /// Put a recorded scenario through, instead of the cases.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["only", "skip", "in_process", "gdb"])]
     replay: Option<PathBuf>,
@@ -379,6 +382,9 @@ fn guest(g: &Guest) -> Result<u8> {
     if let Some(code) = no_library(&g.library)? {
         return Ok(code);
     }
+    if let Some(file) = &g.trace {
+        return trace(&g.library, &p, &selected, file);
+    }
     if let Some(file) = &g.replay {
         return replay(g, &p, file);
     }
@@ -394,15 +400,54 @@ fn guest(g: &Guest) -> Result<u8> {
     }
 }
 
-/// Puts the scenario in `file` through.
-fn replay(g: &Guest, p: &Plan, file: &Path) -> Result<u8> {
-    let (scenario, result) = fuzz::replay(p, file)?;
-    let code = match result.status {
+/// Runs one case, and records it in `file`.
+fn trace(library: &Path, p: &Plan, selected: &[&'static cases::Case], file: &Path) -> Result<u8> {
+    let [case] = selected else {
+        anyhow::bail!(
+            "--trace takes one case; {} are selected: add --only CASE",
+            selected.len()
+        );
+    };
+    std::fs::File::create(file).with_context(|| format!("cannot write {}", file.display()))?;
+    let order = Order {
+        case: case.name.to_string(),
+        guest: std::fs::canonicalize(library)?,
+        has_go: elf::has_go(library),
+        seed: p.seed,
+        subjects: p.settings.subjects.clone(),
+        grace_ms: p.limits.grace_ms,
+        heal: true,
+        script: None,
+        trace: Some(std::fs::canonicalize(file)?),
+    };
+    let (result, _) = sandbox::run(case, &order, &p.limits);
+    print!("{}", human::replayed(p, &result, Path::new(case.name)));
+    for r in &result.remarks {
+        println!("  {r}");
+    }
+    match crate::scenario::Scenario::read(file).map(|s| s.len()) {
+        Ok(n) if n > 0 => println!("  {n} steps in {}", file.display()),
+        _ => anyhow::bail!(
+            "the case {} makes no streams: there is nothing to record",
+            case.name
+        ),
+    }
+    Ok(code_of(&result))
+}
+
+fn code_of(r: &CaseResult) -> u8 {
+    match r.status {
         s if s.is_bad() => 1,
         Status::SuiteError => 3,
         Status::Blocked => 4,
         _ => 0,
-    };
+    }
+}
+
+/// Puts the scenario in `file` through.
+fn replay(g: &Guest, p: &Plan, file: &Path) -> Result<u8> {
+    let (scenario, result) = fuzz::replay(p, file)?;
+    let code = code_of(&result);
     if g.json {
         println!("{}", serde_json::to_string(&result)?);
         return Ok(code);
@@ -462,6 +507,7 @@ fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
         grace_ms: p.limits.grace_ms,
         heal: true,
         script: None,
+        trace: None,
     };
     let shared = crate::sys::shared::Shared::create()?;
     crate::sys::shared::install(shared);

@@ -18,6 +18,8 @@ mod explain;
 mod fault_text;
 mod finding;
 mod fuzz;
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 mod mutants;
 mod report;

@@ -300,6 +300,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                         grace_ms: plan.limits.grace_ms,
                         heal: true,
                         script: None,
+                        trace: None,
                     };
                     let mut result = if skipped(case, plan) {
                         skip(case)

@@ -254,3 +254,44 @@ fn a_guest_that_takes_nothing_is_not_called_clean_and_slips_are_refused() {
     std::fs::write(&none, "text").unwrap();
     assert_eq!(program(&["fuzz"], &none).0, 1);
 }
+
+#[test]
+fn a_case_is_recorded_and_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("case.scenario").display().to_string();
+    let library = guest(dir.path(), "more-at-end");
+    let (code, text) = program(
+        &["guest", "--only", "body/views", "--trace", &file],
+        &library,
+    );
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("PXG-ACT-003"), "{text}");
+    let recorded = std::fs::read_to_string(&file).unwrap();
+    assert!(recorded.contains("REQUEST_BODY: MORE"), "{recorded}");
+    let (code, text) = program(&["guest", "--replay", &file], &library);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("PXG-ACT-003"), "{text}");
+    // The same on a guest without the defect finds nothing.
+    let clean = guest(dir.path(), "none");
+    let (code, text) = program(&["guest", "--replay", &file], &clean);
+    assert_eq!(code, 0, "{text}");
+    // What a crash cuts off was recorded until then.
+    let crashes = guest(dir.path(), "frees-view");
+    let (code, text) = program(
+        &["guest", "--only", "run/exchanges", "--trace", &file],
+        &crashes,
+    );
+    assert_eq!(code, 1, "{text}");
+    let (code, text) = program(&["guest", "--replay", &file], &crashes);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("PXG-MEM-008"), "{text}");
+
+    let (code, text) = program(&["guest", "--only", "run", "--trace", &file], &clean);
+    assert_eq!(code, 2, "{text}");
+    let (code, text) = program(
+        &["guest", "--only", "load/symbols", "--trace", &file],
+        &clean,
+    );
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("nothing to record"), "{text}");
+}

@@ -18,6 +18,7 @@ use crate::finding::{Record, record};
 use crate::fuzz::{self, Script};
 use crate::host::rig::{Conf, Rig, full};
 use crate::host::state::HostOptions;
+use crate::scenario::record as recorder;
 use crate::subject::Subject;
 
 /// A case.
@@ -100,7 +101,9 @@ impl Run {
 
     /// Configurations of all subjects. None at all blocks the case.
     pub(crate) fn confs(&self, rig: &Rig) -> Vec<Conf> {
-        let confs = rig.configure(&self.subjects_of(rig));
+        let subjects = self.subjects_of(rig);
+        recorder::host(&rig.host.options, &subjects);
+        let confs = rig.configure(&subjects);
         self.or_blocked(confs)
     }
 

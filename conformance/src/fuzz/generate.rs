@@ -3,7 +3,9 @@
 use proxy_golang_abi::feature::Feature;
 
 use crate::host::messages::Rng;
-use crate::scenario::{Bytes, Drive, HostShape, Lines, Open, Scenario, Step, SubjectShape};
+use crate::scenario::{
+    Bytes, Drive, HostShape, Lines, OWN_CONFS, Open, Scenario, Step, SubjectShape,
+};
 use crate::subject::Subject;
 
 /// So many executions share a host, which lives in one process.
@@ -175,7 +177,7 @@ impl Generator<'_> {
         let mut steps = Vec::new();
         let mut confs: Vec<u32> = Vec::new();
         // Numbers from here on are configurations of this lane.
-        let own = 1000 * (lane + 1);
+        let own = OWN_CONFS * (lane + 1);
         let mut open: Vec<u32> = Vec::new();
         let mut next = 0;
         for _ in 0..streams * 4 + 2 {
@@ -304,6 +306,8 @@ impl Generator<'_> {
             } else {
                 Vec::new()
             },
+            abort_at: self.odds(12).then(|| 1 + self.r.below(8)),
+            turns: self.odds(3).then(|| self.r.next()),
             borrow_grace_ms: if self.odds(25) { 3 } else { 0 },
         }
     }

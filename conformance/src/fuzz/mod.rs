@@ -138,6 +138,7 @@ impl<'a> Runner<'a> {
             grace_ms: limits.grace_ms,
             heal: true,
             script: Some(script),
+            trace: None,
         };
         sandbox::run(case, &order, limits)
     }

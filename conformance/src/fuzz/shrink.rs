@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::scenario::{Bytes, Drive, HostShape, Lines, Open, Scenario, Step};
+use crate::scenario::{Bytes, Drive, HostShape, Lines, OWN_CONFS, Open, Scenario, Step};
 
 struct Shrinker<F> {
     best: Scenario,
@@ -129,7 +129,7 @@ impl<F: FnMut(&Scenario) -> bool> Shrinker<F> {
                         Step::Configure { subject, .. } | Step::Offer { subject, .. } => {
                             *subject = moved(*subject);
                         }
-                        Step::Open(o) if o.conf < OWN => {
+                        Step::Open(o) if o.conf < OWN_CONFS => {
                             let to = moved(usize::try_from(o.conf).unwrap_or(0));
                             o.conf = u32::try_from(to).unwrap_or(0);
                         }
@@ -184,6 +184,8 @@ impl<F: FnMut(&Scenario) -> bool> Shrinker<F> {
             set(&|o| o.drive.unknown_flags = 0);
             set(&|o| o.drive.lies.clear());
             set(&|o| o.drive.borrow_grace_ms = 0);
+            set(&|o| o.drive.abort_at = None);
+            set(&|o| o.drive.turns = None);
         }
         for side in [request as fn(&mut Open) -> &mut Lines, response] {
             set(&|o| side(o).trailers = None);
@@ -221,9 +223,6 @@ impl<F: FnMut(&Scenario) -> bool> Shrinker<F> {
         }
     }
 }
-
-/// Configurations of a lane's own have numbers from here on.
-const OWN: u32 = 1000;
 
 fn request(o: &mut Open) -> &mut Lines {
     &mut o.request

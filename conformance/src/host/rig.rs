@@ -13,6 +13,7 @@ use super::messages::Exchange;
 use super::state::{self, HostOptions, Nulls, StrictHost};
 use super::stream::{Options, Ran, Stream, all_features};
 use crate::finding::{GuestInfo, Record, note, record, remark};
+use crate::scenario::{Step, record as recorder};
 use crate::subject::Subject;
 use crate::sys::boundary::{self, Layout, Library};
 use crate::sys::calls::{self, Guest, Initialised, Released};
@@ -366,6 +367,7 @@ impl Rig {
         spec.features = *features;
         let made = self.guest.on_config_new(&spec, layout);
         if made.judge(features, live) {
+            recorder::configured(s, made.config);
             return Some(Conf {
                 subject: s.clone(),
                 made,
@@ -387,6 +389,7 @@ impl Rig {
 
     pub(crate) fn drop_all(&self, confs: Vec<Conf>) {
         for c in confs {
+            recorder::dropped(c.made.config);
             self.guest.on_config_drop(c.made.config);
         }
     }
@@ -399,6 +402,7 @@ impl Rig {
     /// The end of a loop iteration in which an event was answered with PENDING.
     pub(crate) fn batch_end(&self, worker: u32) {
         if Feature::BATCH_END.is_in(&self.host.options.features) {
+            recorder::step(worker, &Step::Turn);
             self.guest.on_batch_end(worker);
         }
     }
@@ -439,6 +443,7 @@ impl Rig {
 
     /// Makes the guest work on another thread for `grace`: it allocates, and a collector runs.
     pub(crate) fn disturb(&self, grace: Duration) {
+        recorder::collected(grace);
         let deadline = Instant::now() + grace;
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -5,6 +5,7 @@
 
 mod bytes;
 pub(crate) mod play;
+pub(crate) mod record;
 mod shape;
 
 use std::io::Write as _;
@@ -60,6 +61,8 @@ pub(crate) enum Step {
     Turn,
     /// The loop has nothing to do for so long.
     Pause { us: u64 },
+    /// What the guest answered, for the reader: nothing is done.
+    Saw { stream: u32, what: String },
     /// The guest allocates on another thread, and its heap is collected.
     Collect { ms: u64 },
 }
@@ -106,6 +109,9 @@ struct Line {
 fn is_zero(n: &usize) -> bool {
     *n == 0
 }
+
+/// Configurations of a lane's own have numbers from here on.
+pub(crate) const OWN_CONFS: u32 = 1000;
 
 /// More loop threads than a scenario can have.
 const MAX_LANES: usize = 16;

@@ -225,6 +225,7 @@ impl<'a> Lane<'a> {
                 }
             }
             Step::Finish { stream } => self.finish(*stream),
+            Step::Saw { .. } => {}
             Step::Turn => self.turn(),
             Step::Pause { us } => {
                 self.turn();

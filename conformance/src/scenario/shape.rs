@@ -75,6 +75,27 @@ impl HostShape {
         if self.workers == 0 { 2 } else { self.workers }
     }
 
+    pub(super) fn of(o: &HostOptions) -> Self {
+        let null = [o.null.log, o.null.get_ext, o.null.page];
+        Self {
+            without: Feature::ALL
+                .iter()
+                .filter(|(f, _)| !f.is_in(&o.features))
+                .map(|(_, n)| (*n).to_string())
+                .collect(),
+            null: ENTRIES
+                .iter()
+                .zip(null)
+                .filter(|(_, is)| *is)
+                .map(|(n, _)| (*n).to_string())
+                .collect(),
+            tail: o.tail,
+            log_level: o.log_level,
+            workers: o.n_workers,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn options(&self) -> HostOptions {
         let has: Vec<Feature> = Feature::ALL
             .iter()
@@ -164,6 +185,19 @@ fn fields(from: &[(Bytes, Bytes)]) -> Vec<Field> {
 }
 
 impl Lines {
+    pub(super) fn of(m: &Message) -> Self {
+        let pairs = |f: &[Field]| {
+            f.iter()
+                .map(|f| (Bytes(f.name.clone()), Bytes(f.value.clone())))
+                .collect()
+        };
+        Self {
+            fields: pairs(&m.fields),
+            reads: m.reads.iter().map(|r| Bytes(r.clone())).collect(),
+            trailers: m.trailers.as_deref().map(pairs),
+        }
+    }
+
     fn message(&self) -> Message {
         Message {
             fields: fields(&self.fields),
@@ -206,6 +240,12 @@ pub(crate) struct Drive {
     /// Event flags that version 1.0 does not define.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) unknown_flags: u32,
+    /// The stream dies before the event of this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) abort_at: Option<usize>,
+    /// Both directions take turns, by this seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) turns: Option<u64>,
     /// What `complete` answers instead of OK.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) lies: Vec<i32>,
@@ -215,6 +255,29 @@ pub(crate) struct Drive {
 }
 
 impl Drive {
+    pub(super) fn of(o: &Options) -> Self {
+        let usual = Options::default();
+        Self {
+            left: o.layout.align == Align::Left,
+            struct_tail: o.layout.tail,
+            wild_empty: o.layout.wild_empty,
+            scratch_more: (o.layout.scratch_more != usual.layout.scratch_more)
+                .then_some(o.layout.scratch_more),
+            chunks: (o.chunks != usual.chunks).then_some(o.chunks),
+            max_body: (o.max_body != usual.max_body).then_some(o.max_body),
+            abort_pending: o.abort_pending,
+            late_end: o.late_end,
+            local_origin: o.local_origin,
+            unknown_flags: o.unknown_flags,
+            abort_at: o.abort_at,
+            turns: o.turns,
+            lies: o.lies.clone(),
+            borrow_grace_ms: o
+                .borrow_grace
+                .map_or(0, |g| u64::try_from(g.as_millis()).unwrap_or(0)),
+        }
+    }
+
     pub(super) fn options(&self, worker: u32) -> Options {
         let usual = Options::default();
         Options {
@@ -231,11 +294,12 @@ impl Drive {
             late_end: self.late_end,
             local_origin: self.local_origin,
             unknown_flags: self.unknown_flags,
+            abort_at: self.abort_at,
+            turns: self.turns,
             lies: self.lies.clone(),
             borrow_grace: (self.borrow_grace_ms > 0)
                 .then(|| Duration::from_millis(self.borrow_grace_ms)),
             worker,
-            ..usual
         }
     }
 }

@@ -12,6 +12,7 @@ use super::messages::{Exchange, Message, Rng};
 use super::model::{Field, Outcome, phase_name};
 use super::rig::{Conf, Rig};
 use crate::finding::note;
+use crate::scenario::{self, record};
 use crate::sys::boundary::Layout;
 use crate::sys::calls::Took;
 use crate::sys::clock::Patience;
@@ -255,11 +256,17 @@ pub(crate) struct Stream<'a> {
     aborted: bool,
     ended: bool,
     ran: Ran,
+    /// Its number in the recording of a case.
+    recorded: Option<u32>,
 }
 
 impl<'a> Stream<'a> {
     pub(crate) fn new(rig: &'a Rig, conf: &'a Conf, e: &Exchange, opt: Options) -> Self {
-        Self::with_fields(rig, conf, e, opt, &conf.subject.fields)
+        let recorded = record::opened(conf.made.config, e, &opt);
+        Self {
+            recorded,
+            ..Self::with_fields(rig, conf, e, opt, &conf.subject.fields)
+        }
     }
 
     fn with_fields(
@@ -293,6 +300,7 @@ impl<'a> Stream<'a> {
             aborted: false,
             ended: false,
             ran: Ran::default(),
+            recorded: None,
             rig,
             conf,
             opt,
@@ -346,6 +354,17 @@ impl<'a> Stream<'a> {
 
     /// Does one thing, and says what it waits for.
     pub(crate) fn step(&mut self) -> Step {
+        self.record(|stream| scenario::Step::Go { stream, events: 1 });
+        self.advance_once()
+    }
+
+    fn record(&self, step: impl FnOnce(u32) -> scenario::Step) {
+        if let Some(stream) = self.recorded {
+            record::step(self.opt.worker, &step(stream));
+        }
+    }
+
+    fn advance_once(&mut self) -> Step {
         if self.ended {
             return Step::Ended;
         }
@@ -426,9 +445,10 @@ impl<'a> Stream<'a> {
 
     /// Runs to the end, waiting for completions.
     pub(crate) fn run(mut self) -> Ran {
+        self.record(|stream| scenario::Step::Finish { stream });
         let mut batched = None;
         loop {
-            match self.step() {
+            match self.advance_once() {
                 Step::Ran => {}
                 Step::Ended => return self.finish(),
                 Step::Waits(token) => {
@@ -483,6 +503,7 @@ impl<'a> Stream<'a> {
 
     /// The client goes away: the time that `on_cancel` took, if there was one. [`Stream::abort`] does what follows.
     pub(crate) fn client_goes(&mut self) -> Option<Took> {
+        self.record(|stream| scenario::Step::Abort { stream });
         self.aborted = true;
         self.cancel()
     }

@@ -45,6 +45,14 @@ impl Stream<'_> {
         self.user = o.user;
         let at = phase_name(phase);
         self.ran.shapes.push(format!("{at} {}", o.shape()));
+        self.record(|stream| crate::scenario::Step::Saw {
+            stream,
+            what: format!(
+                "{at}: {}, {} operations",
+                super::super::model::action_name(o.action),
+                o.ops.get().len()
+            ),
+        });
         if o.action == Action::ERROR {
             self.ran
                 .errors
