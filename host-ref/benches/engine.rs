@@ -13,37 +13,9 @@ use proxy_golang_host::engine::{
     Guest, Hub, HubLimits, Op, OpKind, Outcome, Policy, Stream, StreamLimits, Views, Worker,
 };
 
-const FIELDS: [(&str, &str); 20] = [
-    (":method", "GET"),
-    (":scheme", "https"),
-    (":authority", "api.example.com"),
-    (":path", "/v1/orders/12345?expand=items"),
-    (
-        "user-agent",
-        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
-    ),
-    ("accept", "application/json, text/plain, */*"),
-    ("accept-language", "en-GB,en;q=0.9,de;q=0.8"),
-    ("accept-encoding", "gzip, deflate, br"),
-    ("referer", "https://www.example.com/account/orders"),
-    (
-        "cookie",
-        "session=0123456789abcdef0123456789abcdef; theme=dark",
-    ),
-    ("x-request-id", "7f3c2f6e-1f0b-4a58-9a0e-8a1d3a4c9b11"),
-    ("x-forwarded-for", "203.0.113.7"),
-    ("x-forwarded-proto", "https"),
-    ("x-internal", "secret"),
-    ("cache-control", "no-cache"),
-    ("dnt", "1"),
-    ("sec-fetch-dest", "empty"),
-    ("sec-fetch-mode", "cors"),
-    ("sec-fetch-site", "same-site"),
-    (
-        "authorization",
-        "Bearer eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG",
-    ),
-];
+#[path = "support/head.rs"]
+mod head;
+use head::{FIELDS, PSEUDO};
 
 /// Answers CONTINUE, at headers with `edits` operations.
 struct Trivial {
@@ -122,8 +94,11 @@ fn chain(phases: &[Phase], edits: usize, body: BodyMode) -> Chain {
 }
 
 fn head() -> FieldList {
-    let pairs = FIELDS.map(|(n, v)| (n.as_bytes(), v.as_bytes()));
-    pairs.into_iter().collect()
+    let mut list = FieldList::with_capacity(32, 2048);
+    for (name, value) in PSEUDO.iter().chain(&FIELDS) {
+        list.push(name.as_bytes(), value.as_bytes());
+    }
+    list
 }
 
 fn stream(chain: &Chain) -> Stream<FieldList> {
@@ -176,13 +151,7 @@ fn engine(c: &mut Criterion) {
         let chain = chain(phases, edits, BodyMode::SKIP);
         group.bench_function(name, |b| {
             b.iter_batched(
-                || {
-                    let mut list = FieldList::with_capacity(32, 2048);
-                    FIELDS
-                        .iter()
-                        .for_each(|(n, v)| list.push(n.as_bytes(), v.as_bytes()));
-                    (stream(&chain), list)
-                },
+                || (stream(&chain), head()),
                 |(mut stream, head)| {
                     let mut cx = Cx {
                         worker: &mut worker,

@@ -8,7 +8,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxy_golang_abi::Phase;
+use bytes::Bytes;
+use proxy_golang_abi::{BodyMode, Phase, phase_bit};
 use proxy_golang_host::engine::{
     self, BodyLength, Chain, Cx, Declared, Edit, EventView, Fault, FieldList, FieldView, Fields,
     Filter, FilterStats, Hub, HubLimits, Outcome, PlainOp, Stream, StreamLimits, Take, Views,
@@ -189,6 +190,40 @@ impl Bench {
         time
     }
 
+    /// A body chunk through a stream that looks at each one. Views are not copied: the size is not to matter.
+    fn body(&mut self, size: usize) -> f64 {
+        let watched = Arc::new(Filter {
+            name: "body".into(),
+            guest: Arc::clone(&self.empty.guest),
+            declared: Declared {
+                subscribe: phase_bit(Phase::REQUEST_BODY),
+                body_mode: [BodyMode::STREAM, BodyMode::SKIP],
+                ..self.empty.declared.clone()
+            },
+            policy: self.empty.policy.clone(),
+            features: self.empty.features,
+            stats: Arc::new(FilterStats::default()),
+        });
+        let chain = Chain::new(vec![Arc::clone(&watched)]);
+        let mut worker = self.take_worker(false);
+        let bytes = Bytes::from(vec![b'x'; size]);
+        let mut stream = stream::<FieldList>(&chain);
+        stream.request_head(&mut cx(&mut worker), Model::request(), BodyLength::Unknown);
+        drop(stream.request_part(&mut cx(&mut worker)));
+        let time = self.run(
+            || Some(bytes.clone()),
+            |bytes| {
+                let mut cx = cx(&mut worker);
+                stream.request_data(&mut cx, bytes.take().expect("each chunk comes once"));
+                drop(black_box(stream.request_part(&mut cx)));
+            },
+        );
+        let calls = watched.stats.phase(Phase::REQUEST_BODY).calls.get();
+        assert!(calls as usize > self.items, "{calls} calls of the guest");
+        self.worker = worker;
+        time
+    }
+
     fn take_worker(&mut self, timing: bool) -> Worker {
         let hub = Hub::new(1, HubLimits::default());
         let mut worker = std::mem::replace(&mut self.worker, Worker::new(hub, 0, clock));
@@ -239,7 +274,7 @@ fn measured<T>(act: &mut impl FnMut(&mut T), item: &mut T) {
 }
 
 /// Name, what it is.
-const CASES: [(&str, fn(&mut Bench) -> f64); 13] = [
+const CASES: [(&str, fn(&mut Bench) -> f64); 15] = [
     ("call-empty", |b| b.boundary(&b.empty.clone(), 0)),
     ("call", |b| b.boundary(&b.policy.clone(), 3)),
     ("floor-list", Bench::floor::<FieldList>),
@@ -267,6 +302,8 @@ const CASES: [(&str, fn(&mut Bench) -> f64); 13] = [
         b.life::<Message>(&b.silent.clone())
     }),
     ("pending-map", Bench::pending::<Message>),
+    ("body-1k", |b| b.body(1 << 10)),
+    ("body-1m", |b| b.body(1 << 20)),
 ];
 
 fn main() {

@@ -1,11 +1,12 @@
 /* A small strict host that drives a Go guest through the C boundary.
  *
- *   minihost LIBRARY check|nulls|nobatch|recipe|memory [FILTER]|bench [ROUNDS]
+ *   minihost LIBRARY check|nulls|nobatch|recipe|memory [FILTER]|bench [ROUNDS]|steps [FILTER]
  *
  * It exits with 0 if everything was as the specification says, and else says in
  * one line what was not. */
 #include "host.h"
 #include "measure.h"
+#include "steps.h"
 
 /* ---- checks */
 
@@ -356,6 +357,16 @@ int main(int argc, char **argv) {
     table.complete = NULL, table.apply = NULL, table.wake = NULL, table.log = NULL, table.get_ext = NULL;
     table.n_workers = 0;
   }
+  if (!strcmp(mode, "steps")) {
+    /* Go does not survive a fork: this one is before it is there. */
+    pid_t child = fork();
+    CHECK(child >= 0, "%s", strerror(errno));
+    if (child) {
+      steps(child);
+      return 0;
+    }
+    CHECK(!ptrace(PTRACE_TRACEME, 0, NULL, NULL), "%s", strerror(errno));
+  }
   uint64_t idle = resident();
   load(argv[1]);
   check_init();
@@ -365,6 +376,7 @@ int main(int argc, char **argv) {
     bench(argc > 3 ? atoi(argv[3]) : 200000);
     return 0;
   }
+  if (!strcmp(mode, "steps")) steps_child(argc > 3 ? argv[3] : NULL);
   if (!strcmp(mode, "memory")) {
     memory(idle, argc > 3 ? argv[3] : "test-async-never");
     return 0;
