@@ -213,6 +213,7 @@ pub(crate) fn number(s: &str) -> Result<u64, String> {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    let _ = suite::PROCESS_STARTED.set(std::time::Instant::now());
     let cli = Cli::parse();
     match run(cli) {
         Ok(code) => ExitCode::from(code),

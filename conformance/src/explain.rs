@@ -18,11 +18,15 @@ pub(crate) fn explain(id: &str) -> Result<String> {
             }
             return Ok(out);
         }
-        let near = rules::did_you_mean(id, rules::all().iter().map(|r| r.id.as_str()));
+        let known = rules::all().iter().map(|r| r.id.as_str());
+        let near = rules::did_you_mean(id, known.chain(cases::all().map(|c| c.name)));
         if near.is_empty() {
-            bail!("no rule {id:?}; `pxg-conformance list --rules` shows them");
+            bail!("no rule or case {id:?}; `pxg-conformance list --rules` shows the rules");
         }
-        bail!("no rule {id:?}; did you mean {}?", near.join(" or "));
+        bail!(
+            "no rule or case {id:?}; did you mean {}?",
+            near.join(" or ")
+        );
     };
     Ok(text(r))
 }

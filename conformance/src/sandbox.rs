@@ -124,6 +124,8 @@ pub(crate) struct Told {
     /// Filters of which a configuration was accepted.
     pub(crate) configured: Vec<String>,
     pub(crate) faults: usize,
+    /// It hung while it was loaded or in its init.
+    pub(crate) hung_at_start: bool,
     /// Executions of the fuzzer, the last of them, and in which one each finding was made, where that is known.
     pub(crate) executions: u64,
     pub(crate) last_execution: Option<u64>,
@@ -284,11 +286,21 @@ fn judge(
         }
     } else {
         crashed = Some(Status::Timeout);
+        told.hung_at_start = matches!(
+            progress.stage,
+            Stage::Starting | Stage::Loading | Stage::Init
+        );
         let rule = result
             .findings
             .first()
             .map_or(case.rules[0].to_string(), |f| f.rule.clone());
         result.findings.push(timeout(rule, &progress, ended, limit));
+    }
+    if !ended.escaped.is_empty() {
+        result.remarks.push(format!(
+            "the guest started processes that left its group: {:?}, which have been ended",
+            ended.escaped
+        ));
     }
     if ended.printed_bytes > 1 << 20 {
         result

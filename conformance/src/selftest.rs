@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::mutants::{self, Mutant, Workshop};
 use crate::sandbox::Status;
@@ -65,6 +65,24 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
                 })
         })
         .collect();
+    if selected.is_empty() {
+        let known = mutants::all()
+            .iter()
+            .flat_map(|m| [Some(m.name.as_str()), m.rule.as_deref()])
+            .flatten();
+        let word = asked.only.first().map_or("", String::as_str);
+        let mut near = crate::rules::did_you_mean(word, known.collect::<BTreeSet<_>>().into_iter());
+        near.dedup();
+        bail!(
+            "no mutant or sample is selected by {:?}{}",
+            asked.only,
+            if near.is_empty() {
+                "; `pxg-conformance coverage` names them".to_string()
+            } else {
+                format!("; did you mean {}?", near.join(" or "))
+            }
+        );
+    }
     // What takes longest comes first.
     selected.sort_by_key(|m| (m.rule.is_some(), !m.is_go()));
     let next = AtomicUsize::new(0);

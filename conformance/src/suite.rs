@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -136,6 +136,9 @@ pub(crate) struct Report {
     pub(crate) unconfigured: Vec<String>,
     /// How long it took.
     pub(crate) ms: u64,
+    /// From the start of the program to that of the first case.
+    #[serde(default)]
+    pub(crate) first_case_ms: u64,
     /// What it comes to.
     pub(crate) verdict: Verdict,
     /// Why it is not conformant, in a few words.
@@ -277,6 +280,9 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
     let info: Mutex<GuestInfo> = Mutex::default();
     let configured: Mutex<BTreeSet<String>> = Mutex::default();
     let next = AtomicUsize::new(0);
+    let hangs = Hangs::default();
+    let begun = *PROCESS_STARTED.get().unwrap_or(&started);
+    let first = AtomicU64::new(0);
     let lock = |e: std::sync::PoisonError<_>| e.into_inner();
     let sha256 = std::thread::scope(|s| {
         let digest = s.spawn(|| {
@@ -302,14 +308,21 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                         script: None,
                         trace: None,
                     };
+                    if i == 0 {
+                        let ms = begun.elapsed().as_millis();
+                        first.store(u64::try_from(ms).unwrap_or(u64::MAX), Ordering::Relaxed);
+                    }
                     let mut result = if skipped(case, plan) {
-                        skip(case)
+                        not_run(case, Status::Skip, "left out by --skip".into())
+                    } else if let Some(why) = hangs.refuse() {
+                        not_run(case, Status::Blocked, why)
                     } else {
                         let (mut result, told) = sandbox::run(case, &order, &plan.limits);
                         if plan.traces && told.faults > 0 && result.status.is_bad() {
                             result.trace =
                                 sandbox::trace(case, &order, &plan.limits).unwrap_or_default();
                         }
+                        hangs.count(&result, told.hung_at_start);
                         if let Some(g) = told.guest {
                             *info
                                 .lock()
@@ -364,6 +377,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
         machine: machine(),
         cases: cases.into_iter().map(|c| c.1).collect(),
         ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        first_case_ms: first.into_inner(),
         verdict: Verdict::SuiteError,
         because: String::new(),
     };
@@ -375,13 +389,59 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
     Ok(report)
 }
 
-fn skip(case: &Case) -> CaseResult {
+/// When the program began, for how long it takes until the first case; a library's caller has no such moment.
+pub(crate) static PROCESS_STARTED: OnceLock<Instant> = OnceLock::new();
+
+/// Cases that did not end. A guest that hangs everywhere must not take the time limit of every case.
+#[derive(Default)]
+struct Hangs {
+    cases: Mutex<Vec<String>>,
+    at_start: AtomicBool,
+}
+
+impl Hangs {
+    const MOST: usize = 3;
+
+    fn count(&self, r: &CaseResult, at_start: bool) {
+        if r.status == Status::Timeout {
+            self.at_start.fetch_or(at_start, Ordering::Relaxed);
+            self.cases
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push(r.case.clone());
+        }
+    }
+
+    /// Why no further case is run.
+    fn refuse(&self) -> Option<String> {
+        let cases = self
+            .cases
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.at_start.load(Ordering::Relaxed) {
+            let first = cases.first().map_or("", String::as_str);
+            Some(format!(
+                "the guest hangs before it can be used: see {first}"
+            ))
+        } else if cases.len() >= Self::MOST {
+            Some(format!(
+                "{} cases did not end in their time: see {}",
+                cases.len(),
+                cases.join(", ")
+            ))
+        } else {
+            None
+        }
+    }
+}
+
+fn not_run(case: &Case, status: Status, reason: String) -> CaseResult {
     CaseResult {
         case: case.name.to_string(),
         level: case.level,
         rules: case.rules.iter().map(ToString::to_string).collect(),
-        status: Status::Skip,
-        reason: "left out by --skip".into(),
+        status,
+        reason,
         findings: Vec::new(),
         remarks: Vec::new(),
         output: String::new(),

@@ -131,6 +131,39 @@ fn crashes_exits_and_hangs_are_verdicts() {
 }
 
 #[test]
+fn a_whole_run_over_a_library_that_cannot_be_used_ends_with_its_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    let hangs = "the guest hangs before it can be used";
+    for (define, says) in [
+        (
+            "CRASHES_AT_LOAD",
+            &["died of SIGABRT", "in the loading of the library"][..],
+        ),
+        (
+            "EXITS_AT_LOAD",
+            &["exit code 0", "in the loading of the library"],
+        ),
+        (
+            "HANGS_AT_LOAD",
+            &["TIMEOUT", "in the loading of the library", hangs],
+        ),
+        ("STOPS_AT_LOAD", &["TIMEOUT", "state T", hangs]),
+        ("HANGS_IN_INIT", &["TIMEOUT", "in pxg_guest_init_v1", hangs]),
+        ("EXITS", &["exit code 0", "in on_event(RESPONSE_HEADERS)"]),
+    ] {
+        let (out, text) = guest(
+            &bad(dir.path(), define),
+            &["--level", "L5", "--timeout-scale", "0.05"],
+        );
+        assert_eq!(code(&out), 1, "{define}: {text}");
+        assert!(text.contains("NOT CONFORMANT"), "{define}: {text}");
+        for words in says {
+            assert!(text.contains(words), "{define}: no {words:?} in {text}");
+        }
+    }
+}
+
+#[test]
 fn noise_is_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     for (define, says) in [
@@ -138,11 +171,32 @@ fn noise_is_no_harm() {
         ("PRINTS", "the guest printed"),
         ("STARTS_THREADS", ""),
         ("FORKS_AT_LOAD", "left processes behind"),
+        ("ESCAPES", "processes that left its group"),
     ] {
         let (out, text) = guest(&bad(dir.path(), define), &["--only", "run/exchanges", "-v"]);
         assert_eq!(code(&out), 0, "{define}: {text}");
         assert!(text.contains(says), "{define}: {text}");
     }
+    assert_eq!(mapped(&dir.path().join("ESCAPES.so")), Vec::<String>::new());
+    // A thousand threads are no crime, but they may preempt the host's.
+    let (out, text) = guest(&dir.path().join("STARTS_THREADS.so"), &["--level", "L4"]);
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(
+        text.contains("1000 of the guest's 1000 threads may preempt"),
+        "{text}"
+    );
+}
+
+/// Processes that have `library` mapped.
+fn mapped(library: &Path) -> Vec<String> {
+    let name = library.display().to_string();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| std::fs::read_to_string(p.join("maps")).is_ok_and(|m| m.contains(&name)))
+        .map(|p| p.display().to_string())
+        .collect()
 }
 
 #[test]
@@ -209,8 +263,23 @@ fn reports_can_be_verified_and_not_forged() {
     let out = verify("forged.json");
     assert_eq!(code(&out), 2);
     assert!(String::from_utf8_lossy(&out.stderr).contains("its cases say NOT CONFORMANT"));
-    std::fs::write(file("old.json"), "{\"schema\": 0}").unwrap();
-    assert!(String::from_utf8_lossy(&verify("old.json").stderr).contains("schema 0"));
+    for (text, says) in [
+        ("{\"schema\": 0}", "the report has schema 0"),
+        ("{\"schema\": 99}", "the report has schema 99"),
+        ("{\"cases\": []}", "it has no `schema`"),
+        ("<html>", "is no JSON"),
+        ("{\"schema\": 1}", "missing field"),
+    ] {
+        std::fs::write(file("other.json"), text).unwrap();
+        let out = verify("other.json");
+        assert_eq!(code(&out), 2, "{text}");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains(says), "{text}: {said}");
+    }
+    std::fs::write(file("cut.json"), [0xff, 0xfe, 0]).unwrap();
+    assert_eq!(code(&verify("cut.json")), 2);
+    let said = String::from_utf8_lossy(&verify("none.json").stderr).into_owned();
+    assert!(said.contains("cannot read"), "{said}");
 }
 
 #[test]
@@ -231,6 +300,77 @@ fn nothing_run_is_never_green_and_slips_are_understood() {
     );
     let (out, text) = guest(&library, &["--level", "L1", "--skip", "load/table"]);
     assert_eq!(code(&out), 4, "{text}");
+}
+
+#[test]
+fn a_mistyped_id_is_understood_everywhere() {
+    let run = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_pxg-conformance"))
+            .args(args)
+            .output()
+            .unwrap();
+        (
+            code(&out),
+            String::from_utf8_lossy(&out.stderr).into_owned(),
+        )
+    };
+    for args in [
+        &["explain", "PXG-MEM-0002"][..],
+        &["explain", "mem/late-used"],
+        &["selftest", "--only", "PXG-MEM-0002"],
+        &["selftest", "--only", "late-reed"],
+    ] {
+        let (code, said) = run(args);
+        assert_eq!(code, 2, "{args:?}: {said}");
+        assert!(said.contains("did you mean"), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_guest_written_from_the_header_alone_is_conformant() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = build(dir.path(), "tests/outside/gate.c", "GATE_GUEST");
+    let settings = manifest().join("tests/outside/pxg-conformance.toml");
+    let (out, text) = guest(
+        &library,
+        &["--level", "L5", "--config", &settings.display().to_string()],
+    );
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(text.contains("CONFORMANT (L5 of L5 reached)"), "{text}");
+    // Without a token no configuration is accepted, and that is not passed over.
+    let (out, text) = guest(&library, &["--filter", "gate"]);
+    assert_eq!(code(&out), 4, "{text}");
+    assert!(text.contains("accepted no configuration"), "{text}");
+}
+
+#[test]
+fn a_fault_that_go_swallows_is_found_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let built = Command::new(env!("CARGO_BIN_EXE_pxg-conformance"))
+        .args(["selftest", "--only", "go-swallowed-fault", "--keep"])
+        .arg(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        code(&built),
+        0,
+        "{}",
+        String::from_utf8_lossy(&built.stdout)
+    );
+    let library = dir
+        .path()
+        .join("built/go-swallowed-fault/go-swallowed-fault.so");
+    let (out, text) = guest(&library, &["--only", "mem/late-use"]);
+    assert_eq!(code(&out), 1, "{text}");
+    let source = std::fs::read_to_string(manifest().join("mutants/guest/go/main.go")).unwrap();
+    let line = source
+        .lines()
+        .position(|l| l.contains("sink = late[0]"))
+        .expect("the mutant reads there")
+        + 1;
+    for words in ["PXG-MEM-002", "main.readLate", &format!("main.go:{line}")] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
 }
 
 #[test]

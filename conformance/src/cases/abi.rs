@@ -95,7 +95,7 @@ fn larger_structs(run: &mut Run) {
         ..Layout::default()
     };
     let subjects = run.subjects_of(&rig);
-    let plain = rig.configure(&subjects);
+    let plain = run.or_blocked(rig.configure(&subjects));
     let larger = rig.configure_with(&subjects, layout, &rig.host.options.features);
     let labels = |v: &[Conf]| v.iter().map(Conf::label).collect::<Vec<_>>();
     if labels(&plain) != labels(&larger) {

@@ -273,5 +273,9 @@ fn slowest(r: &Report) -> String {
         .take(5)
         .map(|c| format!("{} {} ms", c.case, c.ms))
         .collect();
-    format!("slowest: {}\n", five.join(", "))
+    format!(
+        "slowest: {}; the first case began after {} ms\n",
+        five.join(", "),
+        r.first_case_ms
+    )
 }

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, Sender};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,8 @@ pub(crate) struct Ended {
     pub(crate) threads: Vec<String>,
     pub(crate) printed: String,
     pub(crate) printed_bytes: u64,
+    /// Processes of the guest that had left the group; they have been ended too.
+    pub(crate) escaped: Vec<u32>,
 }
 
 /// Runs this program again with `args`, in a process group of its own that ends with it, at most for `limit`.
@@ -55,11 +58,18 @@ pub(crate) fn run(
     shared: RawFd,
     limit: Duration,
 ) -> std::io::Result<Ended> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mark = format!(
+        "{}.{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    );
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("pxg-conformance")
         .args(args)
         .envs(env.iter().map(|(k, v)| (k, v)))
+        .env(MARK, &mark)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -104,18 +114,11 @@ pub(crate) fn run(
     // The group goes with the case, also where the guest left processes behind.
     kill_group(child.id());
     let status = child.wait()?;
-    // The channel closes with both pipes. A process that escaped the group may hold one: its output is then left where
-    // it is.
-    let mut patience = Patience::new(Duration::from_millis(500));
-    loop {
-        let left = patience
-            .deadline()
-            .saturating_duration_since(Instant::now());
-        match output.recv_timeout(left) {
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) if patience.over() => break,
-            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-        }
+    // The channel closes with both pipes, at once unless a process that escaped the group holds one.
+    let mut escaped = Vec::new();
+    if let Err(RecvTimeoutError::Timeout) = drain(&output, Duration::from_millis(30)) {
+        escaped = kill_marked(&mark);
+        let _ = drain(&output, Duration::from_millis(500));
     }
     let printed = printed
         .lock()
@@ -125,7 +128,54 @@ pub(crate) fn run(
         threads,
         printed: printed.text(),
         printed_bytes: printed.total,
+        escaped,
     })
+}
+
+/// Waits until all readers have ended.
+fn drain(output: &Receiver<()>, limit: Duration) -> Result<(), RecvTimeoutError> {
+    let mut patience = Patience::new(limit);
+    loop {
+        let left = patience
+            .deadline()
+            .saturating_duration_since(Instant::now());
+        match output.recv_timeout(left) {
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if patience.over() => {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+/// In the environment of a case's process, and so of all that descend from it.
+const MARK: &str = "PXG_CONFORMANCE_PROCESS";
+
+/// Ends the processes that descend from the case with this mark.
+fn kill_marked(mark: &str) -> Vec<u32> {
+    let wanted = format!("{MARK}={mark}");
+    let mut ended = Vec::new();
+    let Ok(dir) = std::fs::read_dir("/proc") else {
+        return ended;
+    };
+    for pid in dir
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
+    {
+        // Processes of others can't be read.
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        if environment
+            .split(|b| *b == 0)
+            .any(|v| v == wanted.as_bytes())
+            && let Ok(id) = libc::pid_t::try_from(pid)
+        {
+            // SAFETY: takes numbers; the process was found by the mark that only this case's descendants have.
+            unsafe { libc::kill(id, libc::SIGKILL) };
+            ended.push(pid);
+        }
+    }
+    ended
 }
 
 fn read(mut from: impl Read + Send + 'static, to: &Arc<Mutex<Printed>>, ended: Sender<()>) {

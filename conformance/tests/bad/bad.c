@@ -1,5 +1,6 @@
 /* Libraries that are no guests, or end badly before anything of theirs can be judged: one -D each. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,20 @@ __attribute__((constructor)) static void at_load(void) {
     _exit(0);
   }
 }
+#elif defined(ESCAPES)
+__attribute__((constructor)) static void at_load(void) {
+  if (fork() == 0) {
+    setsid();
+    if (fork() == 0) pause();
+    _exit(0);
+  }
+}
+#elif defined(EXITS_AT_LOAD)
+__attribute__((constructor)) static void at_load(void) { exit(0); }
+#elif defined(HANGS_AT_LOAD)
+__attribute__((constructor)) static void at_load(void) { pause(); }
+#elif defined(STOPS_AT_LOAD)
+__attribute__((constructor)) static void at_load(void) { raise(SIGSTOP); }
 #elif defined(CLOSES_OUTPUT)
 __attribute__((constructor)) static void at_load(void) {
   int i;
