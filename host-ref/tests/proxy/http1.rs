@@ -1,4 +1,4 @@
-//! HTTP/1.1 with clients: connections, framing, hop-by-hop fields, Expect, HEAD, upgrade.
+//! HTTP/1.1 with clients: connections, framing, hop-by-hop fields, Expect, HEAD.
 
 use std::sync::mpsc;
 
@@ -237,58 +237,6 @@ fn responses_without_body_keep_their_fields() {
     assert_eq!((reply.status, reply.body.len()), (304, 0));
     // The connection is where it should be: the next response is whole.
     assert_eq!(client.get("/").text(), "12345");
-}
-
-#[test]
-fn an_upgraded_connection_passes_bytes_both_ways_untouched() {
-    let upstream = Upstream::raw(|mut connection, _| {
-        let (line, head) = connection.read_request();
-        assert_eq!(line, "GET /chat HTTP/1.1");
-        assert_eq!(head.field("upgrade"), Some("raw-echo"));
-        assert_eq!(head.field("connection"), Some("upgrade"));
-        // The first bytes come with the head.
-        connection.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: raw-echo\r\n\r\nhello");
-        let ping = connection.exact(4);
-        connection.send(ping);
-        assert!(connection.is_closed());
-    });
-    let host = Host::start(&to_app(&[upstream.address]));
-    let mut client = host.connect();
-    client
-        .send("GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: raw-echo\r\n\r\n");
-    let reply = client.head();
-    assert_eq!(
-        (reply.status, reply.field("upgrade")),
-        (101, Some("raw-echo"))
-    );
-    assert_eq!(client.exact(5), b"hello");
-    client.send(b"\x00\xff\r\n");
-    assert_eq!(client.exact(4), b"\x00\xff\r\n");
-    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert!(client.is_closed());
-    let line = host.access(|l| l["path"] == "/chat");
-    assert_eq!(
-        (
-            &line["status"],
-            &line["request_bytes"],
-            &line["response_bytes"]
-        ),
-        (&101.into(), &4.into(), &9.into())
-    );
-}
-
-#[test]
-fn an_upgrade_that_is_refused_is_an_ordinary_response() {
-    let (host, _upstream) = host();
-    let mut client = host.connect();
-    let reply = client.request(
-        "GET",
-        "/",
-        "connection: upgrade\r\nupgrade: websocket\r\n",
-        b"",
-    );
-    assert_eq!(reply.status, 200);
-    assert_eq!(client.get("/again").status, 200);
 }
 
 #[test]

@@ -15,3 +15,4 @@ mod http2;
 mod observe;
 mod reload;
 mod routing;
+mod tunnel;
