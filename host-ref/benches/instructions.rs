@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proxy_golang_abi::{BodyMode, Phase, phase_bit};
+use proxy_golang_abi::{BodyMode, EndReason, Phase, phase_bit};
 use proxy_golang_host::engine::{
     self, BodyLength, Chain, Cx, Declared, Edit, EventView, Fault, FieldList, FieldView, Fields,
     Filter, FilterStats, Hub, HubLimits, Outcome, PlainOp, Stream, StreamLimits, Take, Views,
@@ -149,15 +149,17 @@ impl Bench {
         time
     }
 
-    /// Everything of an exchange without bodies, from the making of the stream to its end.
+    /// Everything of an exchange without bodies, from its beginning to its end, in the memory of the one before.
     fn life<F: Model>(&mut self, filter: &Arc<Filter>) -> f64 {
         let chain = Chain::new(vec![Arc::clone(filter)]);
         let mut worker = self.take_worker(true);
+        let mut stream = stream(&chain);
+        stream.close(&mut cx(&mut worker), EndReason::COMPLETE);
         let time = self.run(
             || Some((F::request(), F::response())),
             |messages| {
                 let (request, response) = messages.take().expect("used once");
-                let mut stream = stream(&chain);
+                stream.renew(&chain, 7, StreamLimits::default());
                 let mut cx = cx(&mut worker);
                 stream.request_head(&mut cx, request, BodyLength::None);
                 let request = stream.request_part(&mut cx);
@@ -273,8 +275,10 @@ fn measured<T>(act: &mut impl FnMut(&mut T), item: &mut T) {
     black_box(item);
 }
 
+type Case = fn(&mut Bench) -> f64;
+
 /// Name, what it is.
-const CASES: [(&str, fn(&mut Bench) -> f64); 15] = [
+const CASES: [(&str, Case); 15] = [
     ("call-empty", |b| b.boundary(&b.empty.clone(), 0)),
     ("call", |b| b.boundary(&b.policy.clone(), 3)),
     ("floor-list", Bench::floor::<FieldList>),

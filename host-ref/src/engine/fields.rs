@@ -130,7 +130,7 @@ impl FieldList {
         }
         self.store.push(name, value, sensitive);
         if name.first() == Some(&b':') {
-            self.store.to_front(self.len() - 1, 0);
+            self.store.move_up(self.len() - 1, 0);
         }
     }
 
@@ -177,7 +177,7 @@ impl FieldList {
         // Pseudo-headers that the batch set again stand last.
         for at in 0..self.len() {
             if self.store.views()[at].name().first() == Some(&b':') {
-                self.store.to_front(at, in_front);
+                self.store.move_up(at, in_front);
                 in_front += 1;
             }
         }

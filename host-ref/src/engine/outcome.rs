@@ -385,8 +385,8 @@ enum Kept {
 struct KeptEdit {
     kind: OpName,
     must: bool,
-    name: usize,
-    value: usize,
+    name: u32,
+    value: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -436,8 +436,8 @@ impl KeptOutcome {
             edits.push(KeptEdit {
                 kind,
                 must: op.must(),
-                name: name.len(),
-                value: value.len(),
+                name: u32::try_from(name.len()).ok()?,
+                value: u32::try_from(value.len()).ok()?,
             });
         }
         let mut arena = Vec::with_capacity(len);
@@ -458,8 +458,8 @@ impl KeptOutcome {
         };
         let mut rest = &self.arena[..];
         Some(edits.iter().map(move |edit| {
-            let (name, behind) = rest.split_at(edit.name);
-            let (value, behind) = behind.split_at(edit.value);
+            let (name, behind) = rest.split_at(edit.name as usize);
+            let (value, behind) = behind.split_at(edit.value as usize);
             rest = behind;
             let sensitive = false;
             match edit.kind {
@@ -492,7 +492,7 @@ impl KeptOutcome {
                 let mut outcome = Outcome::of(Action::CONTINUE, 0);
                 let target = Target::HEADERS;
                 outcome.ops.extend(edits.iter().map(|edit| {
-                    let (name, value) = (take(edit.name), take(edit.value));
+                    let (name, value) = (take(edit.name as usize), take(edit.value as usize));
                     Op {
                         must: edit.must,
                         sensitive: false,

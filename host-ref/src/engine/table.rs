@@ -216,15 +216,18 @@ impl Table {
         let Some((slot, _, generation)) = self.find(value) else {
             return State::Free;
         };
+        let free_word = word(generation, State::Free);
         let mut seen = slot.word.load(Relaxed);
         loop {
             if seen >> 8 != generation || state_of(seen) == State::Free {
                 return State::Free;
             }
-            match slot
-                .word
-                .compare_exchange(seen, word(generation, State::Free), AcqRel, Relaxed)
-            {
+            if matches!(state_of(seen), State::Handle | State::WakeHandle) {
+                // Only this thread changes the word of a handle; the step on `visitors` below makes it known.
+                slot.word.store(free_word, Relaxed);
+                break;
+            }
+            match slot.word.compare_exchange(seen, free_word, AcqRel, Relaxed) {
                 Ok(_) => break,
                 Err(now) => seen = now,
             }

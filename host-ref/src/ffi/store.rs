@@ -89,7 +89,7 @@ impl FieldStore {
     }
 
     /// Moves the field at `from` up to `to`, before what stands there.
-    pub(crate) fn to_front(&mut self, from: usize, to: usize) {
+    pub(crate) fn move_up(&mut self, from: usize, to: usize) {
         self.fields[to..=from].rotate_right(1);
         self.tags[to..=from].rotate_right(1);
     }
@@ -224,7 +224,7 @@ mod tests {
         store.set_value(1, b"a longer one", true);
         store.remove(0);
         store.remove_marked(&[false, true]);
-        store.to_front(1, 0);
+        store.move_up(1, 0);
         let expected = [(&b"d"[..], &b"1"[..]), (b"b", b"a longer one")];
         let found = shown(&store);
         let found: Vec<_> = found.iter().map(|(n, v)| (&n[..], &v[..])).collect();

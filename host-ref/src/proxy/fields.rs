@@ -131,9 +131,7 @@ impl Message {
                 }
             }
             Edit::Delete { name } => {
-                if let Some(name) = header_name(name) {
-                    self.headers.remove(name);
-                }
+                with_name(name, |name| self.headers.remove(name));
             }
             Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
         }
@@ -234,32 +232,28 @@ thread_local! {
 /// The longest name that is remembered.
 const MAX_NAME: usize = 64;
 
-/// The library's form of a name in lower case.
-fn header_name(name: &[u8]) -> Option<HeaderName> {
+/// Shows the library's form of a name in lower case to `f`, if it is a name.
+fn with_name<R>(name: &[u8], f: impl FnOnce(&HeaderName) -> R) -> Option<R> {
     let [first, .., last] = *name else {
-        return HeaderName::from_lowercase(name).ok();
+        return HeaderName::from_lowercase(name).ok().map(|name| f(&name));
     };
     if name.len() > MAX_NAME {
-        return HeaderName::from_lowercase(name).ok();
+        return HeaderName::from_lowercase(name).ok().map(|name| f(&name));
     }
     let mixed =
-        usize::from(first) ^ usize::from(last) << 2 ^ usize::from(name[name.len() / 2]) << 1;
+        usize::from(first) ^ (usize::from(last) << 2) ^ (usize::from(name[name.len() / 2]) << 1);
     NAMES.with_borrow_mut(|names| {
-        let slot = &mut names[(mixed ^ name.len() * 5) % 64];
-        if let Some(known) = slot
-            && known.as_str().as_bytes() == name
-        {
-            return Some(known.clone());
+        let slot = &mut names[(mixed ^ (name.len() * 5)) % 64];
+        match slot {
+            Some(known) if known.as_str().as_bytes() == name => Some(f(known)),
+            _ => Some(f(slot.insert(HeaderName::from_lowercase(name).ok()?))),
         }
-        let parsed = HeaderName::from_lowercase(name).ok()?;
-        *slot = Some(parsed.clone());
-        Some(parsed)
     })
 }
 
 /// The engine has checked both against the grammar; what is refused all the same is left out.
 fn field(name: &[u8], value: &[u8], sensitive: bool) -> Option<(HeaderName, HeaderValue)> {
-    let name = header_name(name)?;
+    let name = with_name(name, HeaderName::clone)?;
     let mut value = HeaderValue::from_bytes(value).ok()?;
     value.set_sensitive(sensitive);
     Some((name, value))

@@ -1,6 +1,7 @@
 //! What most results are: CONTINUE at headers, with edits by name or nothing at all. Judged and copied out of the call
 //! in one pass; whatever is unusual about a result goes the way of `judge` and `settle`, which also say what is wrong.
 
+use proxy_golang_abi as abi;
 use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase, Target};
 
 use super::super::fields::{Edit, Fields};
@@ -8,11 +9,10 @@ use super::super::grammar;
 use super::super::guest::{Chain, PlainOp};
 use super::super::outcome::{KeptOutcome, Op, OpKind, Outcome};
 use super::settle::{Context, Edits};
-use super::{At, Cx, Dir, PartOf, Stream};
+use super::{At, Cx, Dir, Stream};
 
 impl<H: Fields> Stream<H> {
     /// Whether `outcome` is such a result and legal; then `edits` are what it asks for, over bytes in `room`.
-    #[inline]
     pub(super) fn take_plain_outcome<'r>(
         &self,
         context: &Context,
@@ -24,11 +24,12 @@ impl<H: Fields> Stream<H> {
             && outcome.flags.0 == 0
             && outcome.unsubscribe == 0
             && outcome.body_mode == [BodyMode::UNSET; 2]
-            && outcome.reply.is_none();
+            && outcome.reply.is_none()
+            && self.takes_plain(context, outcome.ops.len());
         if !plain {
             return Err(room);
         }
-        self.take_plain(context, outcome.ops.iter().map(edit_of_op), edits, room)
+        take_edits(&outcome.ops, edits, room)
     }
 
     /// The same for a result that the boundary found to be plain.
@@ -40,7 +41,18 @@ impl<H: Fields> Stream<H> {
         edits: &mut Edits<'r>,
         room: &'r mut Vec<u8>,
     ) -> Result<(), &'r mut Vec<u8>> {
-        self.take_plain(context, ops.iter().map(edit_of_plain), edits, room)
+        if !self.takes_plain(context, ops.len()) {
+            return Err(room);
+        }
+        take_edits(ops, edits, room)
+    }
+
+    /// Whether so many edits are plain here, and below every limit of the host.
+    #[inline]
+    fn takes_plain(&self, context: &Context, n: usize) -> bool {
+        context.is_headers()
+            && n <= self.limits.max_ops
+            && (n == 0 || context.shown_fields[0] + n <= self.limits.max_fields)
     }
 
     /// What a completion asks for, if it is such a result: its grammar was checked when it was accepted.
@@ -50,78 +62,8 @@ impl<H: Fields> Stream<H> {
         kept: &'k KeptOutcome,
     ) -> Option<Edits<'k>> {
         let edits = kept.plain_edits()?;
-        let n = edits.len();
-        let fits = n <= self.limits.max_ops
-            && (n == 0 || context.shown_fields[0] + n <= self.limits.max_fields);
-        (fits && context.is_headers()).then(|| edits.collect())
-    }
-
-    #[inline]
-    fn take_plain<'r, 'o>(
-        &self,
-        context: &Context,
-        ops: impl ExactSizeIterator<Item = Option<Edit<'o>>> + Clone,
-        edits: &mut Edits<'r>,
-        room: &'r mut Vec<u8>,
-    ) -> Result<(), &'r mut Vec<u8>> {
-        let headers = matches!(
-            context.phase,
-            Phase::REQUEST_HEADERS | Phase::RESPONSE_HEADERS
-        );
-        let n = ops.len();
-        if !headers || n > self.limits.max_ops {
-            return Err(room);
-        }
-        if n == 0 {
-            return Ok(());
-        }
-        if context.shown_fields[0] + n > self.limits.max_fields {
-            return Err(room);
-        }
-        let mut len = 0;
-        for op in ops.clone() {
-            let Some(bytes) = op.and_then(|edit| legal_len(&edit)) else {
-                return Err(room);
-            };
-            len += bytes;
-        }
-        if room.len() < len {
-            room.resize(len, 0);
-        }
-        let mut free = &mut room[..];
-        let mut keep = |bytes: &[u8]| -> &'r [u8] {
-            let (copy, rest) = std::mem::take(&mut free).split_at_mut(bytes.len());
-            free = rest;
-            copy.copy_from_slice(bytes);
-            copy
-        };
-        edits.reserve(n);
-        for edit in ops.flatten() {
-            edits.push(match edit {
-                Edit::Set {
-                    name,
-                    value,
-                    sensitive,
-                } => Edit::Set {
-                    name: keep(name),
-                    value: keep(value),
-                    sensitive,
-                },
-                Edit::Add {
-                    name,
-                    value,
-                    sensitive,
-                } => Edit::Add {
-                    name: keep(name),
-                    value: keep(value),
-                    sensitive,
-                },
-                Edit::Delete { name } => Edit::Delete { name: keep(name) },
-                // By index: never plain.
-                Edit::SetAt { .. } | Edit::DeleteAt { .. } => continue,
-            });
-        }
-        Ok(())
+        self.takes_plain(context, edits.len())
+            .then(|| edits.collect())
     }
 
     /// The effect of such a result.
@@ -188,72 +130,137 @@ impl Context {
     /// Whether the result is of a direction's headers.
     #[inline]
     pub(super) fn is_headers(&self) -> bool {
-        self.part() == Some(PartOf::Headers)
+        matches!(self.phase, Phase::REQUEST_HEADERS | Phase::RESPONSE_HEADERS)
     }
 }
 
-/// The edit of the head by name that an operation asks for, if it is one.
+/// The edits that operations ask for, over bytes in `room`, if all of them are edits of the head by name that are legal on
+/// every message.
 #[inline]
-fn edit_of_op<'o>(op: &Op<'o>) -> Option<Edit<'o>> {
-    let sensitive = op.sensitive;
-    match op.kind {
-        OpKind::Set {
-            target: Target::HEADERS,
-            name,
-            value,
-        } => Some(Edit::Set {
-            name,
-            value,
-            sensitive,
-        }),
-        OpKind::Add {
-            target: Target::HEADERS,
-            name,
-            value,
-        } => Some(Edit::Add {
-            name,
-            value,
-            sensitive,
-        }),
-        OpKind::Delete {
-            target: Target::HEADERS,
-            name,
-        } => Some(Edit::Delete { name }),
-        _ => None,
+fn take_edits<'r, O: NamedOp>(
+    ops: &[O],
+    edits: &mut Edits<'r>,
+    room: &'r mut Vec<u8>,
+) -> Result<(), &'r mut Vec<u8>> {
+    let mut len = 0;
+    for op in ops {
+        let (name, value) = (op.name(), op.value());
+        if !op.edits_head() || !grammar::is_field(name, value) {
+            return Err(room);
+        }
+        len += name.len() + value.len();
     }
-}
-
-#[inline]
-fn edit_of_plain<'o>(op: &PlainOp<'o>) -> Option<Edit<'o>> {
-    if op.target() != Target::HEADERS {
-        return None;
+    if room.len() < len {
+        room.resize(len, 0);
     }
-    let (name, value, sensitive) = (op.name(), op.value(), false);
-    match op.kind() {
-        proxy_golang_abi::OpKind::HEADER_SET => Some(Edit::Set {
-            name,
-            value,
-            sensitive,
-        }),
-        proxy_golang_abi::OpKind::HEADER_ADD => Some(Edit::Add {
-            name,
-            value,
-            sensitive,
-        }),
-        proxy_golang_abi::OpKind::HEADER_DELETE => Some(Edit::Delete { name }),
-        _ => None,
-    }
-}
-
-/// The bytes of an edit that is legal on every message.
-#[inline]
-fn legal_len(edit: &Edit<'_>) -> Option<usize> {
-    let (name, value) = match *edit {
-        Edit::Set { name, value, .. } | Edit::Add { name, value, .. } => (name, value),
-        Edit::Delete { name } => (name, &[][..]),
-        Edit::SetAt { .. } | Edit::DeleteAt { .. } => return None,
+    let mut free = &mut room[..];
+    let mut keep = |bytes: &[u8]| -> &'r [u8] {
+        let (copy, rest) = std::mem::take(&mut free).split_at_mut(bytes.len());
+        free = rest;
+        copy.copy_from_slice(bytes);
+        copy
     };
-    grammar::is_field(name, value).then_some(name.len() + value.len())
+    for op in ops {
+        let name = keep(op.name());
+        edits.push(op.edit(name, keep(op.value())));
+    }
+    Ok(())
+}
+
+/// An operation that may be an edit of the head by name.
+trait NamedOp {
+    fn edits_head(&self) -> bool;
+    fn name(&self) -> &[u8];
+    fn value(&self) -> &[u8];
+
+    /// The edit, over these copies of name and value.
+    fn edit<'r>(&self, name: &'r [u8], value: &'r [u8]) -> Edit<'r>;
+}
+
+impl NamedOp for PlainOp<'_> {
+    #[inline]
+    fn edits_head(&self) -> bool {
+        self.target() == Target::HEADERS
+    }
+
+    #[inline]
+    fn name(&self) -> &[u8] {
+        self.name()
+    }
+
+    #[inline]
+    fn value(&self) -> &[u8] {
+        self.value()
+    }
+
+    #[inline]
+    fn edit<'r>(&self, name: &'r [u8], value: &'r [u8]) -> Edit<'r> {
+        let sensitive = false;
+        match self.kind() {
+            abi::OpKind::HEADER_SET => Edit::Set {
+                name,
+                value,
+                sensitive,
+            },
+            abi::OpKind::HEADER_ADD => Edit::Add {
+                name,
+                value,
+                sensitive,
+            },
+            _ => Edit::Delete { name },
+        }
+    }
+}
+
+impl NamedOp for Op<'_> {
+    fn edits_head(&self) -> bool {
+        matches!(
+            self.kind,
+            OpKind::Set {
+                target: Target::HEADERS,
+                ..
+            } | OpKind::Add {
+                target: Target::HEADERS,
+                ..
+            } | OpKind::Delete {
+                target: Target::HEADERS,
+                ..
+            }
+        )
+    }
+
+    fn name(&self) -> &[u8] {
+        match self.kind {
+            OpKind::Set { name, .. } | OpKind::Add { name, .. } | OpKind::Delete { name, .. } => {
+                name
+            }
+            _ => &[],
+        }
+    }
+
+    fn value(&self) -> &[u8] {
+        match self.kind {
+            OpKind::Set { value, .. } | OpKind::Add { value, .. } => value,
+            _ => &[],
+        }
+    }
+
+    fn edit<'r>(&self, name: &'r [u8], value: &'r [u8]) -> Edit<'r> {
+        let sensitive = self.sensitive;
+        match self.kind {
+            OpKind::Set { .. } => Edit::Set {
+                name,
+                value,
+                sensitive,
+            },
+            OpKind::Add { .. } => Edit::Add {
+                name,
+                value,
+                sensitive,
+            },
+            _ => Edit::Delete { name },
+        }
+    }
 }
 
 fn touches_what_replies_ask(edit: &Edit<'_>) -> bool {
