@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::child::{self, Order};
-use crate::report::{html, human, machine, verify};
+use crate::report::{badge, html, human, machine, verify};
 use crate::sandbox::{self, CaseResult, Status};
 use crate::suite::{self, Plan, Verdict};
 use crate::{cases, coverage, elf, explain, fuzz, rules, selftest, subject};
@@ -153,6 +153,9 @@ struct Guest {
     /// Write one page of HTML to a file.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write a badge as SVG to a file.
+    #[arg(long, value_name = "FILE")]
+    badge: Option<PathBuf>,
     /// Write annotations for GitHub's actions to standard output.
     #[arg(long)]
     github: bool,
@@ -579,6 +582,9 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
     write(&g.junit, &|| machine::junit(&report))?;
     write(&g.tap, &|| Ok(machine::tap(&report)))?;
     write(&g.html, &|| Ok(html::page(&report)))?;
+    write(&g.badge, &|| {
+        Ok(badge::svg(&report, human::is_whole(&report)))
+    })?;
     if g.github {
         print!("{}", machine::github(&report));
     }

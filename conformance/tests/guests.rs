@@ -282,6 +282,76 @@ fn reports_can_be_verified_and_not_forged() {
     assert!(said.contains("cannot read"), "{said}");
 }
 
+/// What a reader of TAP makes of it: perl's, which comes with every Debian and every macOS.
+fn prove(file: &str) -> Option<bool> {
+    let out = Command::new("prove").args(["-e", "cat", file]).output();
+    out.ok().map(|o| o.status.success())
+}
+
+#[test]
+fn reports_are_what_their_readers_expect() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |n: &str| dir.path().join(n).display().to_string();
+    let (xml, tap, html, svg) = (file("r.xml"), file("r.tap"), file("r.html"), file("r.svg"));
+    let run = |library: &Path, more: &[&str]| {
+        let mut args = vec![
+            "--junit", &xml, "--tap", &tap, "--html", &html, "--badge", &svg,
+        ];
+        args.extend_from_slice(more);
+        guest(library, &args)
+    };
+    let suite = || {
+        let text = std::fs::read_to_string(&xml).unwrap();
+        let all = junit_parser::from_reader(std::io::Cursor::new(text)).unwrap();
+        assert_eq!(all.suites.len(), 1);
+        all.suites.into_iter().next().unwrap()
+    };
+    let read = |f: &str| std::fs::read_to_string(f).unwrap();
+
+    let good = bad(dir.path(), "GOOD");
+    let (out, text) = run(&good, &["--level", "L1"]);
+    assert_eq!(code(&out), 0, "{text}");
+    let s = suite();
+    assert_eq!((s.failures, s.errors), (0, 0));
+    assert_eq!(s.cases.last().unwrap().name, "verdict");
+    assert!(s.cases.last().unwrap().status.is_success());
+    assert_ne!(prove(&tap), Some(false));
+    assert!(read(&svg).contains("conformant L1"), "{}", read(&svg));
+    assert!(read(&html).contains("CONFORMANT") && !read(&html).contains("<h2>Findings"));
+
+    // A few cases that pass are not called conformant.
+    run(&good, &["--only", "load/table"]);
+    assert!(read(&svg).contains("selected cases pass"), "{}", read(&svg));
+
+    let broken = build(dir.path(), "mutants/guest/c/guest.c", "M_status_101");
+    let (out, text) = run(&broken, &["--only", "run/exchanges", "--github"]);
+    assert_eq!(code(&out), 1, "{text}");
+    let s = suite();
+    assert_eq!(s.failures, 2, "the case and the verdict");
+    let failure = s.cases[0].status.failure_as_ref();
+    assert_eq!(failure.failure_type, "PXG-RPL-001");
+    assert!(failure.message.contains("101"), "{failure:?}");
+    assert_ne!(prove(&tap), Some(true));
+    assert!(read(&svg).contains("not conformant"));
+    let page = read(&html);
+    assert!(page.contains("href=\"#PXG-RPL-001\"") && page.contains("id=\"PXG-RPL-001\""));
+    assert!(page.contains("--only run/exchanges --seed 0x5eed1234"));
+    let annotation = text
+        .lines()
+        .find(|l| l.starts_with("::error "))
+        .unwrap_or_else(|| panic!("{text}"));
+    let (properties, message) = annotation[8..].split_once("::").unwrap();
+    assert_eq!(properties, "title=PXG-RPL-001 run/exchanges");
+    assert!(message.contains("%0A"), "{annotation}");
+
+    // Nothing but what does not apply is not green for any of them.
+    let (out, text) = run(&good, &["--only", "async"]);
+    assert_eq!(code(&out), 4, "{text}");
+    assert_eq!(suite().failures, 1);
+    assert_ne!(prove(&tap), Some(true));
+    assert!(read(&svg).contains("incomplete"));
+}
+
 #[test]
 fn nothing_run_is_never_green_and_slips_are_understood() {
     let dir = tempfile::tempdir().unwrap();

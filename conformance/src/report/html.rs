@@ -1,11 +1,13 @@
-//! One file of HTML: the rules of the guest's side, what was found, and how to repeat it.
+//! One file of HTML: the verdict, what was found and how to repeat it, the cases, the rules.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::coverage;
+use crate::finding::Finding;
 use crate::rules;
 use crate::sandbox::{CaseResult, Status};
-use crate::suite::Report;
+use crate::suite::{Report, Verdict};
 
 fn escape(t: &str) -> String {
     t.replace('&', "&amp;")
@@ -14,21 +16,20 @@ fn escape(t: &str) -> String {
         .replace('"', "&quot;")
 }
 
-const STYLE: &str = "
-:root{--fg:#1c1e21;--bg:#fff;--line:#d9dce1;--dim:#5f6670;--ok:#14713d;--bad:#b3261e;--warn:#8a5a00;--soft:#f5f6f8}
-@media(prefers-color-scheme:dark){:root{--fg:#e6e8eb;--bg:#16181b;--line:#363a40;--dim:#9aa2ad;--ok:#5fd08f;--bad:#ff8a80;--warn:#f0b860;--soft:#1f2226}}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);margin:0 auto;max-width:76rem;padding:1rem 1.25rem 4rem}
-h1{font-size:1.4rem;margin:.5rem 0}h2{font-size:1.1rem;margin:2rem 0 .5rem}
-code,pre{font:.85em/1.45 ui-monospace,monospace}pre{background:var(--soft);padding:.75rem;overflow-x:auto;border-radius:4px}
-.verdict{font-size:1.2rem;font-weight:600;padding:.6rem .8rem;border-left:5px solid;background:var(--soft);margin:1rem 0}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1rem;margin:.5rem 0}dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
-table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.35rem .5rem;border-bottom:1px solid var(--line)}
-th{font-weight:600;position:sticky;top:0;background:var(--bg)}td.s{white-space:nowrap;font-weight:600}
-.pass{color:var(--ok)}.fail{color:var(--bad)}.warn{color:var(--warn)}.none{color:var(--dim);font-weight:400}
-.scroll{overflow-x:auto}details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
-@media(max-width:40rem){dl{grid-template-columns:1fr}dt{margin-top:.4rem}table.r thead{display:none}table.r tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}table.r td{display:block;border:0;padding:.1rem 0}}
-";
+/// Text with what stands between backticks as code.
+fn prose(t: &str) -> String {
+    let mut out = String::new();
+    for (i, part) in escape(t).split('`').enumerate() {
+        if i % 2 == 1 {
+            let _ = write!(out, "<code>{part}</code>");
+        } else {
+            out.push_str(part);
+        }
+    }
+    out
+}
+
+const STYLE: &str = include_str!("page.css");
 
 fn class(s: Status) -> &'static str {
     match s {
@@ -64,61 +65,359 @@ fn of_rule(r: &Report, id: &str) -> (String, &'static str) {
 
 /// The page.
 pub(crate) fn page(r: &Report) -> String {
+    let name = escape(&r.guest.file_name().unwrap_or_default().to_string_lossy());
     let mut out = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>{name}: {verdict}</title><style>{STYLE}</style></head><body>\
-         <h1>{name}</h1><div class=\"verdict {class}\">{verdict}{because}</div><dl>",
-        name = escape(&r.guest.file_name().unwrap_or_default().to_string_lossy()),
-        verdict = r.verdict.name(),
-        class = if r.verdict.code() == 0 {
-            "pass"
-        } else {
-            "fail"
-        },
-        because = if r.because.is_empty() {
-            String::new()
-        } else {
-            format!(": {}", escape(&r.because))
-        },
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <meta name=\"color-scheme\" content=\"light dark\">\
+         <title>{name}: {}</title>\n<style>{STYLE}</style></head>\n<body><main>\n",
+        r.verdict.name()
     );
-    let filters = r.info.filters.join(", ");
-    let rows = [
-        ("guest", format!("{} {}", r.info.name, r.info.version)),
-        ("filters", filters),
-        (
-            "level",
-            format!("L{} asked for, L{} reached", r.level, r.reached()),
-        ),
-        ("ABI", r.abi.clone()),
-        ("suite", format!("pxg-conformance {}", r.suite)),
-        ("sha256", r.sha256.clone()),
-        ("seed", format!("{:#x}", r.seed)),
-        ("machine", r.machine.clone()),
-        ("detectors", r.detectors.join(", ")),
-        ("time", format!("{:.1} s", r.ms as f64 / 1000.0)),
-    ];
-    for (k, v) in rows {
-        let _ = write!(out, "<dt>{k}</dt><dd>{}</dd>", escape(v.trim()));
-    }
-    out.push_str("</dl>");
+    head(&mut out, r, &name);
     findings(&mut out, r);
-    out.push_str("<h2>Rules</h2><table class=\"r\"><thead><tr><th>rule</th><th>result</th><th>what it says</th><th>cases</th></tr></thead><tbody>");
-    for rule in rules::all().iter().filter(|x| x.binds_guests()) {
+    cases(&mut out, r);
+    rule_table(&mut out, r);
+    facts(&mut out, r);
+    out.push_str("</main></body></html>\n");
+    out
+}
+
+const LEVELS: [&str; 5] = ["loads", "core", "memory", "async", "stress"];
+
+fn head(out: &mut String, r: &Report, name: &str) {
+    let (colour, symbol) = match r.verdict {
+        Verdict::Conformant => ("pass", "✓"),
+        Verdict::NotConformant => ("fail", "✗"),
+        Verdict::Incomplete | Verdict::SuiteError => ("warn", "!"),
+    };
+    let about: Vec<String> = [
+        format!("{} {}", r.info.name, r.info.version)
+            .trim()
+            .to_string(),
+        if r.go {
+            "Go runtime".into()
+        } else {
+            String::new()
+        },
+        match r.info.filters.len() {
+            0 => String::new(),
+            1 => format!("filter {}", r.info.filters[0]),
+            n => format!("{n} filters: {}", r.info.filters.join(", ")),
+        },
+    ]
+    .into_iter()
+    .filter(|t| !t.is_empty())
+    .map(|t| escape(&t))
+    .collect();
+    let _ = write!(
+        out,
+        "<header><p class=\"kind\">proxy_golang ABI {} conformance</p><h1>{name}</h1><p class=\"about\">{}</p></header>\n\
+         <section class=\"verdict {colour}\"><p class=\"word\"><span class=\"mark\" aria-hidden=\"true\">{symbol}</span>{}</p>",
+        escape(&r.abi),
+        about.join(" · "),
+        r.verdict.name()
+    );
+    if !r.because.is_empty() {
+        let _ = write!(out, "<p>{}</p>", prose(&r.because));
+    }
+    // Each level that was asked for: reached, or not.
+    out.push_str("<ol class=\"levels\">");
+    let reached = r.reached();
+    for level in 1..=r.level {
+        let ran = r.cases.iter().any(|c| c.level == level);
+        let (class, what) = match (level <= reached, ran) {
+            (true, true) => ("pass", "reached"),
+            (_, false) => ("none", "no case ran"),
+            (false, true) => ("fail", "not reached"),
+        };
+        let _ = write!(
+            out,
+            "<li class=\"{class}\" title=\"{what}\"><b>L{level}</b> {}</li>",
+            LEVELS[usize::from(level - 1).min(4)]
+        );
+    }
+    out.push_str("</ol>");
+    bar(out, r);
+    out.push_str("</section>\n");
+}
+
+/// How many cases ended how, as a bar with its legend.
+fn bar(out: &mut String, r: &Report) {
+    let mut by: Vec<(&str, &str, usize)> = Vec::new();
+    for s in [
+        Status::Fail,
+        Status::Crash,
+        Status::Timeout,
+        Status::UnexpectedPass,
+        Status::SuiteError,
+        Status::Warn,
+        Status::Blocked,
+        Status::Pass,
+        Status::ExpectedFailure,
+        Status::Skip,
+        Status::NotApplicable,
+    ] {
+        let n = r.count(s);
+        if n > 0 {
+            by.push((s.name(), class(s), n));
+        }
+    }
+    out.push_str("<div class=\"bar\" aria-hidden=\"true\">");
+    for (_, class, n) in &by {
+        let _ = write!(out, "<i class=\"{class}\" style=\"flex:{n}\"></i>");
+    }
+    out.push_str("</div><p class=\"legend\">");
+    for (name, class, n) in &by {
+        let _ = write!(
+            out,
+            "<span><i class=\"{class}\"></i><b>{n}</b> {}</span>",
+            name.to_lowercase()
+        );
+    }
+    let _ = write!(
+        out,
+        "<span class=\"none\">in {:.1} s</span></p>",
+        r.ms as f64 / 1000.0
+    );
+}
+
+/// Findings that are the same but for numbers: how often, and in which cases.
+struct Group<'a> {
+    first: &'a Finding,
+    case: &'a CaseResult,
+    cases: Vec<&'a CaseResult>,
+}
+
+fn place(f: &Finding) -> Option<&str> {
+    f.detail
+        .iter()
+        .find_map(|d| Some(d.strip_prefix("by ")?.split_once(": ")?.1))
+}
+
+fn groups(r: &Report) -> Vec<Group<'_>> {
+    let mut by: BTreeMap<(String, String), Group<'_>> = BTreeMap::new();
+    for c in &r.cases {
+        for f in &c.findings {
+            let what = place(f).map_or_else(
+                || f.title.replace(|c: char| c.is_ascii_digit(), "#"),
+                str::to_string,
+            );
+            let g = by.entry((f.rule.clone(), what)).or_insert(Group {
+                first: f,
+                case: c,
+                cases: Vec::new(),
+            });
+            // The case that is about the rule stands for those that met it by the way.
+            let about = |c: &CaseResult| c.rules.contains(&f.rule);
+            if about(c) && !about(g.case) {
+                (g.first, g.case) = (f, c);
+            }
+            if !g.cases.iter().any(|x| x.case == c.case) {
+                g.cases.push(c);
+            }
+        }
+    }
+    let mut all: Vec<Group<'_>> = by.into_values().collect();
+    all.sort_by_key(|g| {
+        (
+            !g.case.status.is_bad(),
+            std::cmp::Reverse(g.cases.len()),
+            g.first.rule.clone(),
+        )
+    });
+    all
+}
+
+fn findings(out: &mut String, r: &Report) {
+    let all = groups(r);
+    let silent: Vec<&CaseResult> = r
+        .cases
+        .iter()
+        .filter(|c| {
+            c.findings.is_empty()
+                && (c.status.is_bad() || matches!(c.status, Status::SuiteError | Status::Blocked))
+        })
+        .collect();
+    if all.is_empty() && silent.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "<section><h2>Findings <span class=\"count\">{}</span></h2>",
+        all.len() + silent.len()
+    );
+    for g in &all {
+        finding(out, r, g);
+    }
+    for c in silent {
+        let _ = writeln!(
+            out,
+            "<article class=\"finding {}\"><h3><span class=\"tag\">{}</span> <code>{}</code></h3><p>{}</p></article>",
+            class(c.status),
+            c.status.name(),
+            escape(&c.case),
+            prose(&c.reason)
+        );
+    }
+    out.push_str("</section>\n");
+}
+
+fn finding(out: &mut String, r: &Report, g: &Group<'_>) {
+    let f = g.first;
+    let rule = rules::find(&f.rule);
+    let _ = write!(
+        out,
+        "<article class=\"finding {}\"><p class=\"ids\"><span class=\"tag\">{}</span><a href=\"#{id}\">{id}</a> {}</p><h3>{}</h3>",
+        class(g.case.status),
+        g.case.status.name(),
+        rule.map(|r| r.level.name()).unwrap_or_default(),
+        prose(&f.title),
+        id = escape(&f.rule),
+    );
+    if !f.detail.is_empty() {
+        out.push_str("<ul class=\"detail\">");
+        for d in &f.detail {
+            let at = d.starts_with("by ") || d.starts_with("through ");
+            let _ = write!(
+                out,
+                "<li{}>{}</li>",
+                if at { " class=\"at\"" } else { "" },
+                escape(d)
+            );
+        }
+        out.push_str("</ul>");
+    }
+    if let Some(rule) = rule {
+        let _ = write!(out, "<blockquote>{}</blockquote>", prose(&rule.text));
+        if let Some(fix) = rule.fix_for(if r.go { "go" } else { "c" }) {
+            let _ = write!(out, "<p class=\"fix\"><b>Fix</b> {}</p>", prose(fix));
+        }
+    }
+    let _ = write!(
+        out,
+        "<p class=\"again\"><b>Again</b> <code>{}</code></p>",
+        escape(&super::human::again(r, g.case))
+    );
+    if g.cases.len() > 1 {
+        let _ = write!(
+            out,
+            "<details><summary>in {} cases</summary><p class=\"names\">",
+            g.cases.len()
+        );
+        for c in &g.cases {
+            let _ = write!(out, "<code>{}</code> ", escape(&c.case));
+        }
+        out.push_str("</p></details>");
+    } else {
+        let _ = write!(
+            out,
+            "<p class=\"names\">in <code>{}</code></p>",
+            escape(&g.case.case)
+        );
+    }
+    for (title, text) in [
+        ("What the guest printed", &g.case.output),
+        ("What its runtime says of the first access", &g.case.trace),
+    ] {
+        if !text.is_empty() {
+            let _ = write!(
+                out,
+                "<details><summary>{title}</summary><pre>{}</pre></details>",
+                escape(text)
+            );
+        }
+    }
+    out.push_str("</article>\n");
+}
+
+/// All cases, a line for each family.
+fn cases(out: &mut String, r: &Report) {
+    let mut by: BTreeMap<&str, Vec<&CaseResult>> = BTreeMap::new();
+    for c in &r.cases {
+        by.entry(c.case.split('/').next().unwrap_or(""))
+            .or_default()
+            .push(c);
+    }
+    let _ = writeln!(
+        out,
+        "<section><h2>Cases <span class=\"count\">{}</span></h2><div class=\"families\">",
+        r.cases.len()
+    );
+    for (family, cases) in by {
+        let _ = write!(out, "<h3>{}</h3><ul>", escape(family));
+        for c in cases {
+            let name = c.case.split_once('/').map_or(c.case.as_str(), |n| n.1);
+            let title = if c.reason.is_empty() {
+                format!("{} in {} ms, L{}", c.status.name(), c.ms, c.level)
+            } else {
+                format!("{} (L{}): {}", c.status.name(), c.level, c.reason)
+            };
+            let _ = write!(
+                out,
+                "<li class=\"{}\" title=\"{}\"><span class=\"s\">{}</span>{}</li>",
+                class(c.status),
+                escape(&title),
+                match class(c.status) {
+                    "pass" => "✓",
+                    "fail" => "✗",
+                    "warn" => "!",
+                    _ => "–",
+                },
+                escape(name)
+            );
+        }
+        out.push_str("</ul>\n");
+    }
+    out.push_str("</div>");
+    let reasons: Vec<&CaseResult> = r.cases.iter().filter(|c| !c.reason.is_empty()).collect();
+    if !reasons.is_empty() {
+        let _ = write!(
+            out,
+            "<details><summary>Why {} did not run, or are excused</summary><dl>",
+            match reasons.len() {
+                1 => "one of them".to_string(),
+                n => format!("{n} of them"),
+            }
+        );
+        for c in reasons {
+            let _ = write!(
+                out,
+                "<dt><code>{}</code></dt><dd>{}: {}</dd>",
+                escape(&c.case),
+                c.status.name(),
+                prose(&c.reason)
+            );
+        }
+        out.push_str("</dl></details>");
+    }
+    out.push_str("</section>\n");
+}
+
+fn rule_table(out: &mut String, r: &Report) {
+    let all: Vec<_> = rules::all().iter().filter(|x| x.binds_guests()).collect();
+    let _ = writeln!(
+        out,
+        "<section><h2>Rules <span class=\"count\">{}</span></h2><table><thead><tr><th>Rule</th><th>Result</th>\
+         <th>What it says</th><th>Cases</th></tr></thead><tbody>",
+        all.len()
+    );
+    for rule in all {
         let c = coverage::of(rule);
         let (state, class) = match (&c.untestable, c.cases.is_empty()) {
             (Some(_), true) => ("not testable".to_string(), "none"),
             (None, true) => ("no case".to_string(), "none"),
             _ => of_rule(r, &rule.id),
         };
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<tr id=\"{id}\"><td><code>{id}</code> {level}</td><td class=\"s {class}\">{state}</td><td>{text}{why}</td><td>{cases}</td></tr>",
+            "<tr id=\"{id}\"><td class=\"id\"><code>{id}</code> <small>{level}</small></td>\
+             <td class=\"state {class}\">{state}</td><td>{text}{why}</td><td class=\"names\">{cases}</td></tr>",
             id = rule.id,
             level = rule.level.name(),
-            text = escape(&rule.text),
+            text = prose(&rule.text),
             why = c
                 .untestable
-                .map(|w| format!("<br><span class=\"none\">{}</span>", escape(w)))
+                .map(|w| format!("<br><small>{}</small>", prose(w)))
                 .unwrap_or_default(),
             cases = c
                 .cases
@@ -128,37 +427,25 @@ pub(crate) fn page(r: &Report) -> String {
                 .join(" "),
         );
     }
-    out.push_str("</tbody></table><h2>Cases</h2><div class=\"scroll\"><table><thead><tr><th>case</th><th>result</th><th>level</th><th>ms</th><th></th></tr></thead><tbody>");
-    for c in &r.cases {
-        let _ = write!(
-            out,
-            "<tr><td><code>{}</code></td><td class=\"s {}\">{}</td><td>L{}</td><td>{}</td><td>{}</td></tr>",
-            escape(&c.case),
-            class(c.status),
-            c.status.name(),
-            c.level,
-            c.ms,
-            escape(&c.reason)
-        );
-    }
-    out.push_str("</tbody></table></div></body></html>\n");
-    out
+    out.push_str("</tbody></table></section>\n");
 }
 
-fn findings(out: &mut String, r: &Report) {
-    let bad: Vec<&CaseResult> = r.cases.iter().filter(|c| !c.findings.is_empty()).collect();
-    if bad.is_empty() {
-        return;
+fn facts(out: &mut String, r: &Report) {
+    out.push_str("<section><h2>This run</h2><dl>");
+    let rows = [
+        ("library", r.guest.display().to_string()),
+        ("sha256", r.sha256.clone()),
+        ("suite", format!("pxg-conformance {}", r.suite)),
+        (
+            "level",
+            format!("L{}, of which L{} is reached", r.level, r.reached()),
+        ),
+        ("seed", format!("{:#x}", r.seed)),
+        ("machine", r.machine.clone()),
+        ("detectors", r.detectors.join("; ")),
+    ];
+    for (k, v) in rows {
+        let _ = write!(out, "<dt>{k}</dt><dd>{}</dd>", escape(v.trim()));
     }
-    out.push_str("<h2>Findings</h2>");
-    for c in bad {
-        let _ = write!(
-            out,
-            "<details open><summary><span class=\"{}\">{}</span> <code>{}</code></summary><pre>{}</pre></details>",
-            class(c.status),
-            c.status.name(),
-            escape(&c.case),
-            escape(&super::human::case(r, c, false))
-        );
-    }
+    out.push_str("</dl></section>\n");
 }

@@ -94,6 +94,27 @@ fn language(r: &Report) -> &'static str {
     if r.go { "go" } else { "c" }
 }
 
+/// The line that runs a case again.
+pub(crate) fn again(r: &Report, c: &CaseResult) -> String {
+    format!(
+        "pxg-conformance guest {}{} --only {} --seed {:#x}",
+        r.guest.display(),
+        r.settings
+            .as_ref()
+            .map(|f| format!(" --config {}", f.display()))
+            .unwrap_or_default(),
+        c.case,
+        r.seed
+    )
+}
+
+/// Whether the report has every case of its level: a few that pass make nothing conformant.
+pub(crate) fn is_whole(r: &Report) -> bool {
+    cases::all()
+        .filter(|c| c.level <= r.level)
+        .all(|c| r.cases.iter().any(|x| x.case == c.name))
+}
+
 /// A case that is not as it should be, in full.
 pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
     let mut out = String::new();
@@ -119,17 +140,7 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
     }
     findings(&mut out, c, language(r));
     if c.status.is_bad() || c.status == Status::Warn {
-        let _ = writeln!(
-            out,
-            "  again  pxg-conformance guest {}{} --only {} --seed {:#x}",
-            r.guest.display(),
-            r.settings
-                .as_ref()
-                .map(|f| format!(" --config {}", f.display()))
-                .unwrap_or_default(),
-            c.case,
-            r.seed
-        );
+        let _ = writeln!(out, "  again  {}", again(r, c));
     }
     printed(&mut out, c);
     out
@@ -212,10 +223,7 @@ pub(crate) fn last(r: &Report, colour: bool) -> String {
             parts.push(format!("{} {word}", n(s)));
         }
     }
-    // A few cases that pass make nothing conformant.
-    let whole = cases::all()
-        .filter(|c| c.level <= r.level)
-        .all(|c| r.cases.iter().any(|x| x.case == c.name));
+    let whole = is_whole(r);
     let name = if r.verdict.code() == 0 && !whole {
         "THE SELECTED CASES PASS"
     } else {

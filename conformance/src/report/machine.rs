@@ -14,8 +14,18 @@ pub(crate) fn junit(r: &Report) -> anyhow::Result<String> {
     for c in &r.cases {
         let status = match c.status {
             Status::Pass | Status::ExpectedFailure | Status::Warn => TestCaseStatus::success(),
-            Status::Skip | Status::NotApplicable | Status::Blocked => TestCaseStatus::skipped(),
-            Status::SuiteError => TestCaseStatus::non_success(NonSuccessKind::Error),
+            Status::Skip | Status::NotApplicable => {
+                let mut s = TestCaseStatus::skipped();
+                s.set_message(c.reason.clone());
+                s
+            }
+            // What could not run must not look green.
+            Status::SuiteError | Status::Blocked => {
+                let mut s = TestCaseStatus::non_success(NonSuccessKind::Error);
+                s.set_type(c.status.name());
+                s.set_message(c.reason.clone());
+                s
+            }
             _ => {
                 let mut s = TestCaseStatus::non_success(NonSuccessKind::Failure);
                 if let Some(f) = c.findings.first() {
@@ -31,6 +41,14 @@ pub(crate) fn junit(r: &Report) -> anyhow::Result<String> {
         case.set_time(std::time::Duration::from_millis(c.ms));
         suite.add_test_case(case);
     }
+    // The verdict is a test of its own: a report of nothing but skipped cases is not green.
+    let mut verdict = TestCaseStatus::success();
+    if r.verdict.code() != 0 {
+        verdict = TestCaseStatus::non_success(NonSuccessKind::Failure);
+        verdict.set_type(r.verdict.name());
+        verdict.set_message(r.because.clone());
+    }
+    suite.add_test_case(TestCase::new("verdict", verdict));
     let mut report = JunitReport::new("pxg-conformance");
     report.add_test_suite(suite);
     Ok(report.to_string()?)
@@ -38,7 +56,7 @@ pub(crate) fn junit(r: &Report) -> anyhow::Result<String> {
 
 /// The Test Anything Protocol.
 pub(crate) fn tap(r: &Report) -> String {
-    let mut out = format!("TAP version 13\n1..{}\n", r.cases.len());
+    let mut out = format!("TAP version 13\n1..{}\n", r.cases.len() + 1);
     for (i, c) in r.cases.iter().enumerate() {
         let ok = if c.status.is_bad() || matches!(c.status, Status::SuiteError | Status::Blocked) {
             "not ok"
@@ -46,7 +64,7 @@ pub(crate) fn tap(r: &Report) -> String {
             "ok"
         };
         let directive = match c.status {
-            Status::Skip | Status::NotApplicable | Status::Blocked => {
+            Status::Skip | Status::NotApplicable => {
                 format!(" # SKIP {}", c.reason.replace('\n', " "))
             }
             Status::ExpectedFailure => format!(" # TODO {}", c.reason.replace('\n', " ")),
@@ -57,7 +75,18 @@ pub(crate) fn tap(r: &Report) -> String {
             let _ = writeln!(out, "# {} {}", f.rule, f.title);
         }
     }
-    let _ = writeln!(out, "# verdict {}", r.verdict.name());
+    // As in JUnit's: a run of nothing but skipped cases is not green.
+    let _ = writeln!(
+        out,
+        "{} {} - verdict: {}",
+        if r.verdict.code() == 0 {
+            "ok"
+        } else {
+            "not ok"
+        },
+        r.cases.len() + 1,
+        r.verdict.name()
+    );
     out
 }
 
@@ -68,6 +97,8 @@ pub(crate) fn github(r: &Report) -> String {
             .replace('\r', "%0D")
             .replace('\n', "%0A")
     };
+    // In a property, the characters between properties, too.
+    let property = |t: &str| escape(t).replace(':', "%3A").replace(',', "%2C");
     let mut out = String::new();
     for c in &r.cases {
         for f in &c.findings {
@@ -83,9 +114,8 @@ pub(crate) fn github(r: &Report) -> String {
             }
             let _ = writeln!(
                 out,
-                "::{kind} title={} {}::{}",
-                f.rule,
-                c.case,
+                "::{kind} title={}::{}",
+                property(&format!("{} {}", f.rule, c.case)),
                 escape(&text)
             );
         }
