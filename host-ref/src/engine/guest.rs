@@ -234,10 +234,30 @@ impl Filter {
 
 /// The filters of a stream in their configured order: request phases run forwards, response phases backwards, LOG
 /// forwards (PXG-CHN-001).
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Chain {
     /// `None` is no filter: an empty one is made, and a stream's taken out for a moment, without touching a counter.
     filters: Option<Arc<[Arc<Filter>]>>,
+}
+
+impl Clone for Chain {
+    fn clone(&self) -> Self {
+        Self {
+            filters: self.filters.clone(),
+        }
+    }
+
+    /// Most streams of a worker go through the chain of the one before: then no counter is touched.
+    #[inline]
+    fn clone_from(&mut self, other: &Self) {
+        let same = match (&self.filters, &other.filters) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            _ => false,
+        };
+        if !same {
+            self.filters.clone_from(&other.filters);
+        }
+    }
 }
 
 impl Chain {

@@ -113,6 +113,7 @@ impl<H: Fields> Stream<H> {
     }
 
     /// D09 and D11.
+    #[inline(never)]
     fn step_hold(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
         let flow = &self.flows[at.dir as usize];
         let side = &flow.sides[at.pos];
@@ -146,6 +147,7 @@ impl<H: Fields> Stream<H> {
     }
 
     /// D10 and D12.
+    #[inline(never)]
     fn step_flow(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
         let mode = self.mode(at);
         let flow = &mut self.flows[at.dir as usize];
@@ -306,6 +308,7 @@ impl<H: Fields> Stream<H> {
     }
 
     /// Everything that is here passes unseen (D14); whether there was anything.
+    #[inline(never)]
     fn pass_all(&mut self, cx: &mut Cx<'_>, chain: &Chain, at: At) -> bool {
         let flow = &mut self.flows[at.dir as usize];
         let head = flow.head_is_at(at.pos);
