@@ -8,8 +8,8 @@ use bytes::Bytes;
 use proxy_golang_abi::feature::{Feature, set_of};
 use proxy_golang_abi::{Action, BodyMode, LogLevel, Phase, Status, Target};
 use proxy_golang_host::engine::{
-    BodyLength, Chain, Cx, EventView, FieldList, FieldView, Filter, Hub, HubLimits, OpKind, Part,
-    Payload, Stream, StreamLimits, Worker,
+    BodyLength, Chain, Cx, EventView, FieldList, FieldView, Fields, Filter, Hub, HubLimits, OpKind,
+    Part, Payload, Stream, StreamLimits, Views, Worker,
 };
 use proxy_golang_host::ffi::MetricValue;
 use proxy_golang_host::loader::Host;
@@ -747,9 +747,12 @@ fn plain_case(site: &mut Site, filter: &Arc<Filter>, case: u64) -> Result<Vec<St
     site.end(stream);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     head.map(|head| {
-        let fields = head.iter().skip(3);
+        let mut views = Views::new();
+        head.view(&mut views);
+        let fields = views.iter().skip(3);
+        let mark = |f: &FieldView<'_>| if f.is_sensitive() { "!" } else { "" };
         fields
-            .map(|(name, value)| format!("{}={}", text(name), text(value)))
+            .map(|f| format!("{}={}{}", text(f.name()), text(f.value()), mark(f)))
             .collect()
     })
 }
@@ -763,7 +766,7 @@ fn edits_by_name_are_judged_as_all_others_are() {
         let mut run = |case| plain_case(&mut site, &filter, base + case);
         let case = |n: u64| format!("case={}", base + n);
         assert_eq!(run(0).unwrap(), [":path=/", &case(0)]);
-        let both = [":path=/", &case(1), "x-set=1", "x-add=2"];
+        let both = [":path=/", &case(1), "x-set=1", "x-add=2!"];
         assert_eq!(run(1).unwrap(), both);
         let before = skipped();
         assert_eq!(run(5).unwrap(), [":path=/", &case(5), "x-set=1"]);

@@ -385,6 +385,7 @@ enum Kept {
 struct KeptEdit {
     kind: OpName,
     must: bool,
+    sensitive: bool,
     name: u32,
     value: u32,
 }
@@ -436,6 +437,7 @@ impl KeptOutcome {
             edits.push(KeptEdit {
                 kind,
                 must: op.must(),
+                sensitive: op.sensitive(),
                 name: u32::try_from(name.len()).ok()?,
                 value: u32::try_from(value.len()).ok()?,
             });
@@ -461,7 +463,7 @@ impl KeptOutcome {
             let (name, behind) = rest.split_at(edit.name as usize);
             let (value, behind) = behind.split_at(edit.value as usize);
             rest = behind;
-            let sensitive = false;
+            let sensitive = edit.sensitive;
             match edit.kind {
                 OpName::Set => Edit::Set {
                     name,
@@ -495,7 +497,7 @@ impl KeptOutcome {
                     let (name, value) = (take(edit.name as usize), take(edit.value as usize));
                     Op {
                         must: edit.must,
-                        sensitive: false,
+                        sensitive: edit.sensitive,
                         kind: match edit.kind {
                             OpName::Set => OpKind::Set {
                                 target,

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use proxy_golang_abi as abi;
-use proxy_golang_abi::{Action, BodyMode, EventResult, OpFlags, Target};
+use proxy_golang_abi::{Action, BodyMode, EventResult, OpFlags, StrFlags, Target};
 
 use super::lent::Regions;
 use super::members::Limits;
@@ -31,6 +31,13 @@ impl<'a> PlainOp<'a> {
     #[inline]
     pub fn must(&self) -> bool {
         self.raw.flags.0 & OpFlags::MUST.0 != 0
+    }
+
+    /// The new value is never to be logged or indexed.
+    #[must_use]
+    #[inline]
+    pub fn sensitive(&self) -> bool {
+        self.raw.val.bytes.flags.0 & StrFlags::SENSITIVE.0 != 0
     }
 
     /// HEADERS or TRAILERS.
@@ -110,24 +117,23 @@ fn says_nothing_else(r: &EventResult) -> bool {
 #[inline]
 fn is_plain(op: &abi::Op, regions: &Regions<'_>) -> bool {
     let val = &op.val;
-    let known = match op.kind {
-        abi::OpKind::HEADER_SET | abi::OpKind::HEADER_ADD => true,
-        abi::OpKind::HEADER_DELETE => val.bytes.len == 0,
-        _ => false,
+    let marks = match op.kind {
+        abi::OpKind::HEADER_SET | abi::OpKind::HEADER_ADD => StrFlags::SENSITIVE.0,
+        abi::OpKind::HEADER_DELETE if val.bytes.len == 0 => 0,
+        _ => return false,
     };
-    known
-        && op.flags.0 & !OpFlags::MUST.0 == 0
+    op.flags.0 & !OpFlags::MUST.0 == 0
         && op.target.0 <= Target::TRAILERS.0
         && op.u0 == 0
         && val.release.is_none()
         && val.ctx == 0
-        && is_borrowed(&op.key, regions)
-        && is_borrowed(&val.bytes, regions)
+        && is_borrowed(&op.key, 0, regions)
+        && is_borrowed(&val.bytes, marks, regions)
 }
 
 #[inline]
-fn is_borrowed(s: &abi::Str, regions: &Regions<'_>) -> bool {
-    s.flags.0 == 0
+fn is_borrowed(s: &abi::Str, flags: u32, regions: &Regions<'_>) -> bool {
+    s.flags.0 & !flags == 0
         && (s.len == 0 || !s.ptr.is_null())
         && regions.check(s.ptr, s.len as usize).is_ok()
 }

@@ -11,7 +11,7 @@ static uint64_t make(uint64_t n) {
   ops[1] = (pxg_op){.kind = PXG_OP_HEADER_ADD, .key = LIT("x-add"), .val = borrowed("2")};
   switch (n) {
   case 0: return 0;
-  case 1: break;
+  case 1: ops[1].val.bytes.flags = PXG_STR_SENSITIVE; break;
   case 2: ops[1].key = LIT("X-Upper"); break;
   case 3: ops[1].key = LIT("host"); break;
   case 4: ops[1].val = borrowed("a\nb"); break;

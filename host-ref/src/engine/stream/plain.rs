@@ -195,7 +195,7 @@ impl NamedOp for PlainOp<'_> {
 
     #[inline]
     fn edit<'r>(&self, name: &'r [u8], value: &'r [u8]) -> Edit<'r> {
-        let sensitive = false;
+        let sensitive = self.sensitive();
         match self.kind() {
             abi::OpKind::HEADER_SET => Edit::Set {
                 name,
