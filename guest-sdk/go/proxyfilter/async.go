@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/internal/bridge"
 )
@@ -28,8 +29,9 @@ var (
 //
 // The function must decide by exactly one of Continue, Reply, StreamReply, More,
 // Reset and Fail. If it returns without, or panics, its stream fails (as a rule:
-// closed, with status 500), and no other. A decision answers nil if the host took it and
-// [ErrStreamGone] if the stream died first.
+// closed, with status 500), and no other. A decision answers [ErrStreamGone] if the
+// stream died first, as far as that is known: decisions made at about the same time
+// may go to the host together, and answer nil before it has judged them.
 //
 // Methods may be called from several goroutines; none of them may be used after
 // the function has returned.
@@ -39,37 +41,144 @@ type AsyncStream struct {
 	fn     func(context.Context, *AsyncStream)
 	token  uint64
 	stream uint64
+	offset uint64
 	worker uint32
 	phase  Phase
 	flags  uint32
-	offset uint64
 
-	fields, trailers []bridge.RawField
-	attrs            []bridge.Attr
-	body             []byte
-	borrowed         bool // the strings above are views of the job's memory
-	release          func()
-
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	inline bool // run by whoever hands the decision over
+	lent   bool // job is the host's, and must be given back
 	waits  bool // it is in the table of those that can be cancelled
 
 	mu      sync.Mutex
 	decided bool
-	over    bool // the function returned
+	held    bool        // the decision is in the batch and not handed over
+	over    bool        // the function returned
+	job     *bridge.Job // what it reads; nil when it is over
 	batch   bridge.Batch
+	ctx     *cancellable // made when it is first asked for
+	cause   error        // why ctx is cancelled, or would be
+
+	next *AsyncStream // in its waitShard
 }
 
+type cancellable struct {
+	context.Context
+	cancel context.CancelCauseFunc
+}
+
+// asyncContext is the context of an asynchronous function. Most functions never
+// ask for what a real one is made of.
+type asyncContext AsyncStream
+
+func (c *asyncContext) real() *cancellable {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx == nil {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		if c.cause != nil {
+			cancel(c.cause)
+		}
+		c.ctx = &cancellable{ctx, cancel}
+	}
+	return c.ctx
+}
+
+// Deadline implements context.Context: the host's is not known.
+func (c *asyncContext) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Done implements context.Context.
+func (c *asyncContext) Done() <-chan struct{} { return c.real().Done() }
+
+// Value implements context.Context. The real one answers to what context.Cause asks.
+func (c *asyncContext) Value(key any) any { return c.real().Value(key) }
+
+// Err implements context.Context.
+func (c *asyncContext) Err() error {
+	c.mu.Lock()
+	ctx, cause := c.ctx, c.cause
+	c.mu.Unlock()
+	switch {
+	case ctx != nil:
+		return ctx.Err()
+	case cause != nil:
+		return context.Canceled
+	}
+	return nil
+}
+
+func (c *asyncContext) String() string { return "proxyfilter.AsyncStream context" }
+
+// context is what the function gets. One that never blocks has no use for a
+// context that can be cancelled: if its stream is dead, its decision is answered with STALE.
+func (a *AsyncStream) context() context.Context {
+	if a.waits {
+		return (*asyncContext)(a)
+	}
+	return context.Background()
+}
+
+// cancel cancels the context, for the first cause given.
+func (a *AsyncStream) cancel(cause error) {
+	a.mu.Lock()
+	if a.cause == nil {
+		a.cause = cause
+	}
+	ctx := a.ctx
+	a.mu.Unlock()
+	if ctx != nil {
+		ctx.cancel(cause)
+	}
+}
+
+// waitShard is a part of the table of those that can be cancelled: chains of the
+// streams themselves.
 type waitShard struct {
-	mu sync.Mutex
-	m  map[uint64]*AsyncStream
+	mu     sync.Mutex
+	chains []*AsyncStream // a power of two, or none
+	n      int
 	// Tokens cancelled before their job was taken from the ring; two generations,
 	// so that those which never turn up are forgotten.
 	dead, older map[uint64]struct{}
 }
 
-func (in *instance) shard(token uint64) *waitShard {
-	return &in.waiting[(token*0x9e3779b97f4a7c15)>>60]
+func hash(token uint64) uint64 { return token * 0x9e3779b97f4a7c15 }
+
+func (in *instance) shard(token uint64) *waitShard { return &in.waiting[hash(token)>>60] }
+
+func (s *waitShard) chain(token uint64) **AsyncStream {
+	return &s.chains[hash(token)>>28&uint64(len(s.chains)-1)]
+}
+
+func (s *waitShard) put(a *AsyncStream) {
+	if s.n >= len(s.chains) {
+		old := s.chains
+		s.chains = make([]*AsyncStream, max(16, 4*len(old)))
+		for _, a := range old {
+			for a != nil {
+				next, c := a.next, s.chain(a.token)
+				a.next, *c = *c, a
+				a = next
+			}
+		}
+	}
+	c := s.chain(a.token)
+	a.next, *c = *c, a
+	s.n++
+}
+
+func (s *waitShard) take(token uint64) *AsyncStream {
+	if s.n == 0 {
+		return nil
+	}
+	for p := s.chain(token); *p != nil; p = &(*p).next {
+		if a := *p; a.token == token {
+			*p, a.next = a.next, nil
+			s.n--
+			return a
+		}
+	}
+	return nil
 }
 
 // wait enters a in the table of those that can be cancelled; false if it has been already.
@@ -77,25 +186,25 @@ func (in *instance) wait(a *AsyncStream) bool {
 	s := in.shard(a.token)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.dead[a.token]; ok {
-		delete(s.dead, a.token)
-		return false
+	if s.dead != nil || s.older != nil {
+		if _, ok := s.dead[a.token]; ok {
+			delete(s.dead, a.token)
+			return false
+		}
+		if _, ok := s.older[a.token]; ok {
+			delete(s.older, a.token)
+			return false
+		}
 	}
-	if _, ok := s.older[a.token]; ok {
-		delete(s.older, a.token)
-		return false
-	}
-	s.m[a.token] = a
+	s.put(a)
 	return true
 }
 
-func (in *instance) forget(token uint64) *AsyncStream {
+func (in *instance) forget(token uint64) {
 	s := in.shard(token)
 	s.mu.Lock()
-	a := s.m[token]
-	delete(s.m, token)
+	s.take(token)
 	s.mu.Unlock()
-	return a
 }
 
 // OnCancel is on_cancel.
@@ -103,7 +212,7 @@ func (in *instance) OnCancel(cfg, user, stream, token uint64, worker uint32) {
 	defer in.barrier("OnCancel")
 	s := in.shard(token)
 	s.mu.Lock()
-	a := s.m[token]
+	a := s.take(token)
 	if a == nil {
 		if len(s.dead) >= 1024 {
 			s.older, s.dead = s.dead, nil
@@ -112,8 +221,6 @@ func (in *instance) OnCancel(cfg, user, stream, token uint64, worker uint32) {
 			s.dead = map[uint64]struct{}{}
 		}
 		s.dead[token] = struct{}{}
-	} else {
-		delete(s.m, token)
 	}
 	s.mu.Unlock()
 	if a != nil {
@@ -132,39 +239,32 @@ func (c *callState) startAsync(fn func(context.Context, *AsyncStream)) Action {
 	case c.Enc.Len() > 0 || c.Enc.Reply() != 0:
 		return c.failf("Async after the event was changed: make the changes on the AsyncStream")
 	}
-	a := &AsyncStream{inst: c.inst, cfg: c.cfg, fn: fn, token: ev.Token, stream: ev.Stream, worker: ev.Worker,
-		phase: Phase(ev.Phase), flags: ev.Flags, offset: ev.BodyOffset,
-		fields: cloneRaw(c.Headers.F), trailers: cloneRaw(c.Trailers.F)}
+	j := &bridge.Job{Ev: *ev, Fields: cloneRaw(c.Headers.F), Trailers: cloneRaw(c.Trailers.F)}
 	if len(c.Chunks) > 0 {
-		a.body = Body{stamp: stampOf(c.Call), c: c}.Bytes()
+		j.Body = Body{stamp: stampOf(c.Call), c: c}.Bytes()
 	}
 	if len(c.Attrs) > 0 {
-		a.attrs = append(a.attrs, c.Attrs...)
-		for i := range a.attrs {
-			a.attrs[i].Value = clone(a.attrs[i].Value)
+		j.Attrs = append(j.Attrs, c.Attrs...)
+		for i := range j.Attrs {
+			j.Attrs[i].Value = clone(j.Attrs[i].Value)
 		}
 	}
-	c.async = a
+	c.async = newAsync(c.inst, c.cfg, fn, j)
 	return actPending
+}
+
+func newAsync(in *instance, cfg *config, fn func(context.Context, *AsyncStream), j *bridge.Job) *AsyncStream {
+	ev := &j.Ev
+	return &AsyncStream{inst: in, cfg: cfg, fn: fn, token: ev.Token, stream: ev.Stream, offset: ev.BodyOffset,
+		worker: ev.Worker, phase: Phase(ev.Phase), flags: ev.Flags, job: j}
 }
 
 // launch starts the function after its event has been found in order.
 func (a *AsyncStream) launch() {
-	if a.arm(); a.waits {
+	if a.waits = !a.cfg.decl.Nonblocking; a.waits {
 		a.inst.wait(a)
 	}
 	a.inst.host.Spawn(a.worker, a.cfg.decl.Nonblocking, a.run)
-}
-
-// arm makes the context. A function that never blocks has no use for one that can
-// be cancelled: if its stream is dead, its decision is answered with STALE.
-func (a *AsyncStream) arm() {
-	if a.cfg != nil && a.cfg.decl.Nonblocking {
-		a.ctx, a.cancel = context.Background(), func(error) {}
-		return
-	}
-	a.waits = true
-	a.ctx, a.cancel = context.WithCancelCause(context.Background())
 }
 
 // abandon is for a function that never started.
@@ -172,41 +272,33 @@ func (a *AsyncStream) abandon() {
 	a.decided, a.over = true, true
 }
 
-// RunJobs starts or runs events that were copied on the loop thread.
-func (in *instance) RunJobs(worker uint32, jobs []bridge.Job) (started bool) {
-	for i := range jobs {
-		if in.runJob(worker, &jobs[i]) {
-			started = true
+// RunJob runs or starts an event that was copied on the loop thread.
+func (in *instance) RunJob(j *bridge.Job, b bridge.Batch) bridge.JobState {
+	cfg := in.config(j.Ev.Config)
+	var fn func(context.Context, *AsyncStream)
+	if cfg != nil && cfg.h != nil && j.Ev.Phase < uint32(phaseCount) {
+		fn = cfg.h.async[j.Ev.Phase]
+	}
+	a := newAsync(in, cfg, fn, j)
+	if fn != nil && !cfg.decl.Nonblocking {
+		a.lent, a.waits = true, true
+		if in.wait(a) {
+			go a.run()
+			return bridge.JobRuns
 		}
+		return bridge.JobOver
 	}
-	return started
-}
-
-// runJob says whether it started a goroutine.
-func (in *instance) runJob(worker uint32, j *bridge.Job) bool {
-	ev := &j.Ev
-	a := &AsyncStream{inst: in, token: ev.Token, stream: ev.Stream, worker: ev.Worker, phase: Phase(ev.Phase),
-		flags: ev.Flags, offset: ev.BodyOffset, fields: j.Fields, trailers: j.Trailers, attrs: j.Attrs,
-		body: j.Body, borrowed: true, release: j.Release}
-	a.cfg = in.config(ev.Config)
-	if a.cfg == nil || a.cfg.h == nil || uint32(a.phase) >= uint32(phaseCount) || a.cfg.h.async[a.phase] == nil {
-		a.arm()
-		_ = a.fail(fmt.Sprintf("job for the configuration %d, which has no asynchronous method for the %s", ev.Config, a.phase))
-		a.end()
-		return false
-	}
-	a.fn = a.cfg.h.async[a.phase]
-	if a.arm(); a.waits && !in.wait(a) {
-		a.cancel(ErrStreamGone)
-		a.end()
-		return false
-	}
-	if a.cfg.decl.Nonblocking {
+	a.inline, a.batch = true, b
+	if fn != nil {
 		a.run()
-		return false
+	} else {
+		_ = a.fail(fmt.Sprintf("job for the configuration %d, which has no asynchronous method for the %s", j.Ev.Config, a.phase))
+		a.end()
 	}
-	go a.run()
-	return true
+	if a.held {
+		return bridge.JobDecided
+	}
+	return bridge.JobOver
 }
 
 // run is the barrier round the function.
@@ -219,45 +311,72 @@ func (a *AsyncStream) run() {
 			} else {
 				_ = a.fail("runtime.Goexit in an asynchronous function")
 			}
+			a.end()
 		}
-		a.end()
 	}()
-	a.fn(a.ctx, a)
-	returned = true
-	a.mu.Lock()
-	undecided := !a.decided
-	a.mu.Unlock()
-	if undecided {
+	a.fn(a.context(), a)
+	if !a.ended() {
 		// If the stream died meanwhile the host answers STALE, and nothing is logged.
 		_ = a.fail(fmt.Sprintf("an asynchronous function of filter %q returned without a decision", a.cfg.env.Filter))
+		a.end()
 	}
+	returned = true
+}
+
+// ended ends a unless it is undecided.
+func (a *AsyncStream) ended() bool {
+	a.mu.Lock()
+	if !a.decided {
+		a.mu.Unlock()
+		return false
+	}
+	a.endLocked()
+	return true
 }
 
 func (a *AsyncStream) end() {
 	a.mu.Lock()
+	a.endLocked()
+}
+
+// endLocked unlocks a.
+func (a *AsyncStream) endLocked() {
 	a.over = true
-	if a.batch != nil {
-		a.inst.host.Discard(a.batch)
-		a.batch = nil
+	b, j, ctx := a.batch, a.job, a.ctx
+	a.batch, a.job = nil, nil
+	if a.cause == nil {
+		a.cause = errReturned
 	}
-	a.fields, a.trailers, a.attrs, a.body = nil, nil, nil, nil
-	release := a.release
-	a.release = nil
 	a.mu.Unlock()
-	a.cancel(errReturned)
-	if release != nil {
-		release()
+	if b != nil && !a.inline {
+		a.inst.host.Discard(b)
+	}
+	if ctx != nil {
+		ctx.cancel(errReturned)
+	}
+	if a.lent {
+		a.inst.host.FreeJob(j)
 	}
 }
 
 // decide closes the batch with an action and hands it over.
 func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result, e *bridge.Encoder)) error {
+	return a.conclude(act, fill, false)
+}
+
+// conclude is decide. At once means that the host must have the decision before
+// anything else that the function does.
+func (a *AsyncStream) conclude(act Action, fill func(r *bridge.Result, e *bridge.Encoder), atOnce bool) error {
 	a.mu.Lock()
 	if a.decided {
 		a.mu.Unlock()
 		return ErrDecided
 	}
 	a.decided = true
+	if a.inline && atOnce {
+		// The caller of RunJob keeps its batch. What is in it counts no more.
+		a.batch = nil
+	}
 	b := a.open()
 	r, e := b.Result(), b.Enc()
 	r.Action = uint32(act)
@@ -271,11 +390,16 @@ func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result, e *bridge.E
 		r.Action = uint32(actError)
 	}
 	a.batch = nil
+	if a.inline && !atOnce {
+		a.held = true
+		a.mu.Unlock()
+		return err
+	}
 	a.mu.Unlock()
 	if a.waits {
 		a.inst.forget(a.token)
 	}
-	code := a.inst.host.Complete(a.token, b)
+	code := a.inst.host.Complete(a.token, b, atOnce)
 	switch {
 	// A positive status is a success, also one that this version does not know.
 	case code >= bridge.OK:
@@ -289,7 +413,7 @@ func (a *AsyncStream) decide(act Action, fill func(r *bridge.Result, e *bridge.E
 	fb := a.inst.host.NewBatch(a.worker)
 	fb.Result().Action = uint32(actError)
 	fb.Enc().SetError(text)
-	a.inst.host.Complete(a.token, fb)
+	a.inst.host.Complete(a.token, fb, true)
 	return errors.New("proxyfilter: " + text)
 }
 
@@ -364,17 +488,32 @@ func (a *AsyncStream) OverLimit() bool { return a.flags&bridge.EvOverLimit != 0 
 func (a *AsyncStream) CanReply() bool { return a.flags&bridge.EvCanReply != 0 }
 
 // Get is the value of the first header field of this name, "" if there is none.
-func (a *AsyncStream) Get(name string) string { return a.get(&a.fields, name) }
+func (a *AsyncStream) Get(name string) string { return a.get(false, name) }
 
 // GetTrailer is Get for trailers.
-func (a *AsyncStream) GetTrailer(name string) string { return a.get(&a.trailers, name) }
+func (a *AsyncStream) GetTrailer(name string) string { return a.get(true, name) }
 
-func (a *AsyncStream) get(list *[]bridge.RawField, name string) string {
+// nothing is what a function that has returned can read.
+var nothing bridge.Job
+
+// read answers what can be read; the caller holds the lock.
+func (a *AsyncStream) read() *bridge.Job {
+	if a.job == nil {
+		return &nothing
+	}
+	return a.job
+}
+
+func (a *AsyncStream) get(trailers bool, name string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name = lower(name)
-	for i := range *list {
-		if f := &(*list)[i]; f.Name() == name {
+	list := a.read().Fields
+	if trailers {
+		list = a.read().Trailers
+	}
+	for i := range list {
+		if f := &list[i]; f.Name() == name {
 			return a.own(f.Value())
 		}
 	}
@@ -382,7 +521,7 @@ func (a *AsyncStream) get(list *[]bridge.RawField, name string) string {
 }
 
 func (a *AsyncStream) own(s string) string {
-	if a.borrowed {
+	if a.lent || a.inline {
 		return strings.Clone(s)
 	}
 	return s
@@ -392,28 +531,28 @@ func (a *AsyncStream) own(s string) string {
 func (a *AsyncStream) Headers() []Field {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return cloneFields(a.fields)
+	return cloneFields(a.read().Fields)
 }
 
 // Trailers are all trailer fields of the event.
 func (a *AsyncStream) Trailers() []Field {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return cloneFields(a.trailers)
+	return cloneFields(a.read().Trailers)
 }
 
 // Body is a copy of the event's view of the body.
 func (a *AsyncStream) Body() []byte {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return append([]byte(nil), a.body...)
+	return append([]byte(nil), a.read().Body...)
 }
 
 // BodyLen is the length of the event's view of the body.
 func (a *AsyncStream) BodyLen() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return len(a.body)
+	return len(a.read().Body)
 }
 
 // BodyOffset is the position of the view's first byte in the body.
@@ -424,8 +563,8 @@ func (a *AsyncStream) Attr(name string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i, w := range a.cfg.attrs {
-		if w.Name == name && i < len(a.attrs) && a.attrs[i].Present {
-			return a.own(a.attrs[i].Value)
+		if attrs := a.read().Attrs; w.Name == name && i < len(attrs) && attrs[i].Present {
+			return a.own(attrs[i].Value)
 		}
 	}
 	return ""
@@ -486,8 +625,8 @@ func (a *AsyncStream) Inject(p []byte) {
 // ReplaceBody drops the whole view and puts p in its place.
 func (a *AsyncStream) ReplaceBody(p []byte) {
 	a.edit(func(e *bridge.Encoder) {
-		if len(a.body) > 0 {
-			e.Count(bridge.OpDrop, uint64(len(a.body)))
+		if n := len(a.read().Body); n > 0 {
+			e.Count(bridge.OpDrop, uint64(n))
 		}
 		if len(p) > 0 {
 			e.Data(bridge.OpInject, 0, p)

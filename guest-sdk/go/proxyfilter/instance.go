@@ -32,9 +32,6 @@ type instance struct {
 func newInstance(h bridge.Host) *instance {
 	in := &instance{host: h}
 	in.configs.Store(new([]*config))
-	for i := range in.waiting {
-		in.waiting[i].m = map[uint64]*AsyncStream{}
-	}
 	in.live.m = map[uint64]*liveStream{}
 	return in
 }

@@ -165,10 +165,10 @@ func (a *AsyncStream) StreamReply(p Reply) (*ReplyWriter, error) {
 	// Entered first: the stream may end while Complete runs.
 	a.inst.live.add(a.stream, live)
 	a.inst.host.AddInterest(1)
-	err := a.decide(actReply, func(_ *bridge.Result, e *bridge.Encoder) {
+	err := a.conclude(actReply, func(_ *bridge.Result, e *bridge.Encoder) {
 		e.Drop()
 		e.SetReply(p.Status, p.flags()|bridge.ReplyOpen, p.GRPCStatus, p.Header, p.Trailers, p.Body, p.Details)
-	})
+	}, true)
 	if err != nil {
 		w.finish()
 		return nil, err

@@ -70,6 +70,7 @@ type Host struct {
 	tokens   map[uint64]*token
 	next     uint64
 	streams  map[uint64]*stream
+	jobs     map[*bridge.Job]*views
 	running  int
 	interest int
 	logs     []string
@@ -111,7 +112,7 @@ func Refused(t testing.TB, filter, config string, opts ...Option) string {
 
 func prepare(t testing.TB, seed uint64, opts []Option) *Host {
 	h := &Host{t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 0x70786774657374)), changed: make(chan struct{}),
-		tokens: map[uint64]*token{}, streams: map[uint64]*stream{}, next: 1}
+		tokens: map[uint64]*token{}, streams: map[uint64]*stream{}, jobs: map[*bridge.Job]*views{}, next: 1}
 	for n := range bridge.FeatureCount {
 		h.features.Set(n)
 	}
@@ -333,7 +334,7 @@ func (h *Host) NewBatch(uint32) bridge.Batch {
 func (h *Host) Discard(b bridge.Batch) { b.Enc().Drop() }
 
 // Complete implements the bridge.
-func (h *Host) Complete(tok uint64, bb bridge.Batch) int32 {
+func (h *Host) Complete(tok uint64, bb bridge.Batch, _ bool) int32 {
 	b := bb.(*batch)
 	v := b.mem.decode(&b.res, &b.enc)
 	h.mu.Lock()
@@ -524,14 +525,34 @@ func (h *Host) bury(v *views) {
 // runJob takes the way of a filter whose phase is asynchronous only.
 func (h *Host) runJob(c *bridge.Call, lent *views) {
 	h.started()
-	j := bridge.Job{Ev: *c.Ev, Fields: c.Headers.F, Trailers: c.Trailers.F, Attrs: c.Attrs, Release: func() {
-		h.bury(lent)
-		h.ended()
-	}}
+	j := &bridge.Job{Ev: *c.Ev, Fields: c.Headers.F, Trailers: c.Trailers.F, Attrs: c.Attrs}
 	for _, b := range c.Chunks {
 		j.Body = append(j.Body, b...)
 	}
-	go h.inst.RunJobs(0, []bridge.Job{j})
+	h.mu.Lock()
+	h.jobs[j] = lent
+	h.mu.Unlock()
+	go func() {
+		b := h.NewBatch(0)
+		state := h.inst.RunJob(j, b)
+		if state == bridge.JobRuns {
+			return
+		}
+		h.FreeJob(j)
+		if state == bridge.JobDecided {
+			h.Complete(j.Ev.Token, b, true)
+		}
+	}()
+}
+
+// FreeJob implements the bridge.
+func (h *Host) FreeJob(j *bridge.Job) {
+	h.mu.Lock()
+	lent := h.jobs[j]
+	delete(h.jobs, j)
+	h.mu.Unlock()
+	h.bury(lent)
+	h.ended()
 }
 
 // wait is for a completion, or for the test's cancelling of the stream.

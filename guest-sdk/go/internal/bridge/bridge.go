@@ -130,10 +130,13 @@ type Host interface {
 	CanApply() bool
 
 	NewBatch(worker uint32) Batch
-	// Complete and Apply consume the batch, also when they refuse it.
-	Complete(token uint64, b Batch) int32
+	// Complete and Apply consume the batch, also when they refuse it. A completion
+	// may be answered OK and go to the host a moment later, unless it is to go at once.
+	Complete(token uint64, b Batch, atOnce bool) int32
 	Apply(stream uint64, b Batch) int32
 	Discard(b Batch)
+	// FreeJob gives back a job that RunJob left running.
+	FreeJob(j *Job)
 	Wake(stream, arg uint64) int32
 
 	// DefineMetric answers the id of a metric, or a status.
@@ -156,15 +159,28 @@ type Host interface {
 const UserInterest uint64 = 1
 
 // Job is an event that was copied without entering Go, because its filter takes
-// that phase asynchronously only. Fields and the rest are views of the job's
-// memory, which Release gives back.
+// that phase asynchronously only. It and all that it points to are views of memory
+// that may be C's: they are read only, and die with Host.FreeJob.
 type Job struct {
+	Next             *Job // a younger one of the same worker
 	Ev               Event
 	Fields, Trailers []RawField
 	Attrs            []Attr
 	Body             []byte
-	Release          func()
 }
+
+// JobState says what became of a job.
+type JobState int
+
+// The states of a job.
+const (
+	// JobRuns says that a goroutine has the job, and frees it.
+	JobRuns JobState = iota
+	// JobDecided says that the job is over and that its decision is in the batch.
+	JobDecided
+	// JobOver says that the job is over and that nothing is left to hand over.
+	JobOver
+)
 
 // ConfigIn is what on_config_new is called with.
 type ConfigIn struct {
@@ -210,9 +226,9 @@ type Instance interface {
 	ConfigDrop(config uint64)
 	// OnEvent never panics: what a filter does is answered as ActError.
 	OnEvent(c *Call)
-	// RunJobs takes copied events. They are started or run, in order; started
-	// says whether goroutines are under way.
-	RunJobs(worker uint32, jobs []Job) (started bool)
+	// RunJob runs a copied event if its function never blocks, with b for its
+	// decision, or else starts it. The caller keeps b, and frees the job unless it runs.
+	RunJob(j *Job, b Batch) JobState
 	OnCancel(config, user, stream, token uint64, worker uint32)
 	OnStreamEnd(config, user, stream uint64, worker uint32)
 	OnWorker(worker uint32, up bool)

@@ -50,10 +50,15 @@ func newBatch(worker uint32) *batch {
 			buf: unsafe.Slice((*byte)(unsafe.Add(p, head+batchOps*bridge.OpSize)), batchBytes)}
 	}
 	b.worker = worker
+	b.reset()
+	return b
+}
+
+// reset makes b ready for another completion.
+func (b *batch) reset() {
 	*b.res = bridge.Result{Size: uint32(unsafe.Sizeof(bridge.Result{}))}
 	b.enc.Init(b)
 	b.enc.Reset(b.ops, uintptr(unsafe.Pointer(unsafe.SliceData(b.ops))), b.buf, uintptr(unsafe.Pointer(unsafe.SliceData(b.buf))))
-	return b
 }
 
 func (b *batch) Result() *bridge.Result { return b.res }
@@ -65,19 +70,30 @@ func (b *batch) seal() *C.pxg_result {
 	return (*C.pxg_result)(unsafe.Pointer(b.res))
 }
 
-// recycle is called after the host has copied what is in b; owned buffers are the host's.
+// clean is called after the host has copied what is in b; owned buffers are the host's.
+func (b *batch) clean() {
+	if len(b.more) > 0 {
+		for _, p := range b.more {
+			C.free(p)
+		}
+		b.more = b.more[:0]
+	}
+}
+
 func (b *batch) recycle() {
-	for _, p := range b.more {
-		C.free(p)
-	}
-	b.more = b.more[:0]
+	b.clean()
+	freeBatches([]*batch{b})
+}
+
+const maxFreeBatches = 512
+
+// freeBatches takes clean batches.
+func freeBatches(list []*batch) {
 	batchPool.Lock()
-	if len(batchPool.free) < 512 {
-		batchPool.free = append(batchPool.free, b)
-		b = nil
-	}
+	n := min(len(list), maxFreeBatches-len(batchPool.free))
+	batchPool.free = append(batchPool.free, list[:n]...)
 	batchPool.Unlock()
-	if b != nil {
+	for _, b := range list[n:] {
 		C.free(unsafe.Pointer(b.res))
 	}
 }

@@ -31,16 +31,17 @@ type consumer struct {
 	mu   sync.Mutex
 	jobs []goJob // pushed by the Go side
 
-	// While a batch of jobs is started and run, completions are collected, and
-	// then go to the host in one call.
-	doneMu     sync.Mutex
-	collecting bool
-	began      time.Time
-	done       []pending
-	free       []*C.pxgo_job
+	// Of the consumer's goroutine alone: what it has run itself, and batches for it.
+	ran  gathered
+	free []*batch
 
-	callMu sync.Mutex
-	calls  []C.pxgo_done // maxCollect, in C memory
+	// While the goroutines of a batch of jobs run, their completions are collected,
+	// and then go to the host in one call.
+	collecting atomic.Bool // changed under doneMu
+	doneMu     sync.Mutex
+	began      time.Time
+	done       *gathered
+	idle       []*gathered
 }
 
 type goJob struct {
@@ -48,102 +49,120 @@ type goJob struct {
 	nonblocking bool
 }
 
-type pending struct {
-	token uint64
-	b     *batch
+// gathered is completions for one call.
+type gathered struct {
+	n       int
+	calls   []C.pxgo_done // maxCollect, in C memory
+	batches [maxCollect]*batch
 }
 
 const (
 	maxCollect = 128
-	// A goroutine that computes can keep the consumer from its turn: what has been
-	// collected for this long goes with the next completion.
+	// Whoever computes can keep the consumer from its turn: what has been gathered
+	// for this long goes to the host.
 	maxHold = 200 * time.Microsecond
 )
 
+func (g *gathered) add(token uint64, b *batch) {
+	if g.calls == nil {
+		g.calls = unsafe.Slice((*C.pxgo_done)(C.calloc(maxCollect, C.sizeof_pxgo_done)), maxCollect)
+	}
+	d := &g.calls[g.n]
+	d.token, d.code = C.uint64_t(token), 0
+	*(*uintptr)(unsafe.Pointer(&d.result)) = uintptr(unsafe.Pointer(b.seal()))
+	g.batches[g.n] = b
+	g.n++
+}
+
+// ripe says whether g has waited enough. It looks at the clock when there is twice
+// as much as at the last time: so nothing waits much longer than twice the limit
+// if the jobs are alike, and short ones do not pay for it.
+func (g *gathered) ripe(began time.Time) bool {
+	return g.n == maxCollect || g.n&(g.n-1) == 0 && time.Since(began) >= maxHold
+}
+
+// hand gives what was gathered to the host. The batches can then be used again.
+func (c *consumer) hand(g *gathered) []*batch {
+	n := g.n
+	if n == 0 {
+		return nil
+	}
+	g.n = 0
+	C.pxgo_complete_many(c.host.c, unsafe.SliceData(g.calls), C.uint64_t(n))
+	for i := range g.calls[:n] {
+		d := &g.calls[i]
+		// A positive status is a success, also one that this version does not know.
+		if d.code < 0 && d.code != C.PXG_E_STALE {
+			c.refused(uint64(d.token))
+		}
+		g.batches[i].clean()
+	}
+	return g.batches[:n]
+}
+
 // collect takes a completion if its batch is being collected just now.
 func (c *consumer) collect(token uint64, b *batch) bool {
+	if !c.collecting.Load() {
+		return false
+	}
 	c.doneMu.Lock()
-	if !c.collecting {
+	g := c.done
+	if g == nil {
 		c.doneMu.Unlock()
 		return false
 	}
-	c.done = append(c.done, pending{token, b})
-	if len(c.done) < maxCollect && time.Since(c.began) < maxHold {
+	g.add(token, b)
+	if !g.ripe(c.began) {
 		c.doneMu.Unlock()
 		return true
 	}
-	done, free := c.take()
+	if g.n == maxCollect {
+		c.done = c.fresh()
+	} else {
+		c.endCollect()
+	}
 	c.doneMu.Unlock()
-	c.hand(done, free)
+	c.handCollected(g)
 	return true
 }
 
-func (c *consumer) release(j *C.pxgo_job) {
+func (c *consumer) beginCollect() {
 	c.doneMu.Lock()
-	if c.collecting {
-		c.free = append(c.free, j)
-		c.doneMu.Unlock()
-		return
+	c.began = time.Now()
+	c.done = c.fresh()
+	c.collecting.Store(true)
+	c.doneMu.Unlock()
+}
+
+// fresh needs doneMu, as endCollect does.
+func (c *consumer) fresh() (g *gathered) {
+	if n := len(c.idle); n > 0 {
+		g, c.idle = c.idle[n-1], c.idle[:n-1]
+		return g
 	}
-	c.doneMu.Unlock()
-	C.pxgo_job_free(j)
+	return &gathered{}
 }
 
-func (c *consumer) collectNow() {
-	c.doneMu.Lock()
-	c.collecting, c.began = true, time.Now()
-	c.doneMu.Unlock()
-}
-
-// take ends the collecting; the caller holds doneMu.
-func (c *consumer) take() ([]pending, []*C.pxgo_job) {
-	done, free := c.done, c.free
-	c.collecting, c.done, c.free = false, nil, nil
-	return done, free
+func (c *consumer) endCollect() {
+	c.done = nil
+	c.collecting.Store(false)
 }
 
 // flush hands over what was collected.
 func (c *consumer) flush() {
 	c.doneMu.Lock()
-	done, free := c.take()
+	g := c.done
+	c.endCollect()
 	c.doneMu.Unlock()
-	c.hand(done, free)
+	if g != nil {
+		c.handCollected(g)
+	}
 }
 
-func (c *consumer) hand(done []pending, free []*C.pxgo_job) {
-	if n := len(done); n > 0 {
-		var bad []pending
-		c.callMu.Lock()
-		calls := c.callArray()
-		for i, d := range done {
-			calls[i].token, calls[i].code = C.uint64_t(d.token), 0
-			*(*uintptr)(unsafe.Pointer(&calls[i].result)) = uintptr(unsafe.Pointer(d.b.seal()))
-		}
-		C.pxgo_complete_many(c.host.c, unsafe.SliceData(calls), C.uint64_t(n))
-		for i, d := range done {
-			// A positive status is a success, also one that this version does not know.
-			if code := calls[i].code; code < 0 && code != C.PXG_E_STALE {
-				bad = append(bad, d)
-			}
-			d.b.recycle()
-		}
-		c.callMu.Unlock()
-		for _, d := range bad {
-			c.refused(d.token)
-		}
-	}
-	for _, j := range free {
-		C.pxgo_job_free(j)
-	}
-	clear(done)
-	clear(free)
+func (c *consumer) handCollected(g *gathered) {
+	freeBatches(c.hand(g))
 	c.doneMu.Lock()
-	if c.done == nil {
-		c.done = done[:0]
-	}
-	if c.free == nil {
-		c.free = free[:0]
-	}
+	c.idle = append(c.idle, g)
 	c.doneMu.Unlock()
 }
 
@@ -158,61 +177,89 @@ func (c *consumer) refused(token uint64) {
 	b.recycle()
 }
 
-func (c *consumer) callArray() []C.pxgo_done {
-	if c.calls == nil {
-		c.calls = unsafe.Slice((*C.pxgo_done)(C.calloc(maxCollect, C.sizeof_pxgo_done)), maxCollect)
-	}
-	return c.calls
-}
-
 // loop waits in C, not in Go's scheduler, so that a push needs no processor of Go.
 func (c *consumer) loop() {
-	var jobs []bridge.Job
 	for {
-		list := C.pxgo_wait(c.ring)
-		for {
-			jobs = jobs[:0]
-			for ; list != nil && len(jobs) < maxCollect; list = list.next {
-				jobs = append(jobs, c.job(list))
-			}
-			goJobs := c.takeGoJobs()
-			// A single job gains nothing by waiting for others.
-			if n := len(jobs) + len(goJobs); n > 1 {
-				c.collectNow()
-				if c.start(jobs, goJobs) {
-					// Lets the goroutines run until they wait for something, or are
-					// done. It also moves this one to another thread, so not for nothing.
-					runtime.Gosched()
-				}
-				c.flush()
-			} else if n == 1 {
-				c.start(jobs, goJobs)
-			}
-			clear(jobs)
-			if list == nil {
-				break
-			}
+		list := (*bridge.Job)(unsafe.Pointer(C.pxgo_wait(c.ring)))
+		goJobs := c.takeGoJobs()
+		// A single goroutine gains nothing by waiting for others.
+		collecting := len(goJobs) > 1 || list != nil && (list.Next != nil || len(goJobs) > 0)
+		if c.start(list, goJobs, collecting) && collecting {
+			// Lets the goroutines run until they wait for something, or are done. It
+			// also moves this one to another thread, so not for nothing.
+			runtime.Gosched()
+			c.flush()
 		}
 	}
 }
 
-// start says whether goroutines are under way.
-func (c *consumer) start(jobs []bridge.Job, goJobs []goJob) (started bool) {
-	if len(jobs) > 0 {
-		started = c.host.inst.RunJobs(c.worker, jobs)
+// start runs jobs, or starts them: it says whether goroutines are under way.
+func (c *consumer) start(j *bridge.Job, goJobs []goJob, collecting bool) (started bool) {
+	start := func() {
+		if !started && collecting {
+			c.beginCollect()
+		}
+		started = true
 	}
+	var began time.Time
+	if collecting {
+		began = time.Now()
+	}
+	for j != nil {
+		next, token, b := j.Next, j.Ev.Token, c.spare()
+		state := c.host.inst.RunJob(j, b)
+		if state == bridge.JobRuns {
+			start()
+			j = next
+			continue
+		}
+		c.host.FreeJob(j)
+		j = next
+		if state != bridge.JobDecided {
+			b.enc.Drop()
+			b.reset()
+			continue
+		}
+		c.free = c.free[:len(c.free)-1]
+		c.ran.add(token, b)
+		if next != nil && c.ran.ripe(began) {
+			c.handRan()
+			began = time.Now()
+		}
+	}
+	c.handRan()
 	for _, j := range goJobs {
 		if j.nonblocking {
 			j.f()
 		} else {
+			start()
 			go j.f()
-			started = true
 		}
 	}
 	return started
 }
 
+func (c *consumer) handRan() {
+	for _, b := range c.hand(&c.ran) {
+		b.reset()
+		c.free = append(c.free, b)
+	}
+}
+
+// spare is a fresh batch, the last one in c.free.
+func (c *consumer) spare() *batch {
+	if n := len(c.free); n > 0 {
+		return c.free[n-1]
+	}
+	b := newBatch(c.worker)
+	c.free = append(c.free, b)
+	return b
+}
+
 func (c *consumer) takeGoJobs() []goJob {
+	if atomic.LoadUint32((*uint32)(unsafe.Pointer(&c.ring.go_jobs))) == 0 {
+		return nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.jobs
@@ -221,15 +268,21 @@ func (c *consumer) takeGoJobs() []goJob {
 	return l
 }
 
-func (c *consumer) job(j *C.pxgo_job) bridge.Job {
-	ev := bridge.Event{Phase: uint32(j.phase), Flags: uint32(j.flags), Worker: uint32(j.worker), Config: uint64(j.config), User: uint64(j.user),
-		Stream: uint64(j.stream), Token: uint64(j.token), BodyOffset: uint64(j.body_offset)}
-	var attrs []bridge.Attr
-	if n := int(j.n_attrs); n > 0 {
-		attrs = appendAttrs(nil, j.attrs, n)
+// FreeJob gives a job back to its ring.
+func (h *host) FreeJob(job *bridge.Job) {
+	j := (*C.pxgo_job)(unsafe.Pointer(job))
+	if j.home == nil {
+		C.pxgo_job_free(j)
+		return
 	}
-	return bridge.Job{Ev: ev, Fields: fieldsView(j.fields, j.n_fields), Trailers: fieldsView(j.trailers, j.n_trailers), Attrs: attrs,
-		Body: unsafe.Slice((*byte)(j.body), int(j.body_len)), Release: func() { c.release(j) }}
+	spent, next := (*uintptr)(unsafe.Pointer(&j.home.spent)), (*uintptr)(unsafe.Pointer(&j.next))
+	for {
+		head := atomic.LoadUintptr(spent)
+		*next = head
+		if atomic.CompareAndSwapUintptr(spent, head, uintptr(unsafe.Pointer(j))) {
+			return
+		}
+	}
 }
 
 // Spawn is called inside an event. The kick follows when the event has returned,

@@ -145,9 +145,9 @@ func (h *host) Discard(b bridge.Batch) {
 	b.(*batch).recycle()
 }
 
-func (h *host) Complete(token uint64, bb bridge.Batch) int32 {
+func (h *host) Complete(token uint64, bb bridge.Batch, atOnce bool) int32 {
 	b := bb.(*batch)
-	if b.worker < C.PXGO_MAX_WORKERS && b.res.Flags&bridge.ResFlush == 0 && h.consumers[b.worker].collect(token, b) {
+	if b.worker < C.PXGO_MAX_WORKERS && !atOnce && h.consumers[b.worker].collect(token, b) {
 		return bridge.OK
 	}
 	code := C.pxgo_complete(h.c, C.uint64_t(token), b.seal())

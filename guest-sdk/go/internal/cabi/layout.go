@@ -106,6 +106,17 @@ func _() {
 	_ = same[unsafe.Offsetof(ev.Token)-unsafe.Offsetof(cev.token)]
 	_ = same[unsafe.Offsetof(ev.Arg)-unsafe.Offsetof(cev.arg)]
 	_ = same[unsafe.Offsetof(ev.BodyOffset)-unsafe.Offsetof(cev.body_offset)]
+	var j bridge.Job
+	var cj C.pxgo_job
+	_ = same[unsafe.Sizeof(bridge.Job{})-unsafe.Offsetof(cj.home)]
+	_ = same[unsafe.Offsetof(j.Next)-unsafe.Offsetof(cj.next)]
+	_ = same[unsafe.Offsetof(j.Ev)-unsafe.Offsetof(cj.ev)]
+	_ = same[unsafe.Offsetof(j.Fields)-unsafe.Offsetof(cj.fields)]
+	_ = same[unsafe.Offsetof(j.Trailers)-unsafe.Offsetof(cj.trailers)]
+	_ = same[unsafe.Offsetof(j.Attrs)-unsafe.Offsetof(cj.attrs)]
+	_ = same[unsafe.Offsetof(j.Body)-unsafe.Offsetof(cj.body)]
+	_ = same[unsafe.Sizeof(bridge.Attr{})-C.sizeof_pxgo_attr]
+	_ = same[unsafe.Offsetof(bridge.Attr{}.Present)-unsafe.Offsetof(C.pxgo_attr{}.present)]
 	var co configOut
 	var cco C.pxg_config_out
 	_ = same[unsafe.Offsetof(co.config)-unsafe.Offsetof(cco.config)]

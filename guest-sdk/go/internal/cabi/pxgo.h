@@ -9,20 +9,26 @@
 #define PXGO_MAX_WORKERS 256
 #define PXGO_USER_INTEREST 1ull /* bridge.UserInterest */
 
+/* Go's headers of slices and strings, for what Go reads in place. */
+typedef struct pxgo_slice {
+  const void *ptr;
+  uint64_t len, cap;
+} pxgo_slice;
+typedef struct pxgo_attr {
+  const uint8_t *ptr;
+  uint64_t len;
+  uint64_t present; /* a bool and its padding */
+} pxgo_attr;
+
 /* An event copied on the loop thread, for a filter that takes its phase
- * asynchronously only. One allocation; all pointers point into it. */
+ * asynchronously only. One allocation; all pointers point into it. Up to where it
+ * says otherwise this is bridge.Job, which Go only reads. */
 typedef struct pxgo_job {
   struct pxgo_job *next;
-  uint32_t phase, flags, worker, reserved0;
-  uint64_t config, user, stream, token, body_offset;
-  const pxg_field *fields;
-  uint64_t n_fields;
-  const pxg_field *trailers;
-  uint64_t n_trailers;
-  const pxg_str *attrs;
-  uint64_t n_attrs;
-  const uint8_t *body;
-  uint64_t body_len;
+  pxg_event ev; /* its pointers are NULL */
+  pxgo_slice fields, trailers, attrs, body;
+  /* Not Go's: */
+  struct pxgo_ring *home; /* NULL: not one of the ring's blocks */
 } pxgo_job;
 
 /* A worker's way into Go. Loop threads push, one consumer takes. */
@@ -33,8 +39,13 @@ typedef struct pxgo_ring {
   uint32_t sleeping;  /* atomic, futex; the consumer waits or is about to */
   uint32_t running;   /* atomic; there is a consumer */
   uint32_t kicks;     /* atomic; futex wake-ups, for the tests */
+  uint32_t blocks;    /* atomic; that the ring has in all */
+  pxgo_job *spare;    /* what the loop thread has taken of spent; under taking */
+  uint32_t taking;    /* atomic */
   uint32_t reserved0;
-  uint64_t pad[4]; /* a cache line each */
+  uint64_t pad[2];
+  pxgo_job *spent; /* atomic; blocks that came back, from any thread */
+  uint64_t pad2[7];
 } pxgo_ring;
 
 typedef struct pxgo_host {
