@@ -91,3 +91,29 @@ const NAME: [bool; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each byte at each place, in values of lengths that are looked through in pieces or not.
+    #[test]
+    fn a_value_is_told_byte_by_byte() {
+        for len in 1..=26 {
+            for at in 0..len {
+                for byte in 0..=255 {
+                    let mut value = vec![b'v'; len];
+                    value[at] = byte;
+                    let blank = matches!(byte, b' ' | b'\t');
+                    let control = byte < 0x20 || byte == 0x7f;
+                    let legal = match blank {
+                        true => at != 0 && at != len - 1,
+                        false => !control,
+                    };
+                    assert_eq!(is_value(&value), legal, "{byte:#x} at {at} of {len}");
+                }
+            }
+        }
+        assert!(is_value(b""));
+    }
+}

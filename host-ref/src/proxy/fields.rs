@@ -224,29 +224,36 @@ impl Message {
 }
 
 thread_local! {
-    /// Names that guests used of late, by a few of their bytes: the library parses a name byte by byte and copies it,
-    /// and a guest uses the same few for every request.
-    static NAMES: RefCell<[Option<HeaderName>; 64]> = const { RefCell::new([const { None }; 64]) };
+    /// Names that guests use, by a few of their bytes: the library parses a name byte by byte and copies it, and a guest
+    /// uses the same few for every request. Who comes first stays, and lives as long as the process, so that a copy of the
+    /// name counts no references.
+    static NAMES: RefCell<[Option<HeaderName>; SLOTS]> =
+        const { RefCell::new([const { None }; SLOTS]) };
 }
 
+/// Most names that a thread remembers.
+const SLOTS: usize = 128;
 /// The longest name that is remembered.
 const MAX_NAME: usize = 64;
 
 /// Shows the library's form of a name in lower case to `f`, if it is a name.
 fn with_name<R>(name: &[u8], f: impl FnOnce(&HeaderName) -> R) -> Option<R> {
+    let unknown = |f| HeaderName::from_lowercase(name).ok().as_ref().map(f);
     let [first, .., last] = *name else {
-        return HeaderName::from_lowercase(name).ok().map(|name| f(&name));
+        return unknown(f);
     };
-    if name.len() > MAX_NAME {
-        return HeaderName::from_lowercase(name).ok().map(|name| f(&name));
-    }
-    let mixed =
-        usize::from(first) ^ (usize::from(last) << 2) ^ (usize::from(name[name.len() / 2]) << 1);
+    let middle = usize::from(name[name.len() / 2]);
+    let mixed = usize::from(first) ^ (usize::from(last) << 2) ^ (middle << 1);
     NAMES.with_borrow_mut(|names| {
-        let slot = &mut names[(mixed ^ (name.len() * 5)) % 64];
+        let slot = &mut names[(mixed ^ (name.len() * 5)) % SLOTS];
         match slot {
             Some(known) if known.as_str().as_bytes() == name => Some(f(known)),
-            _ => Some(f(slot.insert(HeaderName::from_lowercase(name).ok()?))),
+            None if name.len() <= MAX_NAME => {
+                let parsed = HeaderName::from_lowercase(name).ok()?;
+                let kept = Box::leak(Box::<str>::from(parsed.as_str()));
+                Some(f(slot.insert(HeaderName::from_static(kept))))
+            }
+            _ => unknown(f),
         }
     })
 }
@@ -421,6 +428,21 @@ mod tests {
         };
         message.apply(&[by_index]);
         assert_eq!(message.value(b":authority"), Some(&b"z"[..]));
+    }
+
+    #[test]
+    fn names_that_share_a_slot_stay_apart() {
+        // More than there are slots, twice over, and one that is too long to be remembered.
+        let names: Vec<_> = (0..3 * SLOTS).map(|n| format!("x-name-{n}")).collect();
+        let long = "n".repeat(MAX_NAME + 1);
+        for _ in 0..2 {
+            for name in names.iter().chain([&long]) {
+                let found = with_name(name.as_bytes(), HeaderName::clone);
+                assert_eq!(found.unwrap().as_str(), name);
+            }
+        }
+        assert!(with_name(b"Not-Lower", |_| ()).is_none());
+        assert!(with_name(b"", |_| ()).is_none());
     }
 
     #[test]
