@@ -432,13 +432,14 @@ func (a *AsyncStream) open() bridge.Batch {
 	return a.batch
 }
 
-// edit runs f on the batch, unless it is too late.
-func (a *AsyncStream) edit(f func(e *bridge.Encoder)) {
+// edit answers the batch's encoder with the lock held, or nil if it is too late.
+func (a *AsyncStream) edit() *bridge.Encoder {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !a.decided {
-		f(a.open().Enc())
+	if a.decided {
+		a.mu.Unlock()
+		return nil
 	}
+	return a.open().Enc()
 }
 
 // Continue applies the changes and lets the message go on.
@@ -601,52 +602,74 @@ func (a *AsyncStream) DelTrailer(name string) {
 }
 
 func (a *AsyncStream) header(kind uint16, target uint32, name, value string, flags uint32) {
-	a.edit(func(e *bridge.Encoder) { e.Header(kind, target, name, value, flags) })
+	if e := a.edit(); e != nil {
+		e.Header(kind, target, name, value, flags)
+		a.mu.Unlock()
+	}
+}
+
+func (a *AsyncStream) count(kind uint16, n int) {
+	if e := a.edit(); e != nil {
+		e.Count(kind, uint64(max(n, 0)))
+		a.mu.Unlock()
+	}
 }
 
 // Pass lets the next n bytes of the view go on, Drop removes them and Inject puts
 // p in between, as the methods of [Body] do.
-func (a *AsyncStream) Pass(n int) {
-	a.edit(func(e *bridge.Encoder) { e.Count(bridge.OpPass, uint64(max(n, 0))) })
-}
+func (a *AsyncStream) Pass(n int) { a.count(bridge.OpPass, n) }
 
 // Drop removes the next n bytes of the view.
-func (a *AsyncStream) Drop(n int) {
-	a.edit(func(e *bridge.Encoder) { e.Count(bridge.OpDrop, uint64(max(n, 0))) })
-}
+func (a *AsyncStream) Drop(n int) { a.count(bridge.OpDrop, n) }
 
 // Inject puts p at the cursor.
 func (a *AsyncStream) Inject(p []byte) {
-	if len(p) > 0 {
-		a.edit(func(e *bridge.Encoder) { e.Data(bridge.OpInject, 0, p) })
+	if len(p) == 0 {
+		return
+	}
+	if e := a.edit(); e != nil {
+		e.Data(bridge.OpInject, 0, p)
+		a.mu.Unlock()
 	}
 }
 
 // ReplaceBody drops the whole view and puts p in its place.
 func (a *AsyncStream) ReplaceBody(p []byte) {
-	a.edit(func(e *bridge.Encoder) {
-		if n := len(a.read().Body); n > 0 {
-			e.Count(bridge.OpDrop, uint64(n))
-		}
-		if len(p) > 0 {
-			e.Data(bridge.OpInject, 0, p)
-		}
-	})
+	e := a.edit()
+	if e == nil {
+		return
+	}
+	if n := len(a.read().Body); n > 0 {
+		e.Count(bridge.OpDrop, uint64(n))
+	}
+	if len(p) > 0 {
+		e.Data(bridge.OpInject, 0, p)
+	}
+	a.mu.Unlock()
 }
 
 // SetMetadata is [Stream.SetMetadata].
 func (a *AsyncStream) SetMetadata(namespace, key, value string) {
-	a.edit(func(e *bridge.Encoder) { e.Metadata(namespace, key, value) })
+	if e := a.edit(); e != nil {
+		e.Metadata(namespace, key, value)
+		a.mu.Unlock()
+	}
 }
 
 // RouteToCluster is [Stream.RouteToCluster].
 func (a *AsyncStream) RouteToCluster(name string) {
-	a.edit(func(e *bridge.Encoder) { e.Route("cluster", name) })
+	if e := a.edit(); e != nil {
+		e.Route("cluster", name)
+		a.mu.Unlock()
+	}
 }
 
 // Record is [Stream.Record].
 func (a *AsyncStream) Record(m Metric, value int64) {
-	a.edit(func(e *bridge.Encoder) { m.encode(e, value) })
+	if e := a.edit(); e != nil {
+		m.encode(e, value)
+		a.mu.Unlock()
+	}
 }
 
 // Ref names the stream for use after the function has returned.
