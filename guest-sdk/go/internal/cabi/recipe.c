@@ -121,7 +121,7 @@ __attribute__((constructor)) static void restore_policy(void) {
 /* Whether a thread has its slack; 1 if that can't be read. */
 static int has_slack(pid_t tid) {
   char path[64], buf[32];
-  snprintf(path, sizeof path, "/proc/self/task/%d/timerslack_ns", tid);
+  snprintf(path, sizeof path, "/proc/%d/timerslack_ns", tid);
   int fd = open(path, O_RDONLY | O_CLOEXEC);
   ssize_t n = fd < 0 ? -1 : read(fd, buf, sizeof buf - 1);
   if (fd >= 0) close(fd);
