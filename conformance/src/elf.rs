@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use object::read::elf::{ElfFile64, FileHeader as _};
-use object::{Architecture, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
+use object::read::{ReadCache, ReadRef};
+use object::{
+    Architecture, Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind,
+};
 
 /// A symbol that the library defines for others.
 pub(crate) struct Export {
@@ -11,8 +14,11 @@ pub(crate) struct Export {
     pub(crate) is_function: bool,
 }
 
-fn parse<'a>(path: &Path, data: &'a [u8]) -> Result<ElfFile64<'a>, String> {
-    let found = match data {
+fn parse<'a, R: ReadRef<'a>>(path: &Path, data: R) -> Result<ElfFile64<'a, Endianness, R>, String> {
+    let head = data
+        .read_bytes_at(0, data.len().unwrap_or(0).min(8))
+        .unwrap_or_default();
+    let found = match head {
         [] => "an empty file",
         [0x7f, b'E', b'L', b'F', 1, ..] => "a 32-bit ELF file",
         [0x7f, b'E', b'L', b'F', ..] => "an ELF file",
@@ -22,7 +28,7 @@ fn parse<'a>(path: &Path, data: &'a [u8]) -> Result<ElfFile64<'a>, String> {
         _ => "something else",
     };
     let expected = format!("a 64-bit ELF shared object for {}", std::env::consts::ARCH);
-    let file: ElfFile64<'a> = ElfFile64::parse(data).map_err(|e| {
+    let file: ElfFile64<'a, Endianness, R> = ElfFile64::parse(data).map_err(|e| {
         format!(
             "{}: found {found} ({e}), expected {expected}",
             path.display()
@@ -51,7 +57,8 @@ fn parse<'a>(path: &Path, data: &'a [u8]) -> Result<ElfFile64<'a>, String> {
 
 /// The symbols that the library at `path` exports, or why it is none.
 pub(crate) fn exports(path: &Path) -> Result<Vec<Export>, String> {
-    let data = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let file = std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let data = ReadCache::new(file);
     let file = parse(path, &data)?;
     Ok(file
         .dynamic_symbols()
@@ -67,9 +74,11 @@ pub(crate) fn exports(path: &Path) -> Result<Vec<Export>, String> {
 
 /// Whether the library contains a Go runtime.
 pub(crate) fn has_go(path: &Path) -> bool {
-    let Ok(data) = std::fs::read(path) else {
+    let Ok(file) = std::fs::File::open(path) else {
         return false;
     };
+    // A library may be large, and only its tables are looked at.
+    let data = ReadCache::new(file);
     parse(path, &data).is_ok_and(|f| {
         f.sections().any(|s| {
             matches!(
@@ -86,7 +95,7 @@ pub(crate) fn words(path: &Path, most: usize) -> Vec<String> {
     let Ok(data) = std::fs::read(path) else {
         return Vec::new();
     };
-    let Ok(file) = parse(path, &data) else {
+    let Ok(file) = parse(path, data.as_slice()) else {
         return Vec::new();
     };
     let Some(text) = file
@@ -116,7 +125,7 @@ pub(crate) fn symbols_with_prefix(path: &Path, prefix: &str) -> Vec<String> {
     let Ok(data) = std::fs::read(path) else {
         return Vec::new();
     };
-    let Ok(file) = parse(path, &data) else {
+    let Ok(file) = parse(path, data.as_slice()) else {
         return Vec::new();
     };
     file.symbols()
@@ -130,7 +139,7 @@ pub(crate) fn symbols_with_prefix(path: &Path, prefix: &str) -> Vec<String> {
 /// Where the library keeps what its symbol table calls `name`: an address relative to its base.
 pub(crate) fn address_of(path: &Path, name: &str) -> Option<u64> {
     let data = std::fs::read(path).ok()?;
-    let file = parse(path, &data).ok()?;
+    let file = parse(path, data.as_slice()).ok()?;
     file.symbols()
         .find(|s| s.name() == Ok(name))
         .map(|s| s.address())

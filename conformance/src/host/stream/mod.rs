@@ -67,6 +67,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Nothing that can be expected follows a failure that the guest does not know: it may leave its token alone, and the
+    /// client goes away then.
+    fn may_give_up(&self) -> bool {
+        self.lies.iter().any(|l| *l < 0)
+    }
+}
+
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -228,6 +236,8 @@ const L4: Phases = Phases {
 
 /// How long a PENDING may last.
 const PEND_LIMIT: Duration = Duration::from_secs(3);
+/// The same, where the guest may give up.
+const GIVEN_UP: Duration = Duration::from_millis(250);
 
 struct Pend {
     token: u64,
@@ -382,6 +392,10 @@ impl<'a> Stream<'a> {
                 let token = p.token;
                 self.completed(token, &o);
                 return Step::Ran;
+            }
+            if p.patience.over() && self.opt.may_give_up() {
+                self.abort();
+                return Step::Ended;
             }
             if p.patience.over() {
                 note(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase};
 
-use super::{At, PEND_LIMIT, Pend, Side, Stream};
+use super::{At, GIVEN_UP, PEND_LIMIT, Pend, Side, Stream};
 use crate::finding::note;
 use crate::host::judge::{Context, Way};
 use crate::host::model::{Event, Field, Outcome, ReplyFound, action_name, phase_name};
@@ -104,7 +104,9 @@ impl Stream<'_> {
                 }
                 None => {
                     // A guest that has forgotten one token is not waited for each time.
-                    let limit = if host.forgotten() > 0 {
+                    let limit = if self.opt.may_give_up() {
+                        GIVEN_UP
+                    } else if host.forgotten() > 0 {
                         Duration::from_millis(60)
                     } else {
                         PEND_LIMIT
