@@ -184,11 +184,14 @@ func (c *consumer) loop() {
 		goJobs := c.takeGoJobs()
 		// A single goroutine gains nothing by waiting for others.
 		collecting := len(goJobs) > 1 || list != nil && (list.Next != nil || len(goJobs) > 0)
-		if c.start(list, goJobs, collecting) && collecting {
-			// Lets the goroutines run until they wait for something, or are done. It
-			// also moves this one to another thread, so not for nothing.
+		if c.start(list, goJobs, collecting) {
+			// Lets the goroutines run until they wait for something, or are done: else
+			// another thread would have to find them. It may also move this one to
+			// another thread, so not for nothing.
 			runtime.Gosched()
-			c.flush()
+			if collecting {
+				c.flush()
+			}
 		}
 	}
 }
