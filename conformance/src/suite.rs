@@ -508,6 +508,7 @@ fn detectors() -> Vec<String> {
         "tokens by generation",
         "borrowed memory read twice",
         "C heap and resident memory per configuration",
+        "the guest's own calls of the C allocator, per request",
         "time asleep by the kernel's scheduler statistics",
     ]
     .map(str::to_string)

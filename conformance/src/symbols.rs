@@ -180,6 +180,21 @@ impl Symbols {
     }
 }
 
+/// In words: the function, file and line of a library at `address`.
+pub(crate) fn place(path: &Path, address: u64) -> String {
+    let library = path.file_name().unwrap_or_default().to_string_lossy();
+    let (function, line) = Loaded::read(path)
+        .map(|l| l.site(address))
+        .unwrap_or_default();
+    Site {
+        library: library.into_owned(),
+        function,
+        line,
+        in_guest: true,
+    }
+    .to_string()
+}
+
 /// The function of a library at `address` of the file.
 pub(crate) fn name_of(path: &Path, address: u64) -> Option<String> {
     Loaded::read(path)?.function(address)

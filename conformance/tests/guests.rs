@@ -282,6 +282,22 @@ fn reports_can_be_verified_and_not_forged() {
     assert!(said.contains("cannot read"), "{said}");
 }
 
+#[test]
+fn what_requests_leave_behind_is_named_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = build(dir.path(), "mutants/guest/c/guest.c", "M_leaks_requests");
+    let (out, text) = guest(
+        &library,
+        &["--only", "mem/request-growth", "--filter", "headers"],
+    );
+    assert_eq!(code(&out), 1, "{text}");
+    assert!(
+        text.contains("480 bytes in 12 blocks after 12 requests"),
+        "{text}"
+    );
+    assert!(text.contains("allocated by on_event  guest.c:"), "{text}");
+}
+
 /// What a reader of TAP makes of it: perl's, which comes with every Debian and every macOS.
 fn prove(file: &str) -> Option<bool> {
     let out = Command::new("prove").args(["-e", "cat", file]).output();

@@ -2,6 +2,7 @@
 //! boundary. What it offers the rest of the crate is safe.
 #![allow(unsafe_code)]
 
+pub(crate) mod allocations;
 pub(crate) mod arena;
 pub(crate) mod boundary;
 pub(crate) mod calls;

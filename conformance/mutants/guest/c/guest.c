@@ -41,6 +41,7 @@
  * mutant validates-with-thread PXG-CFG-004: starts a thread under VALIDATE_ONLY
  * mutant validates-with-socket PXG-CFG-004: opens a socket under VALIDATE_ONLY
  * mutant leaks-configuration PXG-CFG-005: frees nothing in on_config_drop
+ * mutant leaks-requests PXG-CFG-005: each request leaves a block behind
  * mutant one-configuration PXG-CFG-008: answers the same value for every configuration
  * mutant zero-configuration PXG-CFG-008: answers 0 for a configuration
  * mutant pends-in-log PXG-CFG-009: declares that LOG may pend
@@ -827,7 +828,12 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   call c = {state_of(ctx), ev, out, out->scratch_ops, 0, out->scratch_ops_cap};
   const pxg_str *agent = find(ev, LIT("user-agent"), NULL);
   (void)agent;
-#if defined(M_reads_past_event)
+#if defined(M_leaks_requests)
+  if (ev->phase == PXG_PHASE_REQUEST_HEADERS) {
+    static void *volatile lost;
+    lost = malloc(40);
+  }
+#elif defined(M_reads_past_event)
   {
     static volatile uint8_t sink;
     sink = ((const volatile uint8_t *)ev)[ev->size];
