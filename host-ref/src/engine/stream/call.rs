@@ -136,9 +136,11 @@ impl<H: Fields> Stream<H> {
                 body_offset = side.offset - if observe { side.observed.len() } else { 0 };
             }
             let mut values = Attrs::default();
-            values.collect(cx, filter, phase, &self.metadata);
             let mut attrs = SmallVec::<[StrView<'_>; 8]>::new();
-            values.view(&mut attrs);
+            if !filter.declared.attrs.is_empty() {
+                values.collect(cx, filter, phase, &self.metadata);
+                values.view(&mut attrs);
+            }
             let event = EventView {
                 phase,
                 flags: EventFlags(flags),
@@ -234,9 +236,11 @@ impl<H: Fields> Stream<H> {
                 );
             }
             let mut values = Attrs::default();
-            values.collect(cx, filter, phase, &self.metadata);
             let mut attrs = SmallVec::<[StrView<'_>; 8]>::new();
-            values.view(&mut attrs);
+            if !filter.declared.attrs.is_empty() {
+                values.collect(cx, filter, phase, &self.metadata);
+                values.view(&mut attrs);
+            }
             let event = EventView {
                 phase,
                 flags,
@@ -498,9 +502,6 @@ impl<'m> Attrs<'m> {
         phase: Phase,
         metadata: &'m [Metadata],
     ) {
-        if filter.declared.attrs.is_empty() {
-            return;
-        }
         self.bytes = std::mem::take(&mut cx.worker.attrs);
         self.bytes.clear();
         for want in &filter.declared.attrs {
@@ -534,6 +535,7 @@ impl<'m> Attrs<'m> {
         }
     }
 
+    #[inline]
     fn give_back(self, cx: &mut Cx<'_>) {
         if self.bytes.capacity() > 0 {
             cx.worker.attrs = self.bytes;

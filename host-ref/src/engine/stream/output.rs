@@ -3,7 +3,7 @@
 use proxy_golang_abi::{BodyMode, DirectionEnd};
 
 use super::super::fields::Fields;
-use super::flow::{Side, State};
+use super::flow::{Place, Side, State};
 use super::{BodyLength, Cx, Dir, Part, PartOf, Signal, Step, Stream};
 
 impl<H: Fields> Stream<H> {
@@ -139,6 +139,34 @@ impl<H: Fields> Stream<H> {
             && flow.head_at > flow.sides.len()
             && flow.ready.is_empty()
             && flow.sides.iter().enumerate().all(skipped)
+    }
+
+    /// Whether the driver may keep the whole response from the engine, for no filter would see any of it. If so, it counts
+    /// as given out: the driver sends it, of this `length`, and reports its end as after [`Stream::bodies_skipped`].
+    #[must_use]
+    pub fn skip_response(&mut self, length: BodyLength) -> bool {
+        let flow = &mut self.flows[Dir::Response as usize];
+        let unseen = |place: &Place| {
+            let parts = [PartOf::Headers, PartOf::Body, PartOf::Trailers];
+            !parts.iter().any(|p| place.wants(Dir::Response.phase(*p)))
+        };
+        let skips = flow.open
+            && flow.head.is_none()
+            && flow.head_at == 0
+            && !(flow.keep || flow.upgraded || self.closed)
+            && self.places.iter().all(unseen);
+        if skips {
+            flow.length = length;
+            flow.how = DirectionEnd::PROXY;
+            flow.head_at = flow.sides.len() + 1;
+            for side in &mut flow.sides {
+                if side.state == State::Wait {
+                    side.state = State::Flow;
+                    side.decided = true;
+                }
+            }
+        }
+        skips
     }
 
     /// Whether a guest's verdict on the request's head is pending: a driver tells no client to send its body before
