@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
@@ -20,7 +22,7 @@ use tokio::time::Instant;
 use super::body::{Forward, OutBody};
 use super::config::UpstreamProtocol;
 use super::connection::Conn;
-use super::filtered::Filtered;
+use super::filtered::{Filtered, Next, Task};
 use super::head::{self, Hop};
 use super::router::{self, RouteId};
 use super::site::{Action, Pinned, Route};
@@ -240,7 +242,23 @@ pub(super) async fn handle(
     };
     let route = exchange.site.route(ready.route);
     if let Some(chain) = &route.chain {
-        return super::filtered::run(&exchange, chain, ready, body, upgrade).await;
+        let mut task = Task::new(&exchange, chain, ready.hop, upgrade);
+        let next = match task.begin(ready.parts, body) {
+            Some(next) => next,
+            None => task.decided().await,
+        };
+        let (cluster, request) = match next {
+            Next::Send(cluster, request) => (cluster, request),
+            Next::Drive(left) => return left.drive(task).await,
+        };
+        let answer = {
+            let mut call = pin!(call(&exchange, cluster, request, task.until));
+            poll_fn(|cx| task.poll_answer(call.as_mut(), cx)).await
+        };
+        return match task.respond(answer) {
+            Ok(response) => Ok(response),
+            Err(left) => left.drive(task).await,
+        };
     }
     let result = match &route.action {
         Action::Direct { .. } => Ok(reply::direct(&exchange, &route.action)),

@@ -99,14 +99,6 @@ impl Driver {
         driver
     }
 
-    /// Goes on with what the engine made of the request's head.
-    pub(super) async fn begin(mut self, part: Option<Part<Message>>) -> Begin {
-        if let Some(part) = part {
-            self.take_request_part(part);
-        }
-        self.drive().await
-    }
-
     /// Drives until the client's side can begin; what is left then goes on as a task of its own.
     pub(super) async fn drive(mut self) -> Begin {
         let response = self.run_to_head().await?;

@@ -11,21 +11,14 @@ use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap};
-use http::{Response, request};
-use http_body::Body as _;
-use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
+use http::Response;
 use proxy_golang_abi::EndReason;
 
 use super::access::FilterStep;
 use super::body::OutBody;
-use super::exchange::{Aborted, Ended, Exchange, Ready};
-use super::fields::{Message, Start};
-use super::site::RouteChain;
-use crate::engine::{BodyLength, Chain, Cut, Cx, Dir, Part, Signal, Stream, StreamLimits};
-use direct::Left;
-use driver::Driver;
-use task::Task;
+use super::exchange::{Aborted, Ended, Exchange};
+use super::fields::Message;
+use crate::engine::{Chain, Cut, Cx, Dir, Signal, Stream, StreamLimits};
 
 mod direct;
 mod driver;
@@ -34,7 +27,9 @@ mod parts;
 mod streams;
 mod task;
 
+pub(super) use direct::Next;
 pub(super) use streams::{Streams, keep_deadlines};
+pub(super) use task::Task;
 
 /// The engine's part of an exchange.
 pub(super) struct Filtered {
@@ -224,74 +219,6 @@ impl Filtered {
 
 /// How the client's side begins.
 type Begin = Result<Response<OutBody>, Aborted>;
-
-/// Answers a request through its route's filters.
-pub(super) async fn run(
-    x: &Rc<Exchange>,
-    chain: &RouteChain,
-    ready: Ready,
-    body: Incoming,
-    upgrade: Option<OnUpgrade>,
-) -> Begin {
-    let Ready { parts, hop, .. } = ready;
-    let filtered = Filtered::open(x, &chain.0);
-    let request::Parts {
-        method,
-        uri,
-        headers,
-        ..
-    } = parts;
-    let length = request_length(&body, &headers);
-    let message = Message {
-        start: Start::Request {
-            method,
-            uri,
-            https: x.conn.tls.is_some(),
-        },
-        headers,
-    };
-    let mut task = Task {
-        x: Rc::clone(x),
-        hop,
-        upgrade,
-        until: x.until(),
-        came_with: [Some(length), None],
-    };
-    let client = (length != BodyLength::Exact(0)).then_some(body);
-    let mut part = filtered.with(x, |stream, cx| {
-        stream.request_head(cx, message, length);
-        stream.request_part(cx)
-    });
-    if part.is_none() && client.is_none() {
-        part = task.decided().await;
-    }
-    let (head, length, client) = match part {
-        Some(Part::Head {
-            head, length, end, ..
-        }) if task.can_pass(end) => (head, length, client.filter(|_| !end)),
-        part => return Box::pin(Driver::new(task, client).begin(part)).await,
-    };
-    let answer = match task.send(head, length, client) {
-        Ok((cluster, request)) => task.answer(cluster, request).await,
-        Err(reply) => Some(Err(reply)),
-    };
-    match answer {
-        Some(Ok(answer)) => match task.respond(answer) {
-            Ok(response) => Ok(response),
-            Err(left) => left.drive(task).await,
-        },
-        Some(Err(reply)) => Left::Reply(reply).drive(task).await,
-        // A filter replied or reset; the engine has the rest.
-        None => Left::Engine.drive(task).await,
-    }
-}
-
-fn request_length(body: &Incoming, headers: &HeaderMap) -> BodyLength {
-    if body.is_end_stream() {
-        return BodyLength::Exact(0);
-    }
-    content_length(headers).map_or(BodyLength::Unknown, BodyLength::Exact)
-}
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers

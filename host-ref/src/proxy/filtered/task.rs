@@ -13,24 +13,24 @@ use super::super::body::{Forward, OutBody};
 use super::super::exchange::{self, Exchange};
 use super::super::fields::{Message, Start};
 use super::super::head::{self, Hop};
-use super::super::site::Action;
+use super::super::site::{Action, RouteChain};
 use super::super::upstream::{Answer, HostReply, Lease};
 use super::{Filtered, content_length};
 use crate::engine::{BodyLength, Cx, Dir, Stream};
 
 /// An exchange on its way through filters.
-pub(super) struct Task {
+pub(in super::super) struct Task {
     pub(super) x: Rc<Exchange>,
     pub(super) hop: Hop,
     pub(super) upgrade: Option<OnUpgrade>,
     /// When the whole exchange must be over.
-    pub(super) until: Option<Instant>,
+    pub(in super::super) until: Option<Instant>,
     /// The length that each message came with: while it stays, the fields that frame the message do, too.
     pub(super) came_with: [Option<BodyLength>; 2],
 }
 
 /// What an upstream's answer has besides its head.
-pub(super) struct Rest {
+pub(in super::super) struct Rest {
     /// If there is one.
     pub(super) body: Option<(Incoming, Lease)>,
     /// The connection and the protocol of a 101.
@@ -38,6 +38,23 @@ pub(super) struct Rest {
 }
 
 impl Task {
+    /// Gives an exchange its stream.
+    pub(in super::super) fn new(
+        x: &Rc<Exchange>,
+        chain: &RouteChain,
+        hop: Hop,
+        upgrade: Option<OnUpgrade>,
+    ) -> Self {
+        Filtered::open(x, &chain.0);
+        Self {
+            x: Rc::clone(x),
+            hop,
+            upgrade,
+            until: x.until(),
+            came_with: [None; 2],
+        }
+    }
+
     pub(super) fn filtered(&self) -> &Filtered {
         self.x.filtered.get().expect("a task has a stream")
     }
