@@ -29,6 +29,7 @@
  * mutant l4-close-resets PXG-ACT-009: answers L4_CLOSE with RESET
  * mutant forgets-token PXG-ASY-001: never completes
  * mutant one-token-per-stream PXG-ASY-001: with both directions PENDING it remembers the later token only
+ * mutant waits-for-parked-peer PXG-ASY-001: completes the request when the response comes, without DUPLEX
  * mutant reload-forgets PXG-ASY-001: a new configuration throws away what waits under the old one
  * mutant completes-and-continues PXG-ASY-005: completes its token and returns CONTINUE
  * mutant completes-with-pending PXG-ASY-010: completes with the action PENDING first
@@ -236,7 +237,9 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
     if (has(in->features, PXG_F_RESIZE_RESPONSE)) out->flags |= PXG_CFG_RESIZES_RESPONSE;
   }
   if (kind == DUPLEX) {
+#if !defined(M_waits_for_parked_peer)
     out->flags |= PXG_CFG_DUPLEX;
+#endif
     out->subscribe |= PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY);
     out->body_mode[0] = PXG_BODY_STREAM;
     out->pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY) | PXG_PHASE_BIT(PXG_PHASE_RESPONSE_HEADERS);
@@ -760,6 +763,19 @@ static void event(call *c, const config *conf) {
     tunnel(c);
     return;
   }
+#if defined(M_waits_for_parked_peer)
+  if (conf->kind == DUPLEX && ev->phase == PXG_PHASE_REQUEST_BODY) {
+    ((config *)(uintptr_t)conf)->length = ev->token;
+    done(c, PXG_ACT_PENDING);
+    return;
+  }
+  if (conf->kind == DUPLEX && ev->phase == PXG_PHASE_RESPONSE_HEADERS && conf->length) {
+    pxg_event request = *ev;
+    request.token = conf->length;
+    ((config *)(uintptr_t)conf)->length = 0;
+    push(c->h, &request);
+  }
+#endif
   if (conf->kind == DUPLEX && (ev->phase == PXG_PHASE_REQUEST_BODY || ev->phase == PXG_PHASE_RESPONSE_HEADERS)) {
     push(c->h, ev);
     done(c, PXG_ACT_PENDING);

@@ -534,3 +534,25 @@ pub(crate) fn all_features() -> proxy_golang_abi::feature::FeatureSet {
     let http: Vec<Feature> = Feature::ALL.iter().map(|(f, _)| *f).collect();
     proxy_golang_abi::feature::set_of(&http)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_takes_bytes_before_they_are_shown() {
+        let mut s = Side::new(&Message::default(), BodyMode::STREAM, true);
+        s.credit = VecDeque::from([(true, 2), (false, 3)]);
+        s.arrive(b"abcd");
+        assert_eq!(
+            (s.passed.as_slice(), s.view.len(), s.offset),
+            (&b"ab"[..], 0, 4)
+        );
+        s.arrive(b"efg");
+        assert_eq!(s.passed, b"ab", "what credit drops is not passed");
+        assert_eq!((s.view.as_slice(), s.offset), (&b"fg"[..], 5));
+        assert!(s.credit.is_empty());
+        s.arrive(b"h");
+        assert_eq!(s.view, b"fgh");
+    }
+}
