@@ -44,15 +44,23 @@ fn slowness() -> f64 {
 pub(crate) struct Patience {
     since: Instant,
     limit: Duration,
+    /// How often it may be its limit.
+    most: f64,
     /// As far as it has been measured.
     until: Duration,
 }
 
 impl Patience {
     pub(crate) fn new(limit: Duration) -> Self {
+        Self::at_most(limit, MOST)
+    }
+
+    /// The same, which never lasts longer than `most` times its limit.
+    pub(crate) fn at_most(limit: Duration, most: f64) -> Self {
         Self {
             since: Instant::now(),
             limit,
+            most,
             until: limit,
         }
     }
@@ -62,7 +70,7 @@ impl Patience {
         if self.since.elapsed() < self.until {
             return false;
         }
-        let stretched = self.limit.mul_f64(slowness());
+        let stretched = self.limit.mul_f64(slowness().min(self.most));
         self.until = self.until.max(stretched);
         self.since.elapsed() >= self.until
     }

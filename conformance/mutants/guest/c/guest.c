@@ -35,7 +35,7 @@
  * mutant completes-with-pending PXG-ASY-010: completes with the action PENDING first
  * mutant cancel-waits PXG-ASY-014: on_cancel waits for its worker
  * mutant passes-too-much PXG-BODY-006: passes a byte more than the view has
- * mutant one-length PXG-BODY-006: keeps one length for both directions
+ * mutant one-length PXG-BODY-006 also PXG-HDR-007: keeps one length for both directions
  * mutant sixteen-chunks PXG-BODY-008: has room for 16 chunks
  * mutant passes-while-held PXG-BODY-013: passes bytes while it holds the headers
  * mutant any-filter PXG-CFG-001: makes a configuration of a filter that it does not have

@@ -103,18 +103,18 @@ impl Stream<'_> {
                     self.settle(d, &context, &early);
                 }
                 None => {
-                    // A guest that has forgotten one token is not waited for each time.
-                    let limit = if self.opt.may_give_up() {
-                        GIVEN_UP
-                    } else if host.forgotten() > 0 {
-                        Duration::from_millis(60)
-                    } else {
-                        PEND_LIMIT
+                    // A guest that has forgotten tokens is not waited for each time.
+                    let limit = match host.forgotten() {
+                        _ if self.opt.may_give_up() => GIVEN_UP,
+                        0 => PEND_LIMIT,
+                        1..4 => PEND_LIMIT / 50,
+                        _ => PEND_LIMIT / 1000,
                     };
                     self.pend[d] = Some(Pend {
                         token: e.token,
                         context,
-                        patience: Patience::new(limit),
+                        // The time limit of the case is longer.
+                        patience: Patience::at_most(limit, 4.0),
                     });
                 }
             }
