@@ -362,3 +362,86 @@ fn death_at_every_step() {
         }
     }
 }
+
+/// Whatever a stream was in the middle of when it died, the next one in its memory does what a fresh one does.
+#[test]
+fn a_renewed_stream_is_a_new_one() {
+    let run = |world: &mut World, steps: &Script| {
+        for step in steps {
+            step(world);
+        }
+        world.close();
+        world.check_ended();
+        let out = |out: &Out| (out.head.clone(), out.text(), out.trailers.clone());
+        let details = world.stream.details().to_owned();
+        let seen: Vec<_> = world
+            .events()
+            .iter()
+            .map(|e| (e.phase, e.flags.0, e.offset, e.text()))
+            .collect();
+        (
+            world.story_text(),
+            seen,
+            out(&world.upstream),
+            out(&world.client),
+            details,
+        )
+    };
+    let owned = Owned::default();
+    let (mut fresh, steps) = scripted(&owned);
+    let expected = run(&mut fresh, &steps);
+    assert!(expected.0.contains("c:RES_B"), "{}", expected.0);
+    for at in 0..=steps.len() {
+        let (mut world, steps) = scripted(&owned);
+        for step in &steps[..at] {
+            step(&mut world);
+        }
+        if !world.finished() {
+            world
+                .on(|s, cx| s.host_reply(cx, 503, "text/plain", Bytes::from_static(b"x"), "drain"));
+            world.close();
+        }
+        world.renew(StreamLimits::default());
+        assert_eq!(
+            run(&mut world, &steps),
+            expected,
+            "after a death at step {at}"
+        );
+    }
+}
+
+/// A response that nobody looks at is the driver's alone; the stream hears of its end.
+#[test]
+fn a_response_that_no_filter_sees_can_be_skipped() {
+    let request_only = |name| filter(name).on(&[REQ_H]).script(|_| cont().user(1));
+    let skip = |world: &mut World| world.stream.skip_response(BodyLength::Unknown);
+    let mut world = World::new(vec![request_only("a"), request_only("b")]);
+    world.get();
+    assert!(skip(&mut world));
+    assert!(world.stream.response_began() && world.stream.bodies_skipped(Dir::Response));
+    assert!(!skip(&mut world), "there is one response");
+    let late = world.on(|s, cx| s.host_reply(cx, 503, "text/plain", Bytes::new(), "late"));
+    assert!(!late, "the head has left");
+    world.on(|s, cx| s.body_forwarded(cx, Dir::Response));
+    assert_eq!(world.story_text(), "a:REQ_H b:REQ_H a:end b:end");
+    world.check_ended();
+
+    for phase in [RES_H, RES_T, LOG] {
+        let sees = filter("b").on(&[REQ_H, phase]).script(|_| cont());
+        let mut world = World::new(vec![request_only("a"), sees]);
+        world.get();
+        assert!(!skip(&mut world), "{} is subscribed to", phase_name(phase));
+        world.close();
+    }
+    let body = filter("b")
+        .body(Dir::Response, BodyMode::OBSERVE)
+        .script(|_| cont());
+    let mut world = World::new(vec![request_only("a"), body]);
+    world.get();
+    assert!(!skip(&mut world), "the body is looked at");
+    world.close();
+    let replies = filter("r").on(&[REQ_H]).script(|_| reply(403, "no"));
+    let mut world = World::new(vec![request_only("a"), replies]);
+    world.get();
+    assert!(!skip(&mut world), "a filter has replied");
+}

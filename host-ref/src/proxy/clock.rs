@@ -9,5 +9,5 @@ pub(super) fn now() -> u64 {
         return 1; // Linux has this clock
     };
     // Both are never negative.
-    now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned() | 1
+    (now.tv_sec().cast_unsigned() * 1_000_000_000 + now.tv_nsec().cast_unsigned()) | 1
 }

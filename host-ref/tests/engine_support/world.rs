@@ -120,6 +120,17 @@ impl World {
         }
     }
 
+    /// What follows is another exchange, in the memory of this one, which is over.
+    pub fn renew(&mut self, limits: StreamLimits) {
+        NOW.set(1);
+        self.stream
+            .renew(&Chain::new(self.filters.clone()), 7, limits);
+        self.calls.lock().unwrap().clear();
+        self.upstream = Out::default();
+        self.client = Out::default();
+        self.signals.clear();
+    }
+
     /// Runs `act` on the stream, and then takes what comes out.
     pub fn on<R>(&mut self, act: impl FnOnce(&mut Stream<FieldList>, &mut Cx<'_>) -> R) -> R {
         let done = act(

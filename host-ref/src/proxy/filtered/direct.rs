@@ -22,6 +22,7 @@ use super::{Begin, content_length};
 use crate::engine::{BodyLength, Dir, Part, Stream};
 
 /// What follows on a filtered request.
+#[allow(clippy::large_enum_variant)] // the large one is the usual one
 pub(in super::super) enum Next {
     /// It goes to this cluster.
     Send(usize, Request<OutBody>),
