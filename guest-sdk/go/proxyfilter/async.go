@@ -264,7 +264,7 @@ func (a *AsyncStream) launch() {
 	if a.waits = !a.cfg.decl.Nonblocking; a.waits {
 		a.inst.wait(a)
 	}
-	a.inst.host.Spawn(a.worker, a.cfg.decl.Nonblocking, a.run)
+	a.inst.host.Spawn(a.worker, a.cfg.decl.Nonblocking, (*asyncRun)(a))
 }
 
 // abandon is for a function that never started.
@@ -272,8 +272,14 @@ func (a *AsyncStream) abandon() {
 	a.decided, a.over = true, true
 }
 
-// RunJob runs or starts an event that was copied on the loop thread.
-func (in *instance) RunJob(j *bridge.Job, b bridge.Batch) bridge.JobState {
+// asyncRun is a stream whose function is to be run.
+type asyncRun AsyncStream
+
+// Run implements bridge.Runnable.
+func (r *asyncRun) Run() { (*AsyncStream)(r).run() }
+
+// RunJob runs an event that was copied on the loop thread, or answers what runs it.
+func (in *instance) RunJob(j *bridge.Job, b bridge.Batch) (bridge.JobState, bridge.Runnable) {
 	cfg := in.config(j.Ev.Config)
 	var fn func(context.Context, *AsyncStream)
 	if cfg != nil && cfg.h != nil && j.Ev.Phase < uint32(phaseCount) {
@@ -283,10 +289,9 @@ func (in *instance) RunJob(j *bridge.Job, b bridge.Batch) bridge.JobState {
 	if fn != nil && !cfg.decl.Nonblocking {
 		a.lent, a.waits = true, true
 		if in.wait(a) {
-			go a.run()
-			return bridge.JobRuns
+			return bridge.JobWaits, (*asyncRun)(a)
 		}
-		return bridge.JobOver
+		return bridge.JobOver, nil
 	}
 	a.inline, a.batch = true, b
 	if fn != nil {
@@ -296,9 +301,9 @@ func (in *instance) RunJob(j *bridge.Job, b bridge.Batch) bridge.JobState {
 		a.end()
 	}
 	if a.held {
-		return bridge.JobDecided
+		return bridge.JobDecided, nil
 	}
-	return bridge.JobOver
+	return bridge.JobOver, nil
 }
 
 // run is the barrier round the function.

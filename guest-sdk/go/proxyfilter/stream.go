@@ -220,7 +220,7 @@ func (s Stream) More(n uint64) Action {
 }
 
 // Async lets fn decide. The stream waits, without blocking the proxy, while fn
-// runs on a goroutine of its own:
+// runs on a goroutine where nothing else waits for it:
 //
 //	return s.Async(func(ctx context.Context, a *proxyfilter.AsyncStream) {
 //		user, err := lookup(ctx, a.Get("authorization"))

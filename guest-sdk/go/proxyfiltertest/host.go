@@ -395,7 +395,7 @@ func (h *Host) Wake(st, arg uint64) int32 {
 
 // Spawn implements the bridge. The function may be through before the event has
 // returned, or start long after.
-func (h *Host) Spawn(_ uint32, _ bool, f func()) {
+func (h *Host) Spawn(_ uint32, _ bool, r bridge.Runnable) {
 	h.started()
 	done := make(chan struct{})
 	late := h.intn(3)
@@ -405,7 +405,7 @@ func (h *Host) Spawn(_ uint32, _ bool, f func()) {
 		for range late * 10 {
 			runtime.Gosched()
 		}
-		f()
+		r.Run()
 	}()
 	if h.intn(3) == 0 {
 		timer := time.NewTimer(time.Millisecond)
@@ -534,8 +534,9 @@ func (h *Host) runJob(c *bridge.Call, lent *views) {
 	h.mu.Unlock()
 	go func() {
 		b := h.NewBatch(0)
-		state := h.inst.RunJob(j, b)
-		if state == bridge.JobRuns {
+		state, r := h.inst.RunJob(j, b)
+		if state == bridge.JobWaits {
+			r.Run()
 			return
 		}
 		h.FreeJob(j)

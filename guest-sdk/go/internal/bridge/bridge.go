@@ -135,7 +135,7 @@ type Host interface {
 	Complete(token uint64, b Batch, atOnce bool) int32
 	Apply(stream uint64, b Batch) int32
 	Discard(b Batch)
-	// FreeJob gives back a job that RunJob left running.
+	// FreeJob gives back a job that waited.
 	FreeJob(j *Job)
 	Wake(stream, arg uint64) int32
 
@@ -143,10 +143,10 @@ type Host interface {
 	DefineMetric(kind uint32, name string, labels []Field) (uint32, int32)
 	RecordMetric(id uint32, value int64) int32
 
-	// Spawn runs f on a goroutine of its own, or, for a job that never blocks,
-	// on the goroutine that serves this worker's jobs. It may be called inside
-	// an event and must not block then.
-	Spawn(worker uint32, nonblocking bool, f func())
+	// Spawn runs r on a goroutine on which nothing waits for it, or, for a job
+	// that never blocks, on the goroutine that serves this worker's jobs. It may be
+	// called inside an event and must not block then.
+	Spawn(worker uint32, nonblocking bool, r Runnable)
 	// NeedAsync is called once for each configuration that may return PENDING.
 	NeedAsync()
 	// AddInterest changes the number of things that want to hear of the end of
@@ -169,13 +169,16 @@ type Job struct {
 	Body             []byte
 }
 
+// Runnable is something to be run once.
+type Runnable interface{ Run() }
+
 // JobState says what became of a job.
 type JobState int
 
 // The states of a job.
 const (
-	// JobRuns says that a goroutine has the job, and frees it.
-	JobRuns JobState = iota
+	// JobWaits says that the job is to be run, and frees itself then.
+	JobWaits JobState = iota
 	// JobDecided says that the job is over and that its decision is in the batch.
 	JobDecided
 	// JobOver says that the job is over and that nothing is left to hand over.
@@ -227,8 +230,9 @@ type Instance interface {
 	// OnEvent never panics: what a filter does is answered as ActError.
 	OnEvent(c *Call)
 	// RunJob runs a copied event if its function never blocks, with b for its
-	// decision, or else starts it. The caller keeps b, and frees the job unless it runs.
-	RunJob(j *Job, b Batch) JobState
+	// decision; else it answers what is to be run on a goroutine. The caller keeps
+	// b, and frees the job unless it waits.
+	RunJob(j *Job, b Batch) (JobState, Runnable)
 	OnCancel(config, user, stream, token uint64, worker uint32)
 	OnStreamEnd(config, user, stream uint64, worker uint32)
 	OnWorker(worker uint32, up bool)

@@ -45,8 +45,40 @@ type consumer struct {
 }
 
 type goJob struct {
-	f           func()
+	r           bridge.Runnable
 	nonblocking bool
+}
+
+// queue is jobs that may block. One goroutine runs them one after the other, until
+// one blocks: then another goroutine goes on with the rest.
+type queue struct {
+	list []bridge.Runnable
+	next atomic.Int64
+}
+
+func (q *queue) run() {
+	for {
+		i := q.next.Add(1) - 1
+		if i >= int64(len(q.list)) {
+			return
+		}
+		r := q.list[i]
+		q.list[i] = nil
+		r.Run()
+	}
+}
+
+// start returns when all jobs have begun, or have a goroutine each to begin on. The
+// goroutine that yields here is on again when the one it started waits for
+// something, is done, or has used up its time, or when there is a processor for both.
+func (q *queue) start() {
+	for range q.list {
+		go q.run()
+		runtime.Gosched()
+		if q.next.Load() >= int64(len(q.list)) {
+			return
+		}
+	}
 }
 
 // gathered is completions for one call.
@@ -184,25 +216,26 @@ func (c *consumer) loop() {
 		goJobs := c.takeGoJobs()
 		// A single goroutine gains nothing by waiting for others.
 		collecting := len(goJobs) > 1 || list != nil && (list.Next != nil || len(goJobs) > 0)
-		if c.start(list, goJobs, collecting) {
-			// Lets the goroutines run until they wait for something, or are done: else
-			// another thread would have to find them. It may also move this one to
-			// another thread, so not for nothing.
-			runtime.Gosched()
-			if collecting {
-				c.flush()
-			}
+		q := c.run(list, goJobs, collecting)
+		switch {
+		case q == nil:
+		case collecting:
+			c.beginCollect()
+			q.start()
+			c.flush()
+		default:
+			q.start()
 		}
 	}
 }
 
-// start runs jobs, or starts them: it says whether goroutines are under way.
-func (c *consumer) start(j *bridge.Job, goJobs []goJob, collecting bool) (started bool) {
-	start := func() {
-		if !started && collecting {
-			c.beginCollect()
+// run runs the jobs that never block, and answers the others.
+func (c *consumer) run(j *bridge.Job, goJobs []goJob, collecting bool) (q *queue) {
+	later := func(r bridge.Runnable) {
+		if q == nil {
+			q = &queue{list: make([]bridge.Runnable, 0, 16)}
 		}
-		started = true
+		q.list = append(q.list, r)
 	}
 	var began time.Time
 	if collecting {
@@ -210,9 +243,9 @@ func (c *consumer) start(j *bridge.Job, goJobs []goJob, collecting bool) (starte
 	}
 	for j != nil {
 		next, token, b := j.Next, j.Ev.Token, c.spare()
-		state := c.host.inst.RunJob(j, b)
-		if state == bridge.JobRuns {
-			start()
+		state, r := c.host.inst.RunJob(j, b)
+		if state == bridge.JobWaits {
+			later(r)
 			j = next
 			continue
 		}
@@ -233,13 +266,12 @@ func (c *consumer) start(j *bridge.Job, goJobs []goJob, collecting bool) (starte
 	c.handRan()
 	for _, j := range goJobs {
 		if j.nonblocking {
-			j.f()
+			j.r.Run()
 		} else {
-			start()
-			go j.f()
+			later(j.r)
 		}
 	}
-	return started
+	return q
 }
 
 func (c *consumer) handRan() {
@@ -290,14 +322,14 @@ func (h *host) FreeJob(job *bridge.Job) {
 
 // Spawn is called inside an event. The kick follows when the event has returned,
 // or at the end of the host's batch.
-func (h *host) Spawn(worker uint32, nonblocking bool, f func()) {
+func (h *host) Spawn(worker uint32, nonblocking bool, r bridge.Runnable) {
 	if worker >= C.PXGO_MAX_WORKERS || atomic.LoadUint32((*uint32)(unsafe.Pointer(&h.c.ring[worker].running))) == 0 {
-		go f()
+		go r.Run()
 		return
 	}
 	c := &h.consumers[worker]
 	c.mu.Lock()
-	c.jobs = append(c.jobs, goJob{f, nonblocking})
+	c.jobs = append(c.jobs, goJob{r, nonblocking})
 	c.mu.Unlock()
 	atomic.AddUint32((*uint32)(unsafe.Pointer(&c.ring.go_jobs)), 1)
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&c.ring.need_kick)), 1)
