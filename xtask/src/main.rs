@@ -4,6 +4,7 @@
 mod bench;
 mod bootstrap;
 mod demo;
+mod fuzz;
 mod r#gen;
 mod lab;
 mod proc;
@@ -25,6 +26,7 @@ struct Cli {
 enum Command {
     Bench(bench::Args),
     Demo(demo::Args),
+    Fuzz(fuzz::Args),
     Gen(r#gen::Args),
     Soak(soak::Args),
     Test(test::Args),
@@ -34,6 +36,7 @@ fn main() -> std::process::ExitCode {
     let done = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Gen(args) => r#gen::run(&args),
         Command::Soak(args) => soak::run(&args),
         Command::Test(args) => test::run(&args),

@@ -1,0 +1,7 @@
+//! See `targets/elf.rs`.
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::elf::run(data));
