@@ -138,6 +138,9 @@ struct Guest {
     /// Start a case under gdb: with --only CASE.
     #[arg(long)]
     gdb: bool,
+    /// Run what fails, and run/exchanges, once more under valgrind, and attach what it says; not for Go.
+    #[arg(long)]
+    valgrind: bool,
     /// Write JSON to standard output: one line for each case as it ends, and the report as the last line.
     #[arg(long)]
     json: bool,
@@ -353,6 +356,7 @@ fn plan(g: &Guest) -> Result<Plan> {
     p.only.clone_from(&g.only);
     p.skip.clone_from(&g.skip);
     p.seed = g.seed;
+    p.valgrind = g.valgrind;
     if let Some(jobs) = g.jobs {
         p.jobs = jobs;
     }

@@ -15,6 +15,7 @@ use crate::finding::{Finding, GuestInfo, Record};
 use crate::host::model::phase_name;
 use crate::rules::{self, Level};
 use crate::symbols::{Module, Symbols};
+use crate::sys::arena::UNDER_VALGRIND;
 use crate::sys::process::{self, Ended};
 use crate::sys::shared::{Hook, Progress, Shared, Stage};
 
@@ -157,7 +158,7 @@ pub(crate) fn run(case: &Case, order: &Order, limits: &Limits) -> (CaseResult, T
     };
     let mut told = Told::default();
     let limit = Duration::from_secs_f64(case.seconds as f64 * limits.timeout_scale);
-    match attempt(case, order, limit) {
+    match attempt(case, order, limit, None) {
         Ok((ended, shared)) => {
             judge(case, order, &ended, &shared, limit, &mut result, &mut told);
             shared.unmap();
@@ -173,13 +174,64 @@ pub(crate) fn trace(case: &Case, order: &Order, limits: &Limits) -> Option<Strin
     let mut order = order.clone();
     order.heal = false;
     let limit = Duration::from_secs_f64(case.seconds as f64 * limits.timeout_scale);
-    let (ended, shared) = attempt(case, &order, limit).ok()?;
+    let (ended, shared) = attempt(case, &order, limit, None).ok()?;
     shared.unmap();
     let text = tail(&ended.printed, 40);
     (!text.is_empty()).then_some(text)
 }
 
-fn attempt(case: &Case, order: &Order, limit: Duration) -> std::io::Result<(Ended, Shared)> {
+/// What memcheck says of the guest in `case`: how many errors, and its report. An error says why it was not asked.
+pub(crate) fn valgrind(
+    case: &Case,
+    order: &Order,
+    limits: &Limits,
+) -> Result<(usize, String), String> {
+    if order.has_go {
+        return Err(
+            "valgrind does not know Go's stacks and heap, and most of what it says of them is wrong; build the guest \
+             with `go build -asan`, or `-tags valgrind` from Go 1.26 on, and run a test of its own"
+                .into(),
+        );
+    }
+    let log = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
+    // Slower by a factor of 20 to 50.
+    let limit = Duration::from_secs_f64(case.seconds as f64 * limits.timeout_scale * 20.0);
+    let (ended, shared) = attempt(case, order, limit, Some(log.path()))
+        .map_err(|e| format!("valgrind cannot be started ({e}); install it (Debian: valgrind)"))?;
+    let finished = shared.progress().stage == Stage::Finished;
+    shared.unmap();
+    let text = std::fs::read_to_string(log.path()).map_err(|e| e.to_string())?;
+    let blocks = memcheck(&text);
+    if !finished && blocks.is_empty() {
+        return Err(format!(
+            "the case did not end under valgrind: {}",
+            tail(&ended.printed, 3)
+        ));
+    }
+    Ok((blocks.len(), blocks.join("\n\n")))
+}
+
+/// The errors of a report of memcheck, without the numbers of processes.
+fn memcheck(text: &str) -> Vec<String> {
+    let plain = |l: &str| {
+        let l = l.strip_prefix("==").or_else(|| l.strip_prefix("--"))?;
+        Some(l.split_once(' ').map_or("", |(_, rest)| rest).to_string())
+    };
+    let lines: Vec<String> = text.lines().filter_map(plain).collect();
+    lines
+        .split(|l| l.trim().is_empty())
+        .filter(|block| block.iter().any(|l| l.trim_start().starts_with("at 0x")))
+        .filter(|block| !block[0].starts_with("Thread") || block.len() > 1)
+        .map(|block| block.join("\n"))
+        .collect()
+}
+
+fn attempt(
+    case: &Case,
+    order: &Order,
+    limit: Duration,
+    memcheck: Option<&Path>,
+) -> std::io::Result<(Ended, Shared)> {
     let shared = Shared::create()?;
     let fd = shared
         .fd()
@@ -192,8 +244,20 @@ fn attempt(case: &Case, order: &Order, limit: Duration) -> std::io::Result<(Ende
         .map(|(k, v)| (*k, (*v).to_string()))
         .chain([("GOTRACEBACK", "all".to_string())])
         .chain(crate::sys::entry::environment())
+        .chain(memcheck.map(|_| (UNDER_VALGRIND, "1".to_string())))
         .collect();
-    let ended = process::run(&args, &env, fd, limit)?;
+    let wrapper: Vec<OsString> = memcheck.map_or_else(Vec::new, |log| {
+        let mut to = OsString::from("--log-file=");
+        to.push(log);
+        vec![
+            "valgrind".into(),
+            "--quiet".into(),
+            "--num-callers=20".into(),
+            "--vgdb=no".into(),
+            to,
+        ]
+    });
+    let ended = process::run(&wrapper, &args, &env, fd, limit)?;
     Ok((ended, shared))
 }
 

@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) limits: Limits,
     /// Run failing cases again for the guest's own trace.
     pub(crate) traces: bool,
+    /// Run what failed, and `run/exchanges`, once more under valgrind.
+    pub(crate) valgrind: bool,
     /// Run in an order given by the seed.
     pub(crate) shuffle: bool,
 }
@@ -59,6 +61,7 @@ impl Plan {
                 grace_ms: 20,
             },
             traces: true,
+            valgrind: false,
             shuffle: false,
         })
     }
@@ -322,6 +325,9 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                             result.trace =
                                 sandbox::trace(case, &order, &plan.limits).unwrap_or_default();
                         }
+                        if plan.valgrind && (result.status.is_bad() || case.name == MEMCHECKED) {
+                            memcheck(case, &order, plan, &mut result);
+                        }
                         hangs.count(&result, told.hung_at_start);
                         if let Some(g) = told.guest {
                             *info
@@ -373,7 +379,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
         go,
         level: plan.level,
         seed: plan.seed,
-        detectors: detectors(),
+        detectors: detectors(plan, go),
         machine: machine(),
         cases: cases.into_iter().map(|c| c.1).collect(),
         ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -500,8 +506,30 @@ fn today() -> String {
     format!("{y:04}-{m:02}-{d:02}")
 }
 
-fn detectors() -> Vec<String> {
-    [
+/// What is run under valgrind also where nothing failed.
+const MEMCHECKED: &str = "run/exchanges";
+
+/// Attaches what memcheck says. It is about the guest's own memory, of which no rule speaks, and changes no status.
+fn memcheck(case: &Case, order: &Order, plan: &Plan, result: &mut CaseResult) {
+    match sandbox::valgrind(case, order, &plan.limits) {
+        Ok((0, _)) => result.remarks.push("valgrind: no errors".into()),
+        Ok((n, text)) => {
+            let first = text.lines().next().unwrap_or_default().trim().to_string();
+            result
+                .remarks
+                .push(format!("valgrind: {n} errors, the first: {first}"));
+            if !result.trace.is_empty() {
+                result.trace.push_str("\n\n");
+            }
+            result.trace.push_str("valgrind:\n");
+            result.trace.push_str(&text);
+        }
+        Err(why) => result.remarks.push(format!("valgrind: not run: {why}")),
+    }
+}
+
+fn detectors(plan: &Plan, go: bool) -> Vec<String> {
+    let mut all = [
         "guarded views with a healing fault handler (late system calls are not seen)",
         "read-only views",
         "canaries",
@@ -512,7 +540,13 @@ fn detectors() -> Vec<String> {
         "time asleep by the kernel's scheduler statistics",
     ]
     .map(str::to_string)
-    .to_vec()
+    .to_vec();
+    if plan.valgrind && !go {
+        all.push(format!(
+            "valgrind's memcheck for what failed and {MEMCHECKED}"
+        ));
+    }
+    all
 }
 
 fn machine() -> String {

@@ -298,6 +298,26 @@ fn what_requests_leave_behind_is_named_with_its_place() {
     assert!(text.contains("allocated by on_event  guest.c:"), "{text}");
 }
 
+#[test]
+fn valgrind_sees_what_nothing_else_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let library = bad(dir.path(), "READS_FREED");
+    let (out, text) = guest(&library, &["--only", "run/exchanges", "-v"]);
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(!text.contains("valgrind"), "{text}");
+    let (_, text) = guest(&library, &["--only", "run/exchanges", "-v", "--valgrind"]);
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        assert!(text.contains("valgrind cannot be started"), "{text}");
+        return;
+    }
+    assert!(text.contains("Invalid read of size 1"), "{text}");
+    assert!(text.contains("event (bad.c:"), "{text}");
+    let good = bad(dir.path(), "GOOD");
+    let (out, text) = guest(&good, &["--only", "run/exchanges", "-v", "--valgrind"]);
+    assert_eq!(code(&out), 0, "{text}");
+    assert!(text.contains("valgrind: no errors"), "{text}");
+}
+
 /// What a reader of TAP makes of it: perl's, which comes with every Debian and every macOS.
 fn prove(file: &str) -> Option<bool> {
     let out = Command::new("prove").args(["-e", "cat", file]).output();

@@ -317,7 +317,7 @@ fn finding(out: &mut String, r: &Report, g: &Group<'_>) {
     }
     for (title, text) in [
         ("What the guest printed", &g.case.output),
-        ("What its runtime says of the first access", &g.case.trace),
+        ("What its runtime or valgrind says", &g.case.trace),
     ] {
         if !text.is_empty() {
             let _ = write!(

@@ -173,7 +173,7 @@ fn findings(out: &mut String, c: &CaseResult, language: &str) {
 fn printed(out: &mut String, c: &CaseResult) {
     for (title, text) in [
         ("the guest printed", &c.output),
-        ("its runtime says of the first access", &c.trace),
+        ("what its runtime or valgrind says", &c.trace),
     ] {
         if !text.is_empty() {
             let _ = writeln!(out, "  {title}:");
@@ -258,6 +258,7 @@ pub(crate) fn whole(r: &Report, colour: bool) -> String {
     out.push_str(&families(r, colour));
     for c in &r.cases {
         if c.status.is_bad()
+            || !c.trace.is_empty()
             || matches!(
                 c.status,
                 Status::Warn | Status::Blocked | Status::SuiteError | Status::ExpectedFailure

@@ -5,8 +5,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 pub(crate) const PAGE: usize = 4096;
+/// Address space for all that is ever lent, and how many pieces: it costs nothing until it is used.
 const RESERVED: usize = 64 << 30;
 const MAX_VIEWS: usize = 4 << 20;
+/// The same under valgrind, which keeps books of each byte of it.
+const RESERVED_UNDER_VALGRIND: usize = 1 << 30;
+const MAX_VIEWS_UNDER_VALGRIND: usize = 128 << 10;
+/// Set for a process that runs under valgrind.
+pub(crate) const UNDER_VALGRIND: &str = "PXG_CONFORMANCE_UNDER_VALGRIND";
 
 /// What a piece of lent memory is; decides which rule a wrong access breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +105,7 @@ pub(super) struct Record {
 
 pub(super) struct Arena {
     pub(super) base: usize,
+    reserved: usize,
     pub(super) records: &'static [Record],
     pub(super) count: AtomicUsize,
     next: Mutex<usize>,
@@ -151,14 +158,20 @@ fn reserve(len: usize, prot: i32) -> usize {
 
 fn arena() -> &'static Arena {
     ARENA.get_or_init(|| {
+        let (reserved, views) = if std::env::var_os(UNDER_VALGRIND).is_some() {
+            (RESERVED_UNDER_VALGRIND, MAX_VIEWS_UNDER_VALGRIND)
+        } else {
+            (RESERVED, MAX_VIEWS)
+        };
         let records = reserve(
-            MAX_VIEWS * size_of::<Record>(),
+            views * size_of::<Record>(),
             libc::PROT_READ | libc::PROT_WRITE,
         );
         Arena {
-            base: reserve(RESERVED, libc::PROT_NONE),
-            // SAFETY: the mapping has room for MAX_VIEWS zeroed records, is never unmapped, and zero is valid for them.
-            records: unsafe { std::slice::from_raw_parts(records as *const Record, MAX_VIEWS) },
+            reserved,
+            base: reserve(reserved, libc::PROT_NONE),
+            // SAFETY: the mapping has room for `views` zeroed records, is never unmapped, and zero is valid for them.
+            records: unsafe { std::slice::from_raw_parts(records as *const Record, views) },
             count: AtomicUsize::new(0),
             next: Mutex::new(0),
         }
@@ -195,7 +208,7 @@ pub(crate) fn lend(
     let map_len = pages * PAGE;
     *next += map_len + PAGE;
     assert!(
-        *next + PAGE <= RESERVED,
+        *next + PAGE <= a.reserved,
         "the guarded arena is used up: one case lends too much memory"
     );
     protect(map, map_len, libc::PROT_READ | libc::PROT_WRITE);
@@ -204,7 +217,7 @@ pub(crate) fn lend(
         Align::Left => map,
     };
     let n = a.count.load(Ordering::Relaxed);
-    assert!(n < MAX_VIEWS, "too many views in one case");
+    assert!(n < a.records.len(), "too many views in one case");
     let r = &a.records[n];
     r.map.store(map as u64, Ordering::Relaxed);
     r.map_end.store((map + map_len) as u64, Ordering::Relaxed);
@@ -301,7 +314,7 @@ pub(crate) fn close(pieces: &[Piece]) {
 pub(crate) fn is_ours(at: u64) -> bool {
     ARENA
         .get()
-        .is_some_and(|a| (a.base as u64..(a.base + RESERVED) as u64).contains(&at))
+        .is_some_and(|a| (a.base as u64..(a.base + a.reserved) as u64).contains(&at))
 }
 
 impl Arena {

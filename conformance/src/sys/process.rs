@@ -51,8 +51,10 @@ pub(crate) struct Ended {
     pub(crate) escaped: Vec<u32>,
 }
 
-/// Runs this program again with `args`, in a process group of its own that ends with it, at most for `limit`.
+/// Runs this program again with `args`, in a process group of its own that ends with it, at most for `limit`; under
+/// the program and arguments of `wrapper`, if there are any.
 pub(crate) fn run(
+    wrapper: &[OsString],
     args: &[OsString],
     env: &[(&str, String)],
     shared: RawFd,
@@ -64,9 +66,17 @@ pub(crate) fn run(
         std::process::id(),
         NEXT.fetch_add(1, Ordering::Relaxed)
     );
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = if let Some((program, arguments)) = wrapper.split_first() {
+        let mut c = Command::new(program);
+        // A wrapper opens the file itself.
+        c.args(arguments).arg(std::env::current_exe()?);
+        c
+    } else {
+        let mut c = Command::new("/proc/self/exe");
+        c.arg0("pxg-conformance");
+        c
+    };
     command
-        .arg0("pxg-conformance")
         .args(args)
         .envs(env.iter().map(|(k, v)| (k, v)))
         .env(MARK, &mark)

@@ -71,6 +71,15 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   (void)ctx, (void)ev;
 #if defined(EXITS)
   exit(0);
+#elif defined(READS_FREED)
+  {
+    /* Its own memory: no rule speaks of it, and nothing but valgrind sees it. */
+    volatile char *own = (volatile char *)malloc(16);
+    static volatile char sink;
+    own[0] = 'x';
+    free((void *)own);
+    sink = own[0];
+  }
 #endif
   out->action = PXG_ACT_CONTINUE;
 }
