@@ -49,9 +49,7 @@ static pxg_str text(const pxg_result *out) {
     s.len = lengths[byte() % 8];
     s.ptr = out->scratch + byte() * 16;
     break;
-  default:
-    s.len = lengths[byte() % 8];
-    s.ptr = (const uint8_t *)out->scratch_ops + byte() * 8;
+  default: s.len = lengths[byte() % 8]; s.ptr = (const uint8_t *)out->scratch_ops + byte() * 8;
   }
   return s;
 }
