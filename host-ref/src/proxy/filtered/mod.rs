@@ -10,8 +10,8 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
-use http::header::{self, HeaderMap};
 use http::Response;
+use http::header::{self, HeaderMap};
 use proxy_golang_abi::EndReason;
 
 use super::access::FilterStep;
