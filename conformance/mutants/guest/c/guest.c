@@ -17,7 +17,7 @@
  * mutant handle-is-pointer PXG-ABI-009: follows the stream's handle as if it were a pointer
  * mutant zeroed-operation PXG-ABI-011: counts one operation more than it filled
  * mutant zeroed-reply PXG-ABI-011: replies with a struct that it never filled
- * mutant null-operations PXG-ABI-012: one operation at NULL
+ * mutant null-operations PXG-ABI-012 also PXG-CFG-005: one operation at NULL
  * mutant absent-with-length PXG-ABI-012: an ABSENT string with a pointer and a length
  * mutant retries-unknown-status PXG-ABI-013: calls complete until it answers 0
  * mutant unset-action PXG-ACT-001: returns without an action
