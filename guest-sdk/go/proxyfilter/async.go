@@ -54,12 +54,28 @@ type AsyncStream struct {
 	decided bool
 	held    bool        // the decision is in the batch and not handed over
 	over    bool        // the function returned
+	cause   cause       // why ctx is cancelled, or would be
 	job     *bridge.Job // what it reads; nil when it is over
 	batch   bridge.Batch
 	ctx     *cancellable // made when it is first asked for
-	cause   error        // why ctx is cancelled, or would be
 
 	next *AsyncStream // in its waitShard
+}
+
+// cause is why a context is cancelled.
+type cause uint8
+
+const (
+	causeNone cause = iota
+	causeGone
+	causeReturned
+)
+
+func (c cause) err() error {
+	if c == causeGone {
+		return ErrStreamGone
+	}
+	return errReturned
 }
 
 type cancellable struct {
@@ -76,8 +92,8 @@ func (c *asyncContext) real() *cancellable {
 	defer c.mu.Unlock()
 	if c.ctx == nil {
 		ctx, cancel := context.WithCancelCause(context.Background())
-		if c.cause != nil {
-			cancel(c.cause)
+		if c.cause != causeNone {
+			cancel(c.cause.err())
 		}
 		c.ctx = &cancellable{ctx, cancel}
 	}
@@ -101,7 +117,7 @@ func (c *asyncContext) Err() error {
 	switch {
 	case ctx != nil:
 		return ctx.Err()
-	case cause != nil:
+	case cause != causeNone:
 		return context.Canceled
 	}
 	return nil
@@ -118,16 +134,16 @@ func (a *AsyncStream) context() context.Context {
 	return context.Background()
 }
 
-// cancel cancels the context, for the first cause given.
-func (a *AsyncStream) cancel(cause error) {
+// gone cancels the context because the stream is gone, unless it is cancelled.
+func (a *AsyncStream) gone() {
 	a.mu.Lock()
-	if a.cause == nil {
-		a.cause = cause
+	if a.cause == causeNone {
+		a.cause = causeGone
 	}
 	ctx := a.ctx
 	a.mu.Unlock()
 	if ctx != nil {
-		ctx.cancel(cause)
+		ctx.cancel(ErrStreamGone)
 	}
 }
 
@@ -224,7 +240,7 @@ func (in *instance) OnCancel(cfg, user, stream, token uint64, worker uint32) {
 	}
 	s.mu.Unlock()
 	if a != nil {
-		a.cancel(ErrStreamGone)
+		a.gone()
 	}
 }
 
@@ -249,14 +265,36 @@ func (c *callState) startAsync(fn func(context.Context, *AsyncStream)) Action {
 			j.Attrs[i].Value = clone(j.Attrs[i].Value)
 		}
 	}
-	c.async = newAsync(c.inst, c.cfg, fn, j)
+	c.async = (&AsyncStream{}).init(c.inst, c.cfg, fn, j)
 	return actPending
 }
 
-func newAsync(in *instance, cfg *config, fn func(context.Context, *AsyncStream), j *bridge.Job) *AsyncStream {
+func (a *AsyncStream) init(in *instance, cfg *config, fn func(context.Context, *AsyncStream), j *bridge.Job) *AsyncStream {
 	ev := &j.Ev
-	return &AsyncStream{inst: in, cfg: cfg, fn: fn, token: ev.Token, stream: ev.Stream, offset: ev.BodyOffset,
-		worker: ev.Worker, phase: Phase(ev.Phase), flags: ev.Flags, job: j}
+	a.inst, a.cfg, a.fn, a.job = in, cfg, fn, j
+	a.token, a.stream, a.offset = ev.Token, ev.Stream, ev.BodyOffset
+	a.worker, a.phase, a.flags = ev.Worker, Phase(ev.Phase), ev.Flags
+	return a
+}
+
+// asyncChunk is how many streams of functions that never block are allocated
+// together. Each is used once: whoever keeps one reaches nobody else's.
+const asyncChunk = 16
+
+type asyncStreams struct{ list []AsyncStream }
+
+func fresh(r *bridge.Runner) *AsyncStream {
+	s, ok := r.X.(*asyncStreams)
+	if !ok {
+		s = &asyncStreams{}
+		r.X = s
+	}
+	if len(s.list) == 0 {
+		s.list = make([]AsyncStream, asyncChunk)
+	}
+	a := &s.list[0]
+	s.list = s.list[1:]
+	return a
 }
 
 // launch starts the function after its event has been found in order.
@@ -279,20 +317,21 @@ type asyncRun AsyncStream
 func (r *asyncRun) Run() { (*AsyncStream)(r).run() }
 
 // RunJob runs an event that was copied on the loop thread, or answers what runs it.
-func (in *instance) RunJob(j *bridge.Job, b bridge.Batch) (bridge.JobState, bridge.Runnable) {
+func (in *instance) RunJob(r *bridge.Runner, j *bridge.Job, b bridge.Batch) (bridge.JobState, bridge.Runnable) {
 	cfg := in.config(j.Ev.Config)
 	var fn func(context.Context, *AsyncStream)
 	if cfg != nil && cfg.h != nil && j.Ev.Phase < uint32(phaseCount) {
 		fn = cfg.h.async[j.Ev.Phase]
 	}
-	a := newAsync(in, cfg, fn, j)
 	if fn != nil && !cfg.decl.Nonblocking {
+		a := (&AsyncStream{}).init(in, cfg, fn, j)
 		a.lent, a.waits = true, true
 		if in.wait(a) {
 			return bridge.JobWaits, (*asyncRun)(a)
 		}
 		return bridge.JobOver, nil
 	}
+	a := fresh(r).init(in, cfg, fn, j)
 	a.inline, a.batch = true, b
 	if fn != nil {
 		a.run()
@@ -349,8 +388,8 @@ func (a *AsyncStream) endLocked() {
 	a.over = true
 	b, j, ctx := a.batch, a.job, a.ctx
 	a.batch, a.job = nil, nil
-	if a.cause == nil {
-		a.cause = errReturned
+	if a.cause == causeNone {
+		a.cause = causeReturned
 	}
 	a.mu.Unlock()
 	if b != nil && !a.inline {
@@ -410,7 +449,7 @@ func (a *AsyncStream) conclude(act Action, fill func(r *bridge.Result, e *bridge
 	case code >= bridge.OK:
 		return err
 	case code == bridge.ErrStale:
-		a.cancel(ErrStreamGone)
+		a.gone()
 		return ErrStreamGone
 	}
 	// The token is still alive: the host did not understand the batch.

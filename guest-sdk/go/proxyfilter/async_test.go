@@ -84,10 +84,10 @@ func decideNow(_ context.Context, a *AsyncStream) {
 func BenchmarkJob(b *testing.B) {
 	b.Run("inline", func(b *testing.B) {
 		in, _, j := asyncRig(true, decideNow)
-		batch := newHeapBatch()
+		batch, r := newHeapBatch(), &bridge.Runner{}
 		b.ReportAllocs()
 		for b.Loop() {
-			if s, _ := in.RunJob(j, batch); s != bridge.JobDecided {
+			if s, _ := in.RunJob(r, j, batch); s != bridge.JobDecided {
 				b.Fatal("undecided")
 			}
 			batch.reset()
@@ -97,7 +97,7 @@ func BenchmarkJob(b *testing.B) {
 		in, h, j := asyncRig(false, decideNow)
 		b.ReportAllocs()
 		for b.Loop() {
-			_, r := in.RunJob(j, nil)
+			_, r := in.RunJob(&bridge.Runner{}, j, nil)
 			r.Run()
 			<-h.completed
 			<-h.freed
@@ -107,13 +107,15 @@ func BenchmarkJob(b *testing.B) {
 
 func TestJobAllocations(t *testing.T) {
 	in, _, j := asyncRig(true, decideNow)
-	batch := newHeapBatch()
+	batch, r := newHeapBatch(), &bridge.Runner{}
 	n := testing.AllocsPerRun(1000, func() {
-		in.RunJob(j, batch)
-		batch.reset()
+		for range asyncChunk {
+			in.RunJob(r, j, batch)
+			batch.reset()
+		}
 	})
 	if n > 1 {
-		t.Errorf("a job that runs inline allocates %v objects, want the AsyncStream only", n)
+		t.Errorf("%d jobs that run inline allocate %v objects, want their AsyncStreams as one", asyncChunk, n)
 	}
 }
 
@@ -129,7 +131,7 @@ func TestJobIsOutOfReachAfterwards(t *testing.T) {
 		_ = a.Continue()
 	})
 	batch := newHeapBatch()
-	if s, _ := in.RunJob(j, batch); s != bridge.JobDecided {
+	if s, _ := in.RunJob(&bridge.Runner{}, j, batch); s != bridge.JobDecided {
 		t.Fatalf("state %d", s)
 	}
 	batch.reset()
@@ -152,7 +154,7 @@ func TestInlineFailures(t *testing.T) {
 	} {
 		in, _, j := asyncRig(true, fn)
 		batch := newHeapBatch()
-		if s, _ := in.RunJob(j, batch); s != bridge.JobDecided || batch.res.Action != bridge.ActError || batch.enc.Len() != 0 {
+		if s, _ := in.RunJob(&bridge.Runner{}, j, batch); s != bridge.JobDecided || batch.res.Action != bridge.ActError || batch.enc.Len() != 0 {
 			t.Errorf("%s: state %d, action %d, %d operations", name, s, batch.res.Action, batch.enc.Len())
 		}
 	}
@@ -176,7 +178,7 @@ func TestAsyncContext(t *testing.T) {
 		done <- context.Cause(c)
 		done <- c.Err()
 	})
-	s, r := in.RunJob(j, nil)
+	s, r := in.RunJob(&bridge.Runner{}, j, nil)
 	if s != bridge.JobWaits {
 		t.Fatalf("state %d", s)
 	}
@@ -212,7 +214,7 @@ func TestWaitingStreams(t *testing.T) {
 	}
 	for i, a := range list {
 		in.OnCancel(0, 0, 0, a.token, 0)
-		if want := i%2 == 1 && i%7 != 0; (a.cause == ErrStreamGone) != want {
+		if want := i%2 == 1 && i%7 != 0; (a.cause == causeGone) != want {
 			t.Fatalf("stream %d: cause %v", i, a.cause)
 		}
 	}

@@ -88,7 +88,7 @@ type liveStream struct {
 	writable chan struct{} // holds one element when the host may take more
 	gone     chan struct{}
 	once     sync.Once
-	cancel   context.CancelCauseFunc
+	cancel   func() // for ErrStreamGone
 }
 
 func (l *liveStreams) add(stream uint64, s *liveStream) {
@@ -126,7 +126,7 @@ func (l *liveStreams) end(stream uint64) {
 func (s *liveStream) die() {
 	s.once.Do(func() {
 		close(s.gone)
-		s.cancel(ErrStreamGone)
+		s.cancel()
 	})
 }
 
@@ -158,9 +158,9 @@ func (a *AsyncStream) StreamReply(p Reply) (*ReplyWriter, error) {
 	if text != "" {
 		return nil, errors.Join(errors.New("proxyfilter: "+text), a.fail(text))
 	}
-	live := &liveStream{writable: make(chan struct{}, 1), gone: make(chan struct{}), cancel: a.cancel}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	live.cancel = func(err error) { cancel(err); a.cancel(err) }
+	live := &liveStream{writable: make(chan struct{}, 1), gone: make(chan struct{}),
+		cancel: func() { cancel(ErrStreamGone); a.gone() }}
 	w := &ReplyWriter{inst: a.inst, stream: a.stream, worker: a.worker, live: live, ctx: ctx}
 	// Entered first: the stream may end while Complete runs.
 	a.inst.live.add(a.stream, live)

@@ -534,7 +534,7 @@ func (h *Host) runJob(c *bridge.Call, lent *views) {
 	h.mu.Unlock()
 	go func() {
 		b := h.NewBatch(0)
-		state, r := h.inst.RunJob(j, b)
+		state, r := h.inst.RunJob(&bridge.Runner{}, j, b)
 		if state == bridge.JobWaits {
 			r.Run()
 			return

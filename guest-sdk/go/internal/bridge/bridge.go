@@ -169,6 +169,10 @@ type Job struct {
 	Body             []byte
 }
 
+// Runner is what a caller of RunJob keeps from one call to the next. It is for one
+// goroutine at a time.
+type Runner struct{ X any }
+
 // Runnable is something to be run once.
 type Runnable interface{ Run() }
 
@@ -232,7 +236,7 @@ type Instance interface {
 	// RunJob runs a copied event if its function never blocks, with b for its
 	// decision; else it answers what is to be run on a goroutine. The caller keeps
 	// b, and frees the job unless it waits.
-	RunJob(j *Job, b Batch) (JobState, Runnable)
+	RunJob(r *Runner, j *Job, b Batch) (JobState, Runnable)
 	OnCancel(config, user, stream, token uint64, worker uint32)
 	OnStreamEnd(config, user, stream uint64, worker uint32)
 	OnWorker(worker uint32, up bool)

@@ -32,8 +32,9 @@ type consumer struct {
 	jobs []goJob // pushed by the Go side
 
 	// Of the consumer's goroutine alone: what it has run itself, and batches for it.
-	ran  gathered
-	free []*batch
+	ran    gathered
+	free   []*batch
+	runner bridge.Runner
 
 	// While the goroutines of a batch of jobs run, their completions are collected,
 	// and then go to the host in one call.
@@ -243,7 +244,7 @@ func (c *consumer) run(j *bridge.Job, goJobs []goJob, collecting bool) (q *queue
 	}
 	for j != nil {
 		next, token, b := j.Next, j.Ev.Token, c.spare()
-		state, r := c.host.inst.RunJob(j, b)
+		state, r := c.host.inst.RunJob(&c.runner, j, b)
 		if state == bridge.JobWaits {
 			later(r)
 			j = next
