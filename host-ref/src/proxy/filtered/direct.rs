@@ -99,39 +99,44 @@ impl Task {
         .await
     }
 
-    /// Sends the request if nothing of it is left to the engine.
+    /// Sends the request if nothing of it is left to the engine, and it goes to a cluster.
     fn send(&self, part: Option<Part<Message>>, client: Option<Incoming>) -> Next {
-        match part {
+        let (head, length, end) = match part {
             Some(Part::Head {
                 head, length, end, ..
-            }) if self.can_pass(end) => match self.request(head, length, client.filter(|_| !end)) {
-                Ok((cluster, request)) => Next::Send(cluster, request),
-                Err(reply) => Next::Drive(Left::Reply(reply)),
-            },
-            part => Next::Drive(Left::Request(part.map(Box::new), client)),
+            }) if (end || self.stream(|s| s.bodies_skipped(Dir::Request)))
+                && !self.filtered().is_stopped() =>
+            {
+                (head, length, end)
+            }
+            part => return Next::Drive(Left::Request(part.map(Box::new), client)),
+        };
+        match self.request(head, length, client.filter(|_| !end)) {
+            Ok(next) => next,
+            Err(reply) => Next::Drive(Left::Reply(reply)),
         }
     }
 
-    fn can_pass(&self, end: bool) -> bool {
-        (end || self.stream(|s| s.bodies_skipped(Dir::Request)))
-            && !self.filtered().is_stopped()
-            && self.stream(Stream::deadline).is_none()
-            && self.target().is_ok_and(|target| target.is_some())
-    }
-
-    /// Where the request goes, and what goes there.
     fn request(
         &self,
         head: Message,
         length: BodyLength,
         client: Option<Incoming>,
-    ) -> Result<(usize, Request<OutBody>), HostReply> {
+    ) -> Result<Next, HostReply> {
         self.route_again(&head)?;
-        let cluster = self.target()?;
-        let cluster = cluster.ok_or(HostReply::new(500, "host.no_action"))?;
+        let Some(cluster) = self.target()? else {
+            let end = client.is_none();
+            let part = Part::Head {
+                head,
+                length,
+                end,
+                local: false,
+            };
+            return Ok(Next::Drive(Left::Request(Some(Box::new(part)), client)));
+        };
         let body = client.map_or(OutBody::Empty, |client| self.forward_request(client));
         let request = self.upstream_request(cluster, head, length, body)?;
-        Ok((cluster, request))
+        Ok(Next::Send(cluster, request))
     }
 
     /// Waits for the upstream's answer. None: a filter has stopped it.
