@@ -198,6 +198,8 @@ fn a_finding_is_made_small_kept_and_repeated() {
         "--corpus",
         &corpus,
         "--json",
+        "--grace",
+        "200",
     ];
     let (code, text) = program(&args, &library);
     assert_eq!(code, 1, "{text}");
@@ -213,12 +215,20 @@ fn a_finding_is_made_small_kept_and_repeated() {
     let kept = std::fs::read_to_string(file).unwrap();
     assert!(kept.len() < 1500, "{kept}");
 
-    let (code, text) = program(&["guest", "--replay", file], &library);
+    let (code, text) = program(&["guest", "--replay", file, "--grace", "200"], &library);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("PXG-MEM-002"), "{text}");
     // The next session begins with what the last one kept.
     let (code, text) = program(
-        &["fuzz", "--executions", "1", "--corpus", &corpus],
+        &[
+            "fuzz",
+            "--executions",
+            "1",
+            "--corpus",
+            &corpus,
+            "--grace",
+            "200",
+        ],
         &library,
     );
     assert_eq!(code, 1, "{text}");

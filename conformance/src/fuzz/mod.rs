@@ -247,7 +247,13 @@ impl Session<'_> {
             .collect();
         files.sort();
         for file in files {
-            let (s, result) = replay(&self.asked.plan, &file)?;
+            let (s, mut result) = replay(&self.asked.plan, &file)?;
+            // A race need not be lost each time.
+            for _ in 1..REPEATS {
+                if result.findings.is_empty() {
+                    result = replay(&self.asked.plan, &file)?.1;
+                }
+            }
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             self.total.executions.fetch_add(1, Ordering::Relaxed);
             if result.findings.is_empty() {
