@@ -554,7 +554,19 @@ fn machine() -> String {
     format!("Linux {} {}", kernel.trim(), std::env::consts::ARCH)
 }
 
-/// Runs the default cases on the guest at `path`, for a test of that guest.
+/// Runs the default cases (levels L1 to L3) on the guest at `path`, for a test of that guest.
+///
+/// The library must have been built: a test of the package that builds it finds it beside its own program, as in the
+/// example. Filters that need a configuration get it from `pxg-conformance.toml` beside the library. Each case runs in a
+/// process of its own, which is this test's program started again; nothing else of it runs there.
+///
+/// ```no_run
+/// fn the_filter_is_conformant() {
+///     let test = std::env::current_exe().expect("a test has a program");
+///     let built = test.ancestors().nth(2).expect("target/debug/deps/test");
+///     proxy_golang_conformance::assert_guest(built.join("libmy_filter.so"));
+/// }
+/// ```
 ///
 /// # Panics
 /// If the guest is not conformant, with the report as the text.
