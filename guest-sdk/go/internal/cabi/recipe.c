@@ -22,11 +22,6 @@
 
 #define MAX_TIDS 4096
 #define SLACK_NS 5000000ul /* sysmon: what it does may come 5 ms later */
-/* All of Go's threads: timers may come 1 ms later. A thread that looks for work
- * sleeps for 3 us when there is next to none, which costs a timer interrupt in the
- * middle of a loop's work, and another such thread is woken for the next batch.
- * With slack it sleeps until something else happens, and none is woken meanwhile. */
-#define THREAD_SLACK_NS 1000000ul
 
 pxgo_step pxgo_steps[PXGO_STEPS];
 
@@ -34,7 +29,6 @@ static const char *const step_names[PXGO_STEPS] = {"batch", "sysmon", "procs", "
 static pid_t *before; /* the threads that were there before Go's */
 static int n_before = -1;
 static int policy_before = -1;
-static long slack_before;
 static int want_batch; /* atomic */
 
 void pxgo_step_set(int step, int state, const char *detail) {
@@ -103,41 +97,21 @@ __attribute__((constructor(101))) static void set_policy(void) {
     step(PXGO_BATCH, PXGO_FAILED, "sched_setscheduler(SCHED_BATCH): %s", strerror(errno));
     policy_before = -1;
   }
-  slack_before = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
-  if (slack_before > 0 && slack_before < (long)THREAD_SLACK_NS)
-    prctl(PR_SET_TIMERSLACK, THREAD_SLACK_NS, 0, 0, 0);
-  else
-    slack_before = 0;
 }
 
 __attribute__((constructor)) static void restore_policy(void) {
   struct sched_param p = {0};
   if (policy_before >= 0 && sched_setscheduler(0, policy_before, &p))
     step(PXGO_BATCH, PXGO_FAILED, "the loading thread's policy was not restored: %s", strerror(errno));
-  if (slack_before > 0 && prctl(PR_SET_TIMERSLACK, slack_before, 0, 0, 0))
-    step(PXGO_BATCH, PXGO_FAILED, "the loading thread's timer slack was not restored: %s", strerror(errno));
-}
-
-/* Whether a thread has its slack; 1 if that can't be read. */
-static int has_slack(pid_t tid) {
-  char path[64], buf[32];
-  snprintf(path, sizeof path, "/proc/%d/timerslack_ns", tid);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  ssize_t n = fd < 0 ? -1 : read(fd, buf, sizeof buf - 1);
-  if (fd >= 0) close(fd);
-  if (n <= 0) return 1;
-  buf[n] = 0;
-  return strtoul(buf, NULL, 10) >= THREAD_SLACK_NS;
 }
 
 static void check_batch(int host_batch_end) {
   pid_t tids[MAX_TIDS];
   struct sched_param p = {0};
   int off = pxgo_steps[PXGO_BATCH].state == PXGO_OFF;
-  int n = new_threads(tids, MAX_TIDS), batch = 0, slack = 0;
+  int n = new_threads(tids, MAX_TIDS), batch = 0;
   if (policy_before < 0) return;
-  for (int i = 0; i < n; i++)
-    if (sched_getscheduler(tids[i]) == SCHED_BATCH) batch++, slack += slack_before > 0 && has_slack(tids[i]);
+  for (int i = 0; i < n; i++) batch += sched_getscheduler(tids[i]) == SCHED_BATCH;
   if (off || !host_batch_end) {
     /* Without the yield at the end of a batch, SCHED_BATCH makes asynchronous
      * work wait for a tick whenever the loop is busy. */
@@ -150,8 +124,7 @@ static void check_batch(int host_batch_end) {
   } else if (!batch) {
     step(PXGO_BATCH, PXGO_FAILED, "none of %d new threads inherited SCHED_BATCH", n);
   } else {
-    step(PXGO_BATCH, PXGO_DONE, "%d of %d new threads have SCHED_BATCH, %d of them 1 ms of timer slack", batch, n,
-         slack);
+    step(PXGO_BATCH, PXGO_DONE, "%d of %d new threads have SCHED_BATCH", batch, n);
     __atomic_store_n(&want_batch, 1, __ATOMIC_RELAXED);
   }
 }
@@ -163,10 +136,8 @@ void pxgo_thread_policy(void) {
   if (done) return;
   done = 1;
   struct sched_param p = {0};
-  if (__atomic_load_n(&want_batch, __ATOMIC_RELAXED) && sched_getscheduler(0) == SCHED_OTHER) {
+  if (__atomic_load_n(&want_batch, __ATOMIC_RELAXED) && sched_getscheduler(0) == SCHED_OTHER)
     sched_setscheduler(0, SCHED_BATCH, &p);
-    if (slack_before > 0) prctl(PR_SET_TIMERSLACK, THREAD_SLACK_NS, 0, 0, 0);
-  }
 }
 
 /* ---- sysmon: found by what it does, told by a signal that only it gets */
