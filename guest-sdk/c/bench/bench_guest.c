@@ -10,6 +10,11 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
   return PXG_OK;
 }
 
+static void on_config_drop(uint64_t ctx, uint64_t config) {
+  (void)ctx;
+  (void)config;
+}
+
 static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   const pxg_field *f = ev->fields, *end = f + ev->n_fields;
   pxg_str request_id = pxgg_absent(), agent = pxgg_absent();
@@ -39,6 +44,7 @@ PXGG_EXPORT int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   out->filters = filters;
   out->n_filters = 1;
   out->on_config_new = on_config_new;
+  out->on_config_drop = on_config_drop;
   out->on_event = on_event;
   return PXG_OK;
 }
