@@ -134,13 +134,18 @@ fn until_waits(s: &mut Stream) {
 
 /// Holds the first thread of the guest that completes something: what it is asked afterwards queues up in the guest.
 fn hold_worker<'a>(rig: &'a Rig, c: &'a Conf, e: &Exchange, o: Options) -> Option<Stream<'a>> {
-    rig.host.set_gate(Gate::Closed);
+    // A guest that wants in its hooks what the held thread has is not held again.
+    if !rig.host.gate_tripped() {
+        rig.host.set_gate(Gate::Closed);
+    }
     let mut s = Stream::new(rig, c, e, o);
     until_waits(&mut s);
     s.pending()?;
     rig.batch_end(0);
     s.help();
-    rig.host.wait_occupied(Duration::from_millis(200));
+    if !rig.host.gate_tripped() {
+        rig.host.wait_occupied(Duration::from_millis(200));
+    }
     Some(s)
 }
 

@@ -11,7 +11,8 @@ use proxy_golang_abi::{LogLevel, Status};
 use super::judge::{Context, Way};
 use super::model::{Outcome, phase_name};
 use crate::finding::note;
-use crate::sys::clock::Patience;
+use crate::sys::calls::HOST_THREAD;
+use crate::sys::clock::{self, Patience};
 
 /// Which optional entries of the table are NULL.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,6 +77,10 @@ struct Inner {
     stale: u64,
     gate: Gate,
     gate_token: u64,
+    /// Counts what was done with the gate.
+    gate_moves: u64,
+    /// Nobody opened it in time: the guest waited for the thread that was held.
+    gate_tripped: bool,
     completes: u64,
 }
 
@@ -281,9 +286,45 @@ impl StrictHost {
         }
     }
 
-    pub(crate) fn set_gate(&self, gate: Gate) {
-        self.lock().gate = gate;
+    /// A guest may keep a lock while it calls `complete`, and want it in a hook: a gate that is closed opens by itself
+    /// after a while, unless [`StrictHost::keep_gate`] says that somebody else will do it.
+    pub(crate) fn set_gate(&'static self, gate: Gate) {
+        let moves = self.moved(Some(gate));
+        if gate != Gate::Closed {
+            return;
+        }
+        let opener = std::thread::Builder::new().name(HOST_THREAD.into());
+        let spawned = opener.spawn(move || {
+            clock::linger(Duration::from_millis(300));
+            let mut i = self.lock();
+            if i.gate_moves == moves && i.gate != Gate::Open {
+                i.gate = Gate::Open;
+                i.gate_tripped = true;
+                self.changed.notify_all();
+            }
+        });
+        if let Err(e) = spawned {
+            self.moved(Some(Gate::Open));
+            crate::finding::suite_error(format!("no thread for the gate: {e}"));
+        }
+    }
+
+    /// The caller opens the gate.
+    pub(crate) fn keep_gate(&self) {
+        self.moved(None);
+    }
+
+    fn moved(&self, gate: Option<Gate>) -> u64 {
+        let mut i = self.lock();
+        i.gate_moves += 1;
+        i.gate = gate.unwrap_or(i.gate);
         self.changed.notify_all();
+        i.gate_moves
+    }
+
+    /// Whether the gate once had to open by itself.
+    pub(crate) fn gate_tripped(&self) -> bool {
+        self.lock().gate_tripped
     }
 
     /// Waits until a thread of the guest is held inside `complete`: the token it completes.
@@ -306,6 +347,10 @@ impl StrictHost {
                 .0;
         }
         Some(i.gate_token)
+    }
+
+    pub(crate) fn is_occupied(&self) -> bool {
+        self.lock().gate == Gate::Occupied
     }
 
     /// Waits until the guest has done something, or for `limit`.

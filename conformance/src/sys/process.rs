@@ -219,7 +219,7 @@ fn wait(child: &Child, limit: Duration) -> bool {
     }
     // SAFETY: the descriptor was just made and belongs to nobody else.
     let _close = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut patience = Patience::new(limit);
+    let mut patience = Patience::at_most(limit, 4.0);
     loop {
         let left = patience
             .deadline()
