@@ -166,7 +166,13 @@ func goEvent(ctx C.uint64_t, ev *C.pxg_event, out *C.pxg_result) {
 	misuse(ev, fields)
 	if mutant == "go-typed-pointers" {
 		typed := unsafe.Slice(out.scratch_ops, int(out.scratch_ops_cap))
-		for round := 0; round < 200; round++ {
+		// As long as it takes until the collector has come by, however busy the machine is.
+		var before, now debug.GCStats
+		debug.ReadGCStats(&before)
+		for round := 0; now.NumGC < before.NumGC+2 && round < 1<<16; round++ {
+			if round%200 == 199 {
+				debug.ReadGCStats(&now)
+			}
 			for i := range typed {
 				typed[i].key.ptr = nil
 				if ev.n_fields > 0 {
