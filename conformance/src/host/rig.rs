@@ -20,6 +20,9 @@ use crate::sys::calls::{self, Guest, Initialised, Released};
 use crate::sys::shared::{self, Stage};
 use crate::sys::{fault, heap, threads, thunks};
 
+/// How often what must not change is looked at.
+const LOOK: Duration = Duration::from_micros(500);
+
 /// A configuration that the guest accepted.
 pub(crate) struct Conf {
     pub(crate) subject: Subject,
@@ -443,10 +446,15 @@ impl Rig {
 
     /// Makes the guest work on another thread for `grace`: it allocates, and a collector runs.
     pub(crate) fn disturb(&self, grace: Duration) {
+        self.disturb_while(grace, || {});
+    }
+
+    /// As [`Rig::disturb`]; `look` is called again and again meanwhile, and once at the end.
+    pub(crate) fn disturb_while(&self, grace: Duration, mut look: impl FnMut()) {
         recorder::collected(grace);
         let deadline = Instant::now() + grace;
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let work = scope.spawn(|| {
                 // A collector needs some cycles of work before what it freed is seen, however fast the machine is.
                 let least = if self.has_go { 150 } else { 10 };
                 let mut rounds = 0;
@@ -455,6 +463,11 @@ impl Rig {
                     rounds += 1;
                 }
             });
+            while !work.is_finished() {
+                look();
+                std::thread::sleep(LOOK);
+            }
         });
+        look();
     }
 }

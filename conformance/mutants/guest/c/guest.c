@@ -572,11 +572,6 @@ static void *overwrite(void *unused) {
   batch();
   nanosleep(&wait, NULL);
   borrowed[0] = 'S';
-  nanosleep(&wait, NULL);
-  nanosleep(&wait, NULL);
-  nanosleep(&wait, NULL);
-  nanosleep(&wait, NULL);
-  borrowed[0] = 's';
   return NULL;
 }
 #endif
@@ -586,6 +581,9 @@ static void request_headers(call *c) {
   pxg_op *o;
   uint64_t i = 0;
   const pxg_str *agent = find(ev, LIT("user-agent"), &i);
+#if defined(M_reuses_borrowed)
+  borrowed[0] = 's';
+#endif
   if (find(ev, LIT("x-many-7"), NULL)) {
     reply(c);
     return;

@@ -1,5 +1,6 @@
 //! The crossing of an event, what its result leads to, and how a stream ends.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase};
@@ -378,8 +379,10 @@ fn check_borrowed(o: &Outcome, grace: Duration, rig: &Rig) {
     if was.is_empty() {
         return;
     }
-    rig.disturb(grace);
-    for (at, len) in calls::changed(&was) {
+    // What changes for a while only, a host may have read just then.
+    let mut changed = BTreeMap::new();
+    rig.disturb_while(grace, || changed.extend(calls::changed(&was)));
+    for (at, len) in changed {
         let collected = rig.is_collected_heap(at);
         note(
             if collected {
