@@ -118,7 +118,7 @@ pub struct Cx<'a> {
 /// Limits of one stream.
 #[derive(Clone, Copy, Debug)]
 pub struct StreamLimits {
-    /// Bytes that wait for the driver before [`Stream::wants`] says no.
+    /// Bytes that wait for the driver before [`Stream::wants`](super::Stream::wants) says no.
     pub buffer: u64,
     /// How long bytes may be kept from a guest that asked for MORE, in nanoseconds (the hold time of the spec).
     pub hold_time_ns: u64,
@@ -128,7 +128,7 @@ pub struct StreamLimits {
     pub max_fields: usize,
     /// Status of the reply when a guest fails closed: 500 to 599.
     pub failure_status: u16,
-    /// Whether [`Stream::trace`] is kept.
+    /// Whether [`Stream::trace`](super::Stream::trace) is kept.
     pub trace: bool,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! There are two gears. As long as no filter wants bodies and nothing but the head of a request without body is held, the
 //! exchange runs as without filters (`direct`): the heads go through the engine, and the bodies are forwarded as they
-//! come, with no task and no channel. When that ends, a [`Driver`] takes over what is left: it feeds frames to the engine
+//! come, with no task and no channel. When that ends, a driver takes over what is left: it feeds frames to the engine
 //! and sends on what comes out, at the pace of the slower side.
 
 use std::cell::{Cell, RefCell};
