@@ -37,7 +37,12 @@ struct Outcome {
     mutant: bool,
     text: String,
     passed: BTreeSet<String>,
+    /// How often a mutant was tried.
+    tries: u32,
 }
+
+/// A defect that is a race may not happen at once: a mutant that survives is tried again, and the summary says so.
+const TRIES: u32 = 3;
 
 /// Runs it; whether all is as it should be.
 pub(crate) fn run(asked: &Asked) -> Result<bool> {
@@ -116,6 +121,7 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
                             mutant: m.rule.is_some(),
                             text: format!("BROKEN    {}: {e:#}", m.name),
                             passed: BTreeSet::new(),
+                            tries: 1,
                         },
                     });
                 }
@@ -172,6 +178,14 @@ fn summary(outcomes: &[Outcome], started: Instant) -> bool {
             format!(" ({})", v.join(", "))
         }
     };
+    let again: Vec<&str> = outcomes
+        .iter()
+        .filter(|o| o.ok && o.tries > 1)
+        .map(|o| o.name.as_str())
+        .collect();
+    if !again.is_empty() {
+        println!("not killed at the first try: {}", again.join(", "));
+    }
     println!(
         "mutants: {} killed by their own rule, {} not{}; clean samples: {} clean, {} not{}; {:.1} s",
         count(true, true),
@@ -194,6 +208,18 @@ fn plan(library: &Path) -> Result<Plan> {
 }
 
 fn kill(m: &Mutant, library: &Path, full: bool) -> Outcome {
+    let mut tries = 1;
+    loop {
+        let (outcome, survived) = kill_once(m, library, full);
+        if !survived || tries == TRIES {
+            return Outcome { tries, ..outcome };
+        }
+        tries += 1;
+    }
+}
+
+/// The outcome, and whether its rule found nothing.
+fn kill_once(m: &Mutant, library: &Path, full: bool) -> (Outcome, bool) {
     let rule = m.rule.clone().unwrap_or_default();
     let run = |mut p: Plan| {
         if !full {
@@ -203,7 +229,7 @@ fn kill(m: &Mutant, library: &Path, full: bool) -> Outcome {
     };
     let report = match plan(library).and_then(run) {
         Ok(r) => r,
-        Err(e) => return broken(&m.name, true, &format!("{e:#}")),
+        Err(e) => return (broken(&m.name, true, &format!("{e:#}")), false),
     };
     let found: BTreeSet<String> = report
         .cases
@@ -238,13 +264,15 @@ fn kill(m: &Mutant, library: &Path, full: bool) -> Outcome {
     } else {
         format!("killed    {} by {rule}", m.name)
     };
-    Outcome {
+    let outcome = Outcome {
         name: m.name.clone(),
         ok,
         mutant: true,
         text,
         passed: BTreeSet::new(),
-    }
+        tries: 1,
+    };
+    (outcome, !found.contains(&rule))
 }
 
 /// A Go runtime starts threads from whatever thread needs one: without an SDK's care some of them may preempt.
@@ -278,6 +306,7 @@ fn broken(name: &str, mutant: bool, why: &str) -> Outcome {
         mutant,
         text: format!("BROKEN    {name}: {why}"),
         passed: BTreeSet::new(),
+        tries: 1,
     }
 }
 
@@ -352,5 +381,6 @@ fn clean(name: &str, warns: &[String], library: &Path, asked: &Asked) -> Outcome
         mutant: false,
         text,
         passed,
+        tries: 1,
     }
 }
