@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use proxy_golang_abi::{BodyMode, EndReason, Phase, phase_bit};
 use proxy_golang_host::engine::{
-    self, BodyLength, Chain, Cx, Declared, Edit, EventView, Fault, FieldList, FieldView, Fields,
-    Filter, FilterStats, Hub, HubLimits, Outcome, PlainOp, Stream, StreamLimits, Take, Views,
-    Worker,
+    self, BodyLength, Chain, Cx, Declared, EventView, Fault, FieldList, FieldView, Fields, Filter,
+    FilterStats, Hub, HubLimits, Outcome, PlainOp, Stream, StreamLimits, Take, Views, Worker,
 };
 use proxy_golang_host::loader::load;
 
@@ -26,7 +25,7 @@ mod messages;
 #[path = "../tests/support/mod.rs"]
 mod support;
 use fields::Message;
-use messages::{FIELDS, Model, clock};
+use messages::{Model, blind_edits, clock};
 use support::{configure, event, guest, host_of};
 
 /// Items that are alive at once.
@@ -101,24 +100,8 @@ impl Bench {
             let mut views = Views::new();
             fields.view(&mut views);
             assert_eq!(call(filter, &views), 3);
-            let value = black_box(&FIELDS[0].1).as_bytes();
-            let edits = [
-                Edit::Set {
-                    name: b"x-agent",
-                    value,
-                    sensitive: false,
-                },
-                Edit::Add {
-                    name: b"x-trace",
-                    value: FIELDS[6].1.as_bytes(),
-                    sensitive: false,
-                },
-                Edit::Delete {
-                    name: b"x-internal",
-                },
-            ];
             drop(views);
-            fields.apply(&edits);
+            fields.apply(&blind_edits());
         })
     }
 

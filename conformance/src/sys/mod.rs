@@ -1,6 +1,6 @@
 //! The only module with `unsafe`: shared memory, guarded pages, signal handlers, processes, and the calls across the
 //! boundary. What it offers the rest of the crate is safe.
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // the boundary itself: the one module that has it
 
 pub(crate) mod allocations;
 pub(crate) mod arena;
