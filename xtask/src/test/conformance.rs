@@ -21,9 +21,22 @@ pub(super) fn selftest(c: &Run) -> Result<()> {
     )
 }
 
-/// All example guests at the highest level. They are found, not listed: one more folder is one more guest.
+/// All example guests at the highest level. They are found, not listed: one more folder is one more guest. The helper
+/// for `go test` needs the suite, too, and skips its test where there is none.
 pub(super) fn guests(c: &Run) -> Result<()> {
     let suite = suite(c)?;
+    let mut helper = c.command("guest-sdk/go", "go");
+    helper
+        .args([
+            "test",
+            "-count=1",
+            "-v",
+            "-run",
+            "TestHello",
+            "./conformancetest",
+        ])
+        .env("PXG_CONFORMANCE", &suite);
+    c.finish(&mut helper)?;
     for (name, library) in examples(c)? {
         let settings = format!("conformance/settings/{name}.toml");
         let mut command = c.command(".", &suite);
