@@ -1,9 +1,10 @@
-// Guests is the library of the host benchmark: three filters that do the same,
-// each in another way, so that the way is what is measured.
+// Guests is the library of the benchmarks: three filters that do the same, each
+// in another way, so that the way is what is measured, and one for whole bodies.
 package main
 
 import (
 	"context"
+	"strconv"
 
 	_ "github.com/proxy-golang/proxy_golang/guest-sdk/go/guest"
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/proxyfilter"
@@ -26,6 +27,13 @@ func (later) OnRequestHeadersAsync(_ context.Context, a *proxyfilter.AsyncStream
 	_ = a.Continue()
 }
 
+type whole struct{}
+
+func (whole) OnRequestBody(s proxyfilter.Stream, b proxyfilter.Body) proxyfilter.Action {
+	s.Headers().Set(field, strconv.Itoa(b.Len()))
+	return proxyfilter.Continue
+}
+
 func register(name string, f proxyfilter.Filter, opts ...proxyfilter.Option) {
 	proxyfilter.Register(name, func(*struct{}, *proxyfilter.Env) (proxyfilter.Filter, error) { return f, nil }, opts...)
 }
@@ -37,6 +45,8 @@ func init() {
 	register("bench-ring", later{}, proxyfilter.Nonblocking())
 	// On a goroutine of its own.
 	register("bench-goroutine", later{})
+	// The whole body in one event, which sets the field to its length.
+	register("bench-whole", whole{}, proxyfilter.RequestBody(proxyfilter.BodyWhole, 1<<20))
 }
 
 func main() {}
