@@ -23,6 +23,8 @@ pub(crate) struct Fault {
     hook: Hook,
     stream: u64,
     closed: u64,
+    /// The number of the system call that made the access.
+    call: Option<u64>,
     pub(crate) frames: Vec<u64>,
 }
 
@@ -43,6 +45,7 @@ impl Fault {
             hook: Hook::from(low(w[8] >> 32)),
             stream: w[9],
             closed: w[11],
+            call: w[14].checked_sub(1),
             frames: w[16..].to_vec(),
         }
     }
@@ -195,6 +198,9 @@ impl Fault {
                 self.stream
             )
         });
+        if let Some(n) = self.call {
+            detail.push(format!("inside the system call {}", system_call(n)));
+        }
         let thread = if Some(self.thread) == loop_thread {
             "the loop thread".to_string()
         } else {
@@ -215,4 +221,30 @@ impl Fault {
             detail,
         }
     }
+}
+
+/// The name of a system call that takes memory, or its number.
+fn system_call(n: u64) -> String {
+    const NAMED: [(libc::c_long, &str); 16] = [
+        (libc::SYS_read, "read"),
+        (libc::SYS_write, "write"),
+        (libc::SYS_pread64, "pread64"),
+        (libc::SYS_pwrite64, "pwrite64"),
+        (libc::SYS_readv, "readv"),
+        (libc::SYS_writev, "writev"),
+        (libc::SYS_sendto, "sendto"),
+        (libc::SYS_sendmsg, "sendmsg"),
+        (libc::SYS_recvfrom, "recvfrom"),
+        (libc::SYS_recvmsg, "recvmsg"),
+        (libc::SYS_connect, "connect"),
+        (libc::SYS_openat, "openat"),
+        (libc::SYS_getrandom, "getrandom"),
+        (libc::SYS_ioctl, "ioctl"),
+        (libc::SYS_process_vm_readv, "process_vm_readv"),
+        (libc::SYS_process_vm_writev, "process_vm_writev"),
+    ];
+    NAMED
+        .iter()
+        .find(|(number, _)| u64::try_from(*number) == Ok(n))
+        .map_or_else(|| format!("number {n}"), |(_, name)| (*name).to_string())
 }

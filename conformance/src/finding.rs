@@ -25,6 +25,8 @@ pub(crate) enum Record {
     Finding(Finding),
     /// The case does not apply, and why.
     NotApplicable(String),
+    /// This machine does not allow what the case checks with, and why.
+    Unchecked(String),
     /// The case could not be run, and why.
     Blocked(String),
     /// What the case did: a case that says nothing checked nothing.

@@ -3,9 +3,12 @@
 //! A source below `mutants/guest` lists what can be built from it in comments of this form, one a line:
 //!
 //! ```text
-//! mutant NAME RULE [also RULE...]: what is wrong
+//! mutant NAME RULE [needs CASE] [also RULE...]: what is wrong
 //! clean NAME [warns RULE...]: what it shows
 //! ```
+//!
+//! `needs` names the case without which nothing finds the defect: where a machine does not allow what it checks with, the
+//! self-test says so of the mutant instead of calling it killed or not.
 //!
 //! A C source is compiled with `-DM_name`. The Go one is built once and finds its defect in the name of its own file:
 //! linking a Go library takes longer than everything else.
@@ -27,6 +30,8 @@ pub(crate) struct Mutant {
     pub(crate) rule: Option<String>,
     /// Other rules that it breaks by what it does; of a clean sample, warnings that its language's runtime earns.
     pub(crate) also: Vec<String>,
+    /// The case without which nothing finds it.
+    pub(crate) needs: Option<String>,
     pub(crate) about: String,
     pub(crate) file: &'static str,
 }
@@ -54,14 +59,22 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
         "mutant" => {
             let name = words.next()?.to_string();
             let rule = words.next().filter(|w| w.starts_with("PXG-"))?.to_string();
-            let also = match words.next() {
+            let mut next = words.next();
+            let mut needs = None;
+            if next == Some("needs") {
+                needs = Some(words.next()?.to_string());
+                next = words.next();
+            }
+            let also = match next {
                 Some("also") => words.map(str::to_string).collect(),
-                _ => Vec::new(),
+                None => Vec::new(),
+                Some(_) => return None,
             };
             Some(Mutant {
                 name,
                 rule: Some(rule),
                 also,
+                needs,
                 about: about.to_string(),
                 file,
             })
@@ -77,6 +90,7 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
                 name,
                 rule: None,
                 also,
+                needs: None,
                 about: about.to_string(),
                 file,
             })

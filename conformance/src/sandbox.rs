@@ -49,6 +49,9 @@ pub(crate) enum Status {
     /// The guest does not declare what it checks.
     #[serde(rename = "N/A")]
     NotApplicable,
+    /// This machine does not allow what it checks with.
+    #[serde(rename = "UNCHECKED")]
+    Unchecked,
     /// It could not run, because something that it needs failed.
     #[serde(rename = "BLOCKED")]
     Blocked,
@@ -71,6 +74,7 @@ impl Status {
             Self::UnexpectedPass => "XPASS",
             Self::Skip => "SKIP",
             Self::NotApplicable => "N/A",
+            Self::Unchecked => "UNCHECKED",
             Self::Blocked => "BLOCKED",
             Self::SuiteError => "SUITE-ERROR",
         }
@@ -279,6 +283,7 @@ fn judge(
     let progress = shared.progress();
     let mut modules = Vec::new();
     let mut not_applicable = None;
+    let mut unchecked = None;
     let mut blocked = None;
     let mut suite_errors = Vec::new();
     for line in shared.log().lines() {
@@ -292,6 +297,7 @@ fn judge(
                 told.last_execution = Some(n);
             }
             Ok(Record::NotApplicable(why)) => not_applicable = Some(why),
+            Ok(Record::Unchecked(why)) => unchecked = Some(why),
             Ok(Record::Blocked(why)) => blocked = Some(why),
             Ok(Record::Checked(n)) => result.checked = n,
             Ok(Record::Module(path, low, high, offset)) => modules.push(Module {
@@ -384,11 +390,14 @@ fn judge(
     } else if let Some(why) = suite_errors.first() {
         (Status::SuiteError, why.clone())
     } else if worst == Some(Level::Must) {
-        (Status::Fail, String::new())
+        // Something was found, with less than everything.
+        (Status::Fail, unchecked.unwrap_or_default())
     } else if worst.is_some() {
         (Status::Warn, String::new())
     } else if let Some(why) = blocked {
         (Status::Blocked, why)
+    } else if let Some(why) = unchecked {
+        (Status::Unchecked, why)
     } else if let Some(why) = not_applicable {
         (Status::NotApplicable, why)
     } else if result.checked == 0 {

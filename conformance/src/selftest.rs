@@ -4,7 +4,7 @@
 //! A mutant meets the cases that check its rule; with `full` it meets all of them, which finds more rules that lay
 //! something to the wrong cause, and takes many times as long.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +34,8 @@ pub(crate) struct Asked {
 struct Outcome {
     name: String,
     ok: bool,
+    /// What this machine lacks to find a mutant, or to let a sample pass: by case.
+    unchecked: BTreeMap<String, String>,
     mutant: bool,
     text: String,
     passed: BTreeSet<String>,
@@ -93,7 +95,7 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
     let next = AtomicUsize::new(0);
     let outcomes: Mutex<Vec<Outcome>> = Mutex::default();
     let say = |o: Outcome| {
-        if asked.verbose || !o.ok || !o.mutant {
+        if asked.verbose || !o.ok || !o.mutant || !o.unchecked.is_empty() {
             println!("{}", o.text);
         }
         outcomes
@@ -122,6 +124,7 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
                             text: format!("BROKEN    {}: {e:#}", m.name),
                             passed: BTreeSet::new(),
                             tries: 1,
+                            unchecked: BTreeMap::new(),
                         },
                     });
                 }
@@ -147,9 +150,14 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
     // Each case must have passed on some clean sample: else nobody knows that it can.
     if asked.only.is_empty() {
         let passed: BTreeSet<&String> = outcomes.iter().flat_map(|o| &o.passed).collect();
+        let lacks: BTreeMap<&String, &String> =
+            outcomes.iter().flat_map(|o| &o.unchecked).collect();
+        for (case, why) in &lacks {
+            println!("not checkable on this machine: {case}: {why}");
+        }
         let never: Vec<&str> = cases::all()
             .map(|c| c.name)
-            .filter(|n| !passed.contains(&n.to_string()))
+            .filter(|n| !passed.contains(&n.to_string()) && !lacks.contains_key(&n.to_string()))
             .collect();
         if !never.is_empty() {
             println!("no clean sample passes: {}", never.join(", "));
@@ -186,9 +194,23 @@ fn summary(outcomes: &[Outcome], started: Instant) -> bool {
     if !again.is_empty() {
         println!("not killed at the first try: {}", again.join(", "));
     }
+    let unchecked: Vec<&str> = outcomes
+        .iter()
+        .filter(|o| o.mutant && o.ok && !o.unchecked.is_empty())
+        .map(|o| o.name.as_str())
+        .collect();
+    let not_checkable = if unchecked.is_empty() {
+        String::new()
+    } else {
+        format!(
+            ", {} not checkable on this machine ({})",
+            unchecked.len(),
+            unchecked.join(", ")
+        )
+    };
     println!(
-        "mutants: {} killed by their own rule, {} not{}; clean samples: {} clean, {} not{}; {:.1} s",
-        count(true, true),
+        "mutants: {} killed by their own rule, {} not{}{not_checkable}; clean samples: {} clean, {} not{}; {:.1} s",
+        count(true, true) - unchecked.len(),
         count(true, false),
         names(true),
         count(false, true),
@@ -248,8 +270,15 @@ fn kill_once(m: &Mutant, library: &Path, full: bool) -> (Outcome, bool) {
         .filter(|c| c.status == Status::SuiteError)
         .map(|c| format!("{}: {}", c.case, c.reason))
         .collect();
-    let ok = found.contains(&rule) && unrelated.is_empty() && errors.is_empty();
-    let text = if !found.contains(&rule) {
+    // The one case that could find it, where it could not check.
+    let lacks = unchecked(&report)
+        .into_iter()
+        .find(|(case, _)| !found.contains(&rule) && m.needs.as_ref() == Some(case));
+    let ok =
+        (found.contains(&rule) || lacks.is_some()) && unrelated.is_empty() && errors.is_empty();
+    let text = if let Some((case, why)) = lacks.as_ref().filter(|_| ok) {
+        format!("UNCHECKED {} ({rule}): {case}: {why}", m.name)
+    } else if !found.contains(&rule) {
         format!(
             "SURVIVED  {} ({rule}): {}; found {found:?} {errors:?}",
             m.name, m.about
@@ -271,8 +300,18 @@ fn kill_once(m: &Mutant, library: &Path, full: bool) -> (Outcome, bool) {
         text,
         passed: BTreeSet::new(),
         tries: 1,
+        unchecked: lacks.into_iter().collect(),
     };
-    (outcome, !found.contains(&rule))
+    (outcome, !ok && !found.contains(&rule))
+}
+
+/// Cases that could not check on this machine, and why.
+fn unchecked(r: &Report) -> BTreeMap<String, String> {
+    r.cases
+        .iter()
+        .filter(|c| c.status == Status::Unchecked)
+        .map(|c| (c.case.clone(), c.reason.clone()))
+        .collect()
 }
 
 /// A Go runtime starts threads from whatever thread needs one: without an SDK's care some of them may preempt.
@@ -307,11 +346,13 @@ fn broken(name: &str, mutant: bool, why: &str) -> Outcome {
         text: format!("BROKEN    {name}: {why}"),
         passed: BTreeSet::new(),
         tries: 1,
+        unchecked: BTreeMap::new(),
     }
 }
 
 fn clean(name: &str, warns: &[String], library: &Path, asked: &Asked) -> Outcome {
     let mut passed = BTreeSet::new();
+    let mut lacks = BTreeMap::new();
     let mut text = String::new();
     let mut ok = true;
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -339,6 +380,7 @@ fn clean(name: &str, warns: &[String], library: &Path, asked: &Asked) -> Outcome
             }
             match suite::run(&plan, |_| {}) {
                 Ok(r) => {
+                    lacks.extend(unchecked(&r));
                     passed.extend(
                         r.cases
                             .iter()
@@ -382,5 +424,6 @@ fn clean(name: &str, warns: &[String], library: &Path, asked: &Asked) -> Outcome
         text,
         passed,
         tries: 1,
+        unchecked: lacks,
     }
 }

@@ -131,6 +131,9 @@ pub(crate) struct Report {
     pub(crate) seed: u64,
     /// What watched.
     pub(crate) detectors: Vec<String>,
+    /// What did not, and why.
+    #[serde(default)]
+    pub(crate) inactive: Vec<String>,
     /// Kernel and machine.
     pub(crate) machine: String,
     /// The cases.
@@ -168,7 +171,7 @@ impl Report {
             .filter(|c| {
                 !matches!(
                     c.status,
-                    Status::Skip | Status::NotApplicable | Status::Blocked
+                    Status::Skip | Status::NotApplicable | Status::Unchecked | Status::Blocked
                 )
             })
             .count();
@@ -379,7 +382,8 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
         go,
         level: plan.level,
         seed: plan.seed,
-        detectors: detectors(plan, go),
+        detectors: Vec::new(),
+        inactive: Vec::new(),
         machine: machine(),
         cases: cases.into_iter().map(|c| c.1).collect(),
         ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -391,6 +395,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
     if !plan.only.is_empty() || !report.cases.iter().any(|c| c.status == Status::Pass) {
         report.unconfigured.clear();
     }
+    (report.detectors, report.inactive) = detectors(plan, &report);
     (report.verdict, report.because) = report.recompute();
     Ok(report)
 }
@@ -528,9 +533,10 @@ fn memcheck(case: &Case, order: &Order, plan: &Plan, result: &mut CaseResult) {
     }
 }
 
-fn detectors(plan: &Plan, go: bool) -> Vec<String> {
-    let mut all = [
-        "guarded views with a healing fault handler (late system calls are not seen)",
+/// What watched in the run of `r`, and what did not, with the reason.
+fn detectors(plan: &Plan, r: &Report) -> (Vec<String>, Vec<String>) {
+    let mut active = [
+        "guarded views with a healing fault handler",
         "read-only views",
         "canaries",
         "tokens by generation",
@@ -541,12 +547,40 @@ fn detectors(plan: &Plan, go: bool) -> Vec<String> {
     ]
     .map(str::to_string)
     .to_vec();
-    if plan.valgrind && !go {
-        all.push(format!(
-            "valgrind's memcheck for what failed and {MEMCHECKED}"
-        ));
+    let mut inactive = Vec::new();
+    for (case, what) in [
+        (
+            "mem/late-system-call",
+            "userfaultfd for late uses inside system calls",
+        ),
+        ("mem/go-heap-growth", "Go's heap per request"),
+    ] {
+        match r.cases.iter().find(|c| c.case == case) {
+            None => inactive.push(format!("{what} ({case} is not selected)")),
+            Some(c) => match c.status {
+                Status::Unchecked
+                | Status::NotApplicable
+                | Status::Blocked
+                | Status::Skip
+                | Status::SuiteError => inactive.push(format!("{what} ({})", c.reason)),
+                Status::Fail if !c.reason.is_empty() => {
+                    inactive.push(format!("{what} ({})", c.reason));
+                }
+                _ => active.push(what.to_string()),
+            },
+        }
     }
-    all
+    match (plan.valgrind, r.go) {
+        (true, false) => active.push(format!(
+            "valgrind's memcheck for what failed and {MEMCHECKED}"
+        )),
+        (true, true) => inactive.push("valgrind's memcheck (it does not know Go's stacks)".into()),
+        (false, false) => {
+            inactive.push("valgrind's memcheck (--valgrind asks for it)".into());
+        }
+        (false, true) => {}
+    }
+    (active, inactive)
 }
 
 fn machine() -> String {

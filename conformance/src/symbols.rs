@@ -166,10 +166,19 @@ impl Symbols {
                 continue;
             };
             let runtime = s.function.as_deref().is_some_and(|f| {
-                f.starts_with("runtime.")
-                    || f.starts_with("internal/")
-                    || f.starts_with("crosscall")
-                    || f.starts_with("_cgo")
+                [
+                    "runtime.",
+                    "internal/",
+                    "syscall.",
+                    "golang.org/x/sys/",
+                    "os.",
+                    "io.",
+                    "net.",
+                    "crosscall",
+                    "_cgo",
+                ]
+                .iter()
+                .any(|p| f.starts_with(p))
             });
             if s.in_guest && s.function.is_some() && !runtime {
                 own = Some(s);

@@ -1,52 +1,21 @@
 //! The fuzzer against guests with one defect each, and against those that have none.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod support;
 
-/// Builds the C guest of the self-test with one defect, or with none.
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
 fn guest(dir: &Path, defect: &str) -> PathBuf {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let out = dir.join(format!("{defect}.so"));
-    let done = Command::new("cc")
-        .args([
-            "-std=gnu99",
-            "-O1",
-            "-g",
-            "-shared",
-            "-fPIC",
-            "-fvisibility=hidden",
-            "-fno-builtin-free",
-        ])
-        .arg(format!("-DM_{}=1", defect.replace('-', "_")))
-        .arg("-I")
-        .arg(root.join("include"))
-        .arg(root.join("mutants/guest/c/guest.c"))
-        .arg("-o")
-        .arg(&out)
-        .arg("-lpthread")
-        .output()
-        .expect("a C compiler is needed");
-    assert!(
-        done.status.success(),
-        "{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
-    out
+    support::mutant(dir, defect)
 }
 
 fn program(args: &[&str], library: &Path) -> (i32, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = Command::new(env!("CARGO_BIN_EXE_pxg-conformance"))
-        .arg(args[0])
-        .arg(library)
-        .args(&args[1..])
-        .output()
-        .expect("the program starts");
-    let text = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
-    (status.code().expect("the program is not killed"), text)
+    support::run(
+        support::program()
+            .arg(args[0])
+            .arg(library)
+            .args(&args[1..]),
+    )
 }
 
 /// The values of one kind of line, such as `finding`.

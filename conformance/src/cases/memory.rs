@@ -1,16 +1,16 @@
 //! Who may touch what, and when.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Case, Run};
 use crate::elf;
 use crate::finding::note;
 use crate::host::messages::{self, Rng};
+use crate::host::rig::Rig;
 use crate::host::stream::Options;
-use crate::symbols;
 use crate::sys::boundary::Layout;
-use crate::sys::{allocations, calls, clock, heap};
+use crate::sys::userfault::{self, Allowed};
+use crate::sys::{calls, clock, fault, heap};
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -90,19 +90,46 @@ pub(super) const CASES: &[Case] = &[
         seconds: 20,
     },
     Case {
-        name: "mem/request-growth",
-        rules: &["PXG-CFG-005"],
+        name: "mem/late-system-call",
+        rules: &["PXG-MEM-002", "PXG-MEM-013"],
         level: 3,
-        about: "what requests allocate in C's heap is free again when their configuration was dropped",
-        run: request_growth,
+        about: "as mem/late-use, and the kernel's accesses are seen too: write(fd, view) after the hook has returned",
+        run: late_system_call,
         env: &[],
-        seconds: 60,
+        seconds: 20,
     },
 ];
 
 fn late_use(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
-    let confs = run.confs(&rig);
+    use_and_wait(run, &rig);
+    run.checked(1);
+}
+
+fn late_system_call(run: &mut Run) {
+    let Some(rig) = run.rig() else { return };
+    // Where the guest's own handler is to explain a fault, it must come to it.
+    let allowed = if fault::heals() {
+        let path = std::fs::canonicalize(&run.path).unwrap_or_else(|_| run.path.clone());
+        userfault::start(&path)
+    } else {
+        Allowed::Nothing("the guest's own handler takes what is found".into())
+    };
+    if let Allowed::Nothing(why) = allowed {
+        run.unchecked(why);
+        if fault::heals() {
+            return;
+        }
+    } else if let Allowed::UserMode(why) = allowed {
+        run.unchecked(why);
+    }
+    use_and_wait(run, &rig);
+    run.checked(1);
+}
+
+/// Exchanges, and time for what uses their views late.
+fn use_and_wait(run: &mut Run, rig: &Rig) {
+    let confs = run.confs(rig);
     for c in &confs {
         for e in [
             messages::get(),
@@ -112,10 +139,8 @@ fn late_use(run: &mut Run) {
             run.checked(rig.run(c, &e, Options::default()).events);
         }
     }
-    // A late use needs time to happen.
     clock::linger(Duration::from_millis(60));
     rig.drop_all(confs);
-    run.checked(1);
 }
 
 fn left_aligned(run: &mut Run) {
@@ -281,108 +306,4 @@ fn release(run: &mut Run) {
     }
     run.checked(found);
     rig.drop_all(confs);
-}
-
-/// Exchanges of each round.
-const REQUESTS: usize = 12;
-const ROUNDS: u64 = 4;
-
-fn request_growth(run: &mut Run) {
-    let Some(rig) = run.rig() else { return };
-    let path = std::fs::canonicalize(&run.path).unwrap_or_else(|_| run.path.clone());
-    if allocations::watch(&path, rig.library.base) == 0 {
-        run.not_applicable("the guest does not call the C library's allocator");
-        return;
-    }
-    let subjects = run.subjects_of(&rig);
-    let mut any = false;
-    for (i, s) in subjects.iter().enumerate() {
-        for n in 0..ROUNDS {
-            allocations::begin_round(round(i, n));
-            let confs = rig.configure(std::slice::from_ref(s));
-            for c in &confs {
-                any = true;
-                for k in 0..REQUESTS {
-                    let e = [
-                        messages::get(),
-                        messages::post(&[60, 60]),
-                        messages::chunked(),
-                    ];
-                    let o = Options {
-                        abort_pending: k % 5 == 4,
-                        ..Options::default()
-                    };
-                    run.checked(rig.run(c, &e[k % 3], o).events);
-                }
-            }
-            rig.drop_all(confs);
-        }
-    }
-    if !any {
-        run.or_blocked(Vec::new());
-    }
-    run.checked(1);
-    // What a thread of the guest has still to free is free at last; it is waited for only where something is left.
-    for wait in [0, 20, 100, 400] {
-        std::thread::sleep(Duration::from_millis(wait));
-        if subjects
-            .iter()
-            .enumerate()
-            .all(|(i, _)| leaks(i).is_empty())
-        {
-            return;
-        }
-    }
-    for (i, s) in subjects.iter().enumerate() {
-        for (site, bytes, blocks) in leaks(i) {
-            note(
-                "PXG-CFG-005",
-                format!(
-                    "{}: requests leave memory behind that stays when the configuration is dropped",
-                    s.label()
-                ),
-                [
-                    format!(
-                        "{bytes} bytes in {blocks} blocks after {REQUESTS} requests, in each of {} rounds",
-                        ROUNDS - 1
-                    ),
-                    format!(
-                        "allocated by {}",
-                        symbols::place(&path, (site - 1).wrapping_sub(rig.library.base))
-                    ),
-                ],
-            );
-        }
-    }
-}
-
-/// The number of the `n`th round of a subject.
-fn round(subject: usize, n: u64) -> u64 {
-    u64::try_from(subject).unwrap_or(0) * ROUNDS + n + 1
-}
-
-/// Places that left blocks in every round of a subject but the first, and for many of its requests: what a guest keeps
-/// for later use is made once. Place, bytes and blocks.
-fn leaks(subject: usize) -> Vec<(u64, u64, u64)> {
-    let rounds: Vec<BTreeMap<u64, (u64, u64)>> = (1..ROUNDS)
-        .map(|n| {
-            let mut by: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-            for b in allocations::left_of_round(round(subject, n)) {
-                let of = by.entry(b.site).or_default();
-                *of = (of.0 + b.size, of.1 + 1);
-            }
-            by
-        })
-        .collect();
-    let many = REQUESTS as u64 / 4;
-    let always = |site: &u64| {
-        rounds
-            .iter()
-            .all(|r| r.get(site).is_some_and(|(_, n)| *n >= many))
-    };
-    rounds[0]
-        .iter()
-        .filter(|(site, _)| always(site))
-        .map(|(site, (bytes, blocks))| (*site, *bytes, *blocks))
-        .collect()
 }

@@ -4,6 +4,7 @@ mod abi;
 mod asynchronous;
 mod config;
 mod directions;
+mod growth;
 mod hosts;
 mod l4;
 mod load;
@@ -74,6 +75,11 @@ impl Run {
         record(&Record::NotApplicable(why.into()));
     }
 
+    /// Says that this machine lacks what it takes to check.
+    pub(crate) fn unchecked(&self, why: impl Into<String>) {
+        record(&Record::Unchecked(why.into()));
+    }
+
     pub(crate) fn rig(&self) -> Option<Rig> {
         self.rig_with(full())
     }
@@ -128,6 +134,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         directions::CASES,
         l4::CASES,
         memory::CASES,
+        growth::CASES,
         asynchronous::CASES,
         threads::CASES,
         stress::CASES,

@@ -35,7 +35,7 @@ fn class(s: Status) -> &'static str {
     match s {
         Status::Pass | Status::ExpectedFailure => "pass",
         Status::Warn | Status::Blocked => "warn",
-        Status::Skip | Status::NotApplicable => "none",
+        Status::Skip | Status::NotApplicable | Status::Unchecked => "none",
         _ => "fail",
     }
 }
@@ -156,6 +156,7 @@ fn bar(out: &mut String, r: &Report) {
         Status::ExpectedFailure,
         Status::Skip,
         Status::NotApplicable,
+        Status::Unchecked,
     ] {
         let n = r.count(s);
         if n > 0 {
@@ -443,6 +444,7 @@ fn facts(out: &mut String, r: &Report) {
         ("seed", format!("{:#x}", r.seed)),
         ("machine", r.machine.clone()),
         ("detectors", r.detectors.join("; ")),
+        ("not active", r.inactive.join("; ")),
     ];
     for (k, v) in rows {
         let _ = write!(out, "<dt>{k}</dt><dd>{}</dd>", escape(v.trim()));

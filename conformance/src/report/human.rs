@@ -32,7 +32,7 @@ fn colour_of(s: Status) -> &'static str {
         | Status::Timeout
         | Status::UnexpectedPass
         | Status::SuiteError => RED,
-        Status::Warn | Status::Blocked => YELLOW,
+        Status::Warn | Status::Blocked | Status::Unchecked => YELLOW,
         Status::Skip | Status::NotApplicable => DIM,
     }
 }
@@ -54,6 +54,9 @@ pub(crate) fn head(r: &Report, colour: bool) -> String {
         r.seed
     );
     let _ = writeln!(out, "detectors: {}", r.detectors.join(", "));
+    if !r.inactive.is_empty() {
+        let _ = writeln!(out, "not active: {}", r.inactive.join("; "));
+    }
     out
 }
 
@@ -70,7 +73,12 @@ pub(crate) fn families(r: &Report, colour: bool) -> String {
         let ok = cases.iter().filter(|c| c.status == Status::Pass).count();
         let applies = cases
             .iter()
-            .filter(|c| c.status != Status::NotApplicable && c.status != Status::Skip)
+            .filter(|c| {
+                !matches!(
+                    c.status,
+                    Status::NotApplicable | Status::Skip | Status::Unchecked
+                )
+            })
             .count();
         let mut rest: BTreeMap<&str, (usize, Status)> = BTreeMap::new();
         for c in cases.iter().filter(|c| c.status != Status::Pass) {
@@ -216,6 +224,7 @@ pub(crate) fn last(r: &Report, colour: bool) -> String {
         (Status::UnexpectedPass, "xpass"),
         (Status::Blocked, "blocked"),
         (Status::SuiteError, "suite error"),
+        (Status::Unchecked, "not checkable here"),
         (Status::Skip, "skip"),
         (Status::NotApplicable, "n/a"),
     ] {
@@ -261,7 +270,11 @@ pub(crate) fn whole(r: &Report, colour: bool) -> String {
             || !c.trace.is_empty()
             || matches!(
                 c.status,
-                Status::Warn | Status::Blocked | Status::SuiteError | Status::ExpectedFailure
+                Status::Warn
+                    | Status::Blocked
+                    | Status::Unchecked
+                    | Status::SuiteError
+                    | Status::ExpectedFailure
             )
         {
             out.push('\n');

@@ -14,7 +14,7 @@ pub(crate) fn junit(r: &Report) -> anyhow::Result<String> {
     for c in &r.cases {
         let status = match c.status {
             Status::Pass | Status::ExpectedFailure | Status::Warn => TestCaseStatus::success(),
-            Status::Skip | Status::NotApplicable => {
+            Status::Skip | Status::NotApplicable | Status::Unchecked => {
                 let mut s = TestCaseStatus::skipped();
                 s.set_message(c.reason.clone());
                 s
@@ -64,7 +64,7 @@ pub(crate) fn tap(r: &Report) -> String {
             "ok"
         };
         let directive = match c.status {
-            Status::Skip | Status::NotApplicable => {
+            Status::Skip | Status::NotApplicable | Status::Unchecked => {
                 format!(" # SKIP {}", c.reason.replace('\n', " "))
             }
             Status::ExpectedFailure => format!(" # TODO {}", c.reason.replace('\n', " ")),

@@ -305,8 +305,13 @@ pub(crate) fn close(pieces: &[Piece]) {
         };
         let len = last.map + last.map_len - first.map;
         protect(first.map, len, libc::PROT_NONE);
+        let watched = super::userfault::watch(first.map, len);
         // SAFETY: the range is that of pieces which end; their content is not needed any more.
         unsafe { libc::madvise(first.map as *mut _, len, libc::MADV_DONTNEED) };
+        if watched {
+            // Missing pages stop whoever comes, and the kernel too.
+            protect(first.map, len, libc::PROT_READ | libc::PROT_WRITE);
+        }
     }
 }
 

@@ -29,6 +29,10 @@ pub(crate) fn set_heal(on: bool) {
     HEAL.store(on, Ordering::Release);
 }
 
+pub(crate) fn heals() -> bool {
+    HEAL.load(Ordering::Acquire)
+}
+
 /// Installs the handler. `layer` 0: before the guest is loaded; 1: after its init, in front of what a runtime installed.
 pub(crate) fn install(layer: usize) {
     let handler: Action = if layer == 0 { first } else { second };

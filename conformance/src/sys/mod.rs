@@ -15,3 +15,4 @@ pub(crate) mod process;
 pub(crate) mod shared;
 pub(crate) mod threads;
 pub(crate) mod thunks;
+pub(crate) mod userfault;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 const MAGIC: u64 = 0x7078_675f_636f_6e66;
 const MAX_FAULTS: usize = 64;
 const LOG_BYTES: usize = 4 << 20;
-pub(crate) const FAULT_WORDS: usize = 28;
+pub(crate) const FAULT_WORDS: usize = 48;
 
 /// Where in its life a case is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

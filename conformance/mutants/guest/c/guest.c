@@ -66,6 +66,7 @@
  * mutant keeps-table PXG-LOAD-012: reads the host's copy of its table later
  * mutant exports-helper PXG-LOAD-013: exports a helper
  * mutant late-read PXG-MEM-002: a thread reads a header after the return
+ * mutant late-system-call PXG-MEM-002 needs mem/late-system-call: a thread has write(2) read a header after the return
  * mutant late-write PXG-MEM-002 also PXG-MEM-009: a thread writes to a header after the return
  * mutant reads-after-pending PXG-MEM-002: its worker reads the event's headers while it is PENDING
  * mutant reuses-borrowed PXG-MEM-004: a thread writes to borrowed memory after the return
@@ -283,20 +284,32 @@ static void on_config_drop(uint64_t ctx, uint64_t value) {
 
 /* ---- late uses, by a thread of their own */
 
+enum late_use { LATE_READ, LATE_WRITE, LATE_SYSTEM_CALL };
+
 typedef struct late {
   volatile uint8_t *at;
-  int write;
+  enum late_use use;
 } late;
 
 static void *late_run(void *arg) {
   late *l = (late *)arg;
   struct timespec wait = {0, 4 * 1000 * 1000};
   nanosleep(&wait, NULL);
-  if (l->write) {
-    *l->at = 'L';
-  } else {
+  switch (l->use) {
+  case LATE_READ: {
     static volatile uint8_t sink;
     sink = *l->at;
+    break;
+  }
+  case LATE_WRITE: *l->at = 'L'; break;
+  case LATE_SYSTEM_CALL: {
+    int to[2];
+    if (pipe(to) == 0) {
+      (void)!write(to[1], (const void *)(uintptr_t)l->at, 1);
+      close(to[0]);
+      close(to[1]);
+    }
+  }
   }
   free(l);
   return NULL;
@@ -312,12 +325,12 @@ static void *late_thread(void *arg) {
   return late_run(arg);
 }
 
-static void use_late(const void *at, int write) __attribute__((unused));
-static void use_late(const void *at, int write) {
+static void use_late(const void *at, enum late_use use) __attribute__((unused));
+static void use_late(const void *at, enum late_use use) {
   pthread_t t;
   late *l = (late *)malloc(sizeof *l);
   l->at = (volatile uint8_t *)(uintptr_t)at;
-  l->write = write;
+  l->use = use;
   pthread_create(&t, NULL, late_thread, l);
   pthread_detach(t);
 }
@@ -889,11 +902,13 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     sink = *(const volatile uint8_t *)(uintptr_t)ev->stream;
   }
 #elif defined(M_late_read)
-  if (agent) use_late(agent->ptr, 0);
+  if (agent) use_late(agent->ptr, LATE_READ);
 #elif defined(M_late_write)
-  if (agent) use_late(agent->ptr, 1);
+  if (agent) use_late(agent->ptr, LATE_WRITE);
+#elif defined(M_late_system_call)
+  if (agent) use_late(agent->ptr, LATE_SYSTEM_CALL);
 #elif defined(M_late_scratch)
-  use_late(out->scratch + 100, 1);
+  use_late(out->scratch + 100, LATE_WRITE);
 #elif defined(M_frees_view)
   if (agent) free((void *)(uintptr_t)ev->fields);
 #elif defined(M_resizes_scratch)

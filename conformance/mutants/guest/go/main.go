@@ -5,6 +5,7 @@
 //
 // mutant go-late-read PXG-MEM-002: a goroutine reads a header view after the return
 // mutant go-swallowed-fault PXG-MEM-002: the same, under recover and SetPanicOnFault
+// mutant go-late-system-call PXG-MEM-002 needs mem/late-system-call: a goroutine writes a header view to a pipe after the return
 // mutant go-heap-pointer PXG-MEM-011: hands out a pointer into Go's heap that nothing pins
 // mutant go-typed-pointers PXG-MEM-010 also PXG-RT-005: writes operations through Go pointers while it collects
 // mutant go-handle-is-pointer PXG-ABI-009 also PXG-RT-005: keeps the stream's handle in a pointer while its stack grows
@@ -25,6 +26,7 @@ import "C"
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -240,6 +242,10 @@ func misuse(ev *C.pxg_event, fields []C.pxg_field) {
 		}
 		late := view(fields[0].value)
 		go readLate(late)
+	case "go-late-system-call":
+		if len(fields) > 0 && fields[0].value.len > 0 {
+			go writeLate(view(fields[0].value))
+		}
 	case "go-no-barrier":
 		sink = byte(fields[0].name.len)
 	case "go-handle-is-pointer":
@@ -259,6 +265,17 @@ func readLate(late []byte) {
 	}
 	time.Sleep(5 * time.Millisecond)
 	sink = late[0]
+}
+
+func writeLate(late []byte) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	time.Sleep(5 * time.Millisecond)
+	_, _ = w.Write(late)
+	_ = w.Close()
+	_ = r.Close()
 }
 
 //go:noinline
