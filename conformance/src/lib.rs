@@ -20,6 +20,7 @@ mod finding;
 mod fuzz;
 #[doc(hidden)]
 pub mod fuzzing;
+#[doc(hidden)]
 mod host;
 mod mutants;
 mod report;
@@ -30,6 +31,14 @@ mod selftest;
 mod subject;
 mod suite;
 mod symbols;
+#[doc(hidden)]
 mod sys;
 
 pub use suite::assert_guest;
+
+/// What the layer between a host and a guest shares with the suite: no interface for anybody else.
+#[doc(hidden)]
+pub mod parts {
+    pub use crate::host::{config, judge, model};
+    pub use crate::sys::{peek, reader};
+}

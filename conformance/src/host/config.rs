@@ -3,7 +3,7 @@
 use proxy_golang_abi::feature::{Feature, FeatureSet};
 use proxy_golang_abi::{BodyMode, Phase, phase_bit};
 
-use super::judge::check_text;
+use super::judge::{Violation, check_text};
 use super::model::{Array, Text, phase_name};
 use crate::finding::note;
 
@@ -20,32 +20,32 @@ pub(crate) struct ConfigSpec {
 
 /// An attribute that was asked for, as it was found.
 #[derive(Clone, Debug)]
-pub(crate) struct Want {
-    pub(crate) name: Text,
-    pub(crate) phases: u64,
-    pub(crate) flags: u32,
-    pub(crate) reserved0: u32,
+pub struct Want {
+    pub name: Text,
+    pub phases: u64,
+    pub flags: u32,
+    pub reserved0: u32,
 }
 
 /// A projection as it was found.
 #[derive(Clone, Debug)]
-pub(crate) struct Projection {
-    pub(crate) name: Text,
+pub struct Projection {
+    pub name: Text,
 }
 
 /// What was answered.
 #[derive(Clone, Debug)]
-pub(crate) struct ConfigMade {
-    pub(crate) status: i32,
-    pub(crate) flags: u32,
-    pub(crate) config: u64,
-    pub(crate) subscribe: u64,
-    pub(crate) pend_phases: u64,
-    pub(crate) body_mode: [BodyMode; 2],
-    pub(crate) max_body: [u64; 2],
-    pub(crate) attrs: Array<Want>,
-    pub(crate) projection: Array<Projection>,
-    pub(crate) error: Text,
+pub struct ConfigMade {
+    pub status: i32,
+    pub flags: u32,
+    pub config: u64,
+    pub subscribe: u64,
+    pub pend_phases: u64,
+    pub body_mode: [BodyMode; 2],
+    pub max_body: [u64; 2],
+    pub attrs: Array<Want>,
+    pub projection: Array<Projection>,
+    pub error: Text,
 }
 
 /// The phases of version 1.0 and their features, where they need one.
@@ -98,7 +98,7 @@ pub(crate) fn mode_feature(mode: BodyMode, dir: usize) -> Option<Feature> {
     })
 }
 
-pub(crate) fn feature_name(f: Feature) -> &'static str {
+pub fn feature_name(f: Feature) -> &'static str {
     Feature::ALL
         .iter()
         .find(|(g, _)| *g == f)
@@ -106,28 +106,40 @@ pub(crate) fn feature_name(f: Feature) -> &'static str {
 }
 
 impl ConfigMade {
-    pub(crate) fn is_ok(&self) -> bool {
+    pub fn is_ok(&self) -> bool {
         self.status >= 0
     }
 
-    pub(crate) fn subscribes(&self, p: Phase) -> bool {
+    pub fn subscribes(&self, p: Phase) -> bool {
         self.subscribe & phase_bit(p) != 0
     }
 
-    pub(crate) fn may_pend(&self, p: Phase) -> bool {
+    pub fn may_pend(&self, p: Phase) -> bool {
         self.pend_phases & phase_bit(p) != 0
     }
 
     /// Reports what was declared against the rules; whether a host takes the configuration.
     pub(crate) fn judge(&self, features: &FeatureSet, live: &[u64]) -> bool {
-        let mut bad: Vec<(&str, String)> = Vec::new();
+        let bad = self.violations(features, live);
+        let legal = self.is_ok() && bad.is_empty();
+        for (rule, text) in bad {
+            note(
+                rule,
+                text,
+                self.is_ok()
+                    .then(|| "a host refuses this configuration".to_string()),
+            );
+        }
+        legal
+    }
+
+    /// What was declared against the rules.
+    pub fn violations(&self, features: &FeatureSet, live: &[u64]) -> Vec<Violation> {
+        let mut bad: Vec<Violation> = Vec::new();
         let mut put = |rule: &'static str, text: String| bad.push((rule, text));
         check_text(&self.error, "config_out.error", false, &mut put);
         if !self.is_ok() {
-            for (rule, text) in bad {
-                note(rule, text, []);
-            }
-            return false;
+            return bad;
         }
         if self.config == 0 {
             put(
@@ -240,15 +252,7 @@ impl ConfigMade {
             }
         }
         self.judge_arrays(&mut put);
-        let legal = bad.is_empty();
-        for (rule, text) in bad {
-            note(
-                rule,
-                text,
-                ["a host refuses this configuration".to_string()],
-            );
-        }
-        legal
+        bad
     }
 
     fn judge_arrays(&self, put: &mut impl FnMut(&'static str, String)) {

@@ -1,9 +1,9 @@
 //! The strict host: drives a guest and judges everything that it hands back. It shares no code with any other host.
 
-pub(crate) mod config;
-pub(crate) mod judge;
+pub mod config;
+pub mod judge;
 pub(crate) mod messages;
-pub(crate) mod model;
+pub mod model;
 pub(crate) mod rig;
 pub(crate) mod state;
 pub(crate) mod stream;

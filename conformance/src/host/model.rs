@@ -4,14 +4,14 @@ use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase};
 
 /// A header or trailer field to be delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Field {
-    pub(crate) name: Vec<u8>,
-    pub(crate) value: Vec<u8>,
-    pub(crate) flags: u32,
+pub struct Field {
+    pub name: Vec<u8>,
+    pub value: Vec<u8>,
+    pub flags: u32,
 }
 
 /// A field from text.
-pub(crate) fn field(name: &str, value: impl AsRef<[u8]>) -> Field {
+pub fn field(name: &str, value: impl AsRef<[u8]>) -> Field {
     Field {
         name: name.as_bytes().to_vec(),
         value: value.as_ref().to_vec(),
@@ -21,28 +21,28 @@ pub(crate) fn field(name: &str, value: impl AsRef<[u8]>) -> Field {
 
 /// One event.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Event {
-    pub(crate) phase: Phase,
-    pub(crate) flags: EventFlags,
-    pub(crate) worker: u32,
-    pub(crate) config: u64,
-    pub(crate) user: u64,
-    pub(crate) stream: u64,
-    pub(crate) token: u64,
-    pub(crate) arg: u64,
-    pub(crate) fields: Vec<Field>,
-    pub(crate) trailers: Vec<Field>,
-    pub(crate) peer_fields: Vec<Field>,
-    pub(crate) peer_trailers: Vec<Field>,
-    pub(crate) chunks: Vec<Vec<u8>>,
-    pub(crate) body_offset: u64,
+pub struct Event {
+    pub phase: Phase,
+    pub flags: EventFlags,
+    pub worker: u32,
+    pub config: u64,
+    pub user: u64,
+    pub stream: u64,
+    pub token: u64,
+    pub arg: u64,
+    pub fields: Vec<Field>,
+    pub trailers: Vec<Field>,
+    pub peer_fields: Vec<Field>,
+    pub peer_trailers: Vec<Field>,
+    pub chunks: Vec<Vec<u8>>,
+    pub body_offset: u64,
     /// None: ABSENT.
-    pub(crate) attrs: Vec<Option<Vec<u8>>>,
+    pub attrs: Vec<Option<Vec<u8>>>,
 }
 
 /// In which lent memory a pointer begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Region {
+pub enum Region {
     Null,
     /// Scratch of this call: how many bytes are left of it from there.
     Scratch(u64),
@@ -56,74 +56,74 @@ pub(crate) enum Region {
 
 /// A string as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Text {
-    pub(crate) ptr: u64,
-    pub(crate) len: u32,
-    pub(crate) flags: u32,
+pub struct Text {
+    pub ptr: u64,
+    pub len: u32,
+    pub flags: u32,
     /// None: the memory could not be read.
-    pub(crate) bytes: Option<Vec<u8>>,
-    pub(crate) region: Region,
+    pub bytes: Option<Vec<u8>>,
+    pub region: Region,
 }
 
 impl Text {
-    pub(crate) fn get(&self) -> &[u8] {
+    pub fn get(&self) -> &[u8] {
         self.bytes.as_deref().unwrap_or_default()
     }
 }
 
 /// A buffer as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Buffer {
-    pub(crate) text: Text,
-    pub(crate) release: u64,
-    pub(crate) ctx: u64,
+pub struct Buffer {
+    pub text: Text,
+    pub release: u64,
+    pub ctx: u64,
 }
 
 /// An operation as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Op {
-    pub(crate) kind: u16,
-    pub(crate) flags: u16,
-    pub(crate) target: u32,
-    pub(crate) u0: u64,
-    pub(crate) key: Text,
-    pub(crate) val: Buffer,
+pub struct Op {
+    pub kind: u16,
+    pub flags: u16,
+    pub target: u32,
+    pub u0: u64,
+    pub key: Text,
+    pub val: Buffer,
 }
 
 /// An array as it was found: where, how many it says, and its elements if they could be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Array<T> {
-    pub(crate) ptr: u64,
-    pub(crate) count: u64,
-    pub(crate) region: Region,
-    pub(crate) items: Option<Vec<T>>,
+pub struct Array<T> {
+    pub ptr: u64,
+    pub count: u64,
+    pub region: Region,
+    pub items: Option<Vec<T>>,
     /// Bytes of the whole array.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
 }
 
 impl<T> Array<T> {
-    pub(crate) fn get(&self) -> &[T] {
+    pub fn get(&self) -> &[T] {
         self.items.as_deref().unwrap_or_default()
     }
 }
 
 /// A reply as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Reply {
-    pub(crate) size: u32,
-    pub(crate) status: u32,
-    pub(crate) flags: u32,
-    pub(crate) grpc_status: i32,
-    pub(crate) fields: Array<(Text, Text)>,
-    pub(crate) body: Array<Buffer>,
-    pub(crate) trailers: Array<(Text, Text)>,
-    pub(crate) details: Text,
-    pub(crate) tail_is_zero: bool,
+pub struct Reply {
+    pub size: u32,
+    pub status: u32,
+    pub flags: u32,
+    pub grpc_status: i32,
+    pub fields: Array<(Text, Text)>,
+    pub body: Array<Buffer>,
+    pub trailers: Array<(Text, Text)>,
+    pub details: Text,
+    pub tail_is_zero: bool,
 }
 
 /// What `reply` of a result points to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ReplyFound {
+pub enum ReplyFound {
     None,
     Unreadable(u64),
     Some(Box<Reply>),
@@ -131,26 +131,26 @@ pub(crate) enum ReplyFound {
 
 /// A result as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
-    pub(crate) size: u32,
-    pub(crate) action: Action,
-    pub(crate) flags: u32,
-    pub(crate) reserved0: u32,
-    pub(crate) user: u64,
-    pub(crate) ops: Array<Op>,
-    pub(crate) reply: ReplyFound,
-    pub(crate) unsubscribe: u64,
-    pub(crate) body_mode: [BodyMode; 2],
-    pub(crate) more_bytes: u64,
-    pub(crate) pend_ns: u64,
-    pub(crate) error: Text,
+pub struct Outcome {
+    pub size: u32,
+    pub action: Action,
+    pub flags: u32,
+    pub reserved0: u32,
+    pub user: u64,
+    pub ops: Array<Op>,
+    pub reply: ReplyFound,
+    pub unsubscribe: u64,
+    pub body_mode: [BodyMode; 2],
+    pub more_bytes: u64,
+    pub pend_ns: u64,
+    pub error: Text,
     /// What is behind the members of version 1.0, up to `size`, is zero.
-    pub(crate) tail_is_zero: bool,
+    pub tail_is_zero: bool,
 }
 
 impl Outcome {
     /// The buffers whose ownership passed to the host.
-    pub(crate) fn owned(&self) -> Vec<(u64, u64)> {
+    pub fn owned(&self) -> Vec<(u64, u64)> {
         let reply = match &self.reply {
             ReplyFound::Some(r) => r.body.get(),
             _ => &[],
@@ -166,7 +166,7 @@ impl Outcome {
     }
 
     /// The strings and arrays that the guest keeps in memory of its own until its next call.
-    pub(crate) fn borrowed(&self) -> Vec<(u64, Vec<u8>)> {
+    pub fn borrowed(&self) -> Vec<(u64, Vec<u8>)> {
         let mut out = Vec::new();
         let mut put = |t: &Text| {
             if let (Region::Guest, Some(b)) = (t.region, &t.bytes)
@@ -195,7 +195,7 @@ impl Outcome {
 
     /// What a repeat with the same input must give again, if the guest decides by its input alone: the action, and the
     /// kinds, keys and targets of its operations, without values.
-    pub(crate) fn shape(&self) -> String {
+    pub fn shape(&self) -> String {
         let ops: Vec<String> = self
             .ops
             .get()
@@ -218,7 +218,7 @@ impl Outcome {
 }
 
 /// Names of phases, as in the specification.
-pub(crate) fn phase_name(p: Phase) -> &'static str {
+pub fn phase_name(p: Phase) -> &'static str {
     match p.0 {
         1 => "REQUEST_HEADERS",
         2 => "REQUEST_BODY",
@@ -237,7 +237,7 @@ pub(crate) fn phase_name(p: Phase) -> &'static str {
 }
 
 /// Names of actions, as in the specification.
-pub(crate) fn action_name(a: Action) -> String {
+pub fn action_name(a: Action) -> String {
     match a.0 {
         0 => "UNSET".into(),
         1 => "CONTINUE".into(),
@@ -251,7 +251,7 @@ pub(crate) fn action_name(a: Action) -> String {
 }
 
 /// Names of operation kinds, as in the specification.
-pub(crate) fn op_name(kind: u16) -> String {
+pub fn op_name(kind: u16) -> String {
     match kind {
         1 => "HEADER_SET".into(),
         2 => "HEADER_ADD".into(),

@@ -285,10 +285,6 @@ impl Piece {
     pub(crate) fn seal(&self) {
         protect(self.map, self.map_len, libc::PROT_READ);
     }
-
-    pub(crate) fn contains(&self, at: u64) -> bool {
-        self.len > 0 && at >= self.start && at < self.start + self.len
-    }
 }
 
 /// Ends the life of `pieces`: every later access is a fault. Neighbours go together, with the guard pages between them.

@@ -6,10 +6,11 @@ use proxy_golang_abi as abi;
 use proxy_golang_abi::Status;
 
 use super::arena::{self, Align, Kind, Lent, Piece};
-use super::boundary::{Builder, CANARY, Layout, Library, Reader};
+use super::boundary::{Builder, CANARY, Layout, Library};
+use super::reader::Reader;
 use super::shared::{self, Hook};
 use super::thunks::{IN_RELEASE, RUNNING, Running};
-use super::{peek, threads};
+use super::{peek, reader, threads};
 use crate::finding::note;
 use crate::host::config::{ConfigMade, ConfigSpec, Projection, Want};
 use crate::host::model::{Event, Outcome, Text};
@@ -208,8 +209,9 @@ impl Guest {
         let mut lent_scratch = running.more.clone();
         lent_scratch.extend([scratch_ops, scratch]);
         let reader = Reader {
-            scratch: &lent_scratch,
-            views: &views,
+            scratch: &reader::ranges(&lent_scratch),
+            views: &reader::ranges(&views),
+            foreign: arena::is_ours,
         };
         let size = peek::value::<u32>(out.start).unwrap_or(0);
         let mut outcome = reader
@@ -266,6 +268,7 @@ impl Guest {
                 let reader = Reader {
                     scratch: &[],
                     views: &[],
+                    foreign: arena::is_ours,
                 };
                 if let Ok(o) = reader.outcome(out.start, preset.size) {
                     for (at, ctx) in o.owned() {
@@ -328,8 +331,9 @@ impl Guest {
         let mut lent_scratch = running.more.clone();
         lent_scratch.push(scratch);
         let reader = Reader {
-            scratch: &lent_scratch,
-            views: &views,
+            scratch: &reader::ranges(&lent_scratch),
+            views: &reader::ranges(&views),
+            foreign: arena::is_ours,
         };
         let o: abi::ConfigOut = peek::value(out.start)
             .unwrap_or_else(|_| unreachable!("the struct lies in the host's memory"));
@@ -436,6 +440,7 @@ pub(crate) fn filters(table: &abi::Guest) -> Option<Vec<Text>> {
     let reader = Reader {
         scratch: &[],
         views: &[],
+        foreign: arena::is_ours,
     };
     reader
         .array(table.filters, table.n_filters, |s| reader.text(s))
@@ -447,6 +452,7 @@ pub(crate) fn table_text(s: abi::Str) -> Text {
     Reader {
         scratch: &[],
         views: &[],
+        foreign: arena::is_ours,
     }
     .text(s)
 }

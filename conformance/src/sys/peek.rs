@@ -4,13 +4,13 @@ use std::mem::MaybeUninit;
 
 /// Memory that could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unreadable;
+pub struct Unreadable;
 
 /// Types for which every bit pattern is a value, without padding: the structs of the ABI.
 ///
 /// # Safety
 /// Implementors have no padding and no invalid bit patterns.
-pub(crate) unsafe trait Plain: Copy {}
+pub unsafe trait Plain: Copy {}
 
 macro_rules! plain {
     ($($t:ty),+ $(,)?) => {
@@ -42,14 +42,14 @@ plain!(
 );
 
 /// Reads `len` bytes at `at`, through the kernel, so that unmapped memory is an error.
-pub(crate) fn bytes(at: u64, len: usize) -> Result<Vec<u8>, Unreadable> {
+pub fn bytes(at: u64, len: usize) -> Result<Vec<u8>, Unreadable> {
     let mut out = vec![0u8; len];
     into(at, &mut out)?;
     Ok(out)
 }
 
 /// As [`bytes`], without allocation; async-signal-safe.
-pub(crate) fn into(at: u64, out: &mut [u8]) -> Result<(), Unreadable> {
+pub fn into(at: u64, out: &mut [u8]) -> Result<(), Unreadable> {
     if out.is_empty() {
         return Ok(());
     }
@@ -73,7 +73,7 @@ pub(crate) fn into(at: u64, out: &mut [u8]) -> Result<(), Unreadable> {
 }
 
 /// Reads a value at `at`.
-pub(crate) fn value<T: Plain>(at: u64) -> Result<T, Unreadable> {
+pub fn value<T: Plain>(at: u64) -> Result<T, Unreadable> {
     let mut out = MaybeUninit::<T>::zeroed();
     // SAFETY: the zeroed memory of `out` as bytes.
     let raw =
@@ -84,7 +84,7 @@ pub(crate) fn value<T: Plain>(at: u64) -> Result<T, Unreadable> {
 }
 
 /// Reads the first `len` bytes of a value; the rest is zero.
-pub(crate) fn prefix<T: Plain>(at: u64, len: usize) -> Result<T, Unreadable> {
+pub fn prefix<T: Plain>(at: u64, len: usize) -> Result<T, Unreadable> {
     let mut out = MaybeUninit::<T>::zeroed();
     let len = len.min(size_of::<T>());
     // SAFETY: the zeroed memory of `out` as bytes, of which `len` are taken.
@@ -95,7 +95,7 @@ pub(crate) fn prefix<T: Plain>(at: u64, len: usize) -> Result<T, Unreadable> {
 }
 
 /// Reads an array of `n` values.
-pub(crate) fn array<T: Plain>(at: u64, n: usize) -> Result<Vec<T>, Unreadable> {
+pub fn array<T: Plain>(at: u64, n: usize) -> Result<Vec<T>, Unreadable> {
     let raw = bytes(at, n.checked_mul(size_of::<T>()).ok_or(Unreadable)?)?;
     Ok(raw
         .chunks_exact(size_of::<T>())
@@ -105,13 +105,13 @@ pub(crate) fn array<T: Plain>(at: u64, n: usize) -> Result<Vec<T>, Unreadable> {
 }
 
 /// The bytes of a value.
-pub(crate) fn as_bytes<T: Plain>(v: &T) -> &[u8] {
+pub fn as_bytes<T: Plain>(v: &T) -> &[u8] {
     // SAFETY: T is Plain, so it has no padding.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(v).cast(), size_of::<T>()) }
 }
 
 /// The bytes of an array.
-pub(crate) fn slice_bytes<T: Plain>(v: &[T]) -> &[u8] {
+pub fn slice_bytes<T: Plain>(v: &[T]) -> &[u8] {
     // SAFETY: T is Plain, so the array has no padding.
     unsafe { std::slice::from_raw_parts(v.as_ptr().cast(), size_of_val(v)) }
 }

@@ -7,9 +7,10 @@ use proxy_golang_abi as abi;
 use proxy_golang_abi::{LogLevel, Status};
 
 use super::arena::{self, Kind, Lent, Piece};
-use super::boundary::{Builder, CANARY, Layout, Reader};
+use super::boundary::{Builder, CANARY, Layout};
+use super::reader::Reader;
 use super::shared::{self, Hook};
-use super::{peek, threads};
+use super::{peek, reader, threads};
 use crate::finding::note;
 use crate::host::model::Outcome;
 use crate::host::state::{self, HostOptions, StrictHost};
@@ -112,8 +113,9 @@ fn handed(r: *const abi::EventResult) -> Result<Outcome, (u32, bool)> {
             .unwrap_or_default()
     });
     let reader = Reader {
-        scratch: &scratch,
-        views: &views,
+        scratch: &reader::ranges(&scratch),
+        views: &reader::ranges(&views),
+        foreign: arena::is_ours,
     };
     if (size as usize) < size_of::<abi::EventResult>() {
         return Err((size, true));

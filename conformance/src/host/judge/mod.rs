@@ -16,35 +16,35 @@ mod text;
 
 /// What a result is judged by.
 #[derive(Clone, Debug)]
-pub(crate) struct Context {
-    pub(crate) phase: Phase,
-    pub(crate) flags: EventFlags,
-    pub(crate) pend_phases: u64,
-    pub(crate) features: FeatureSet,
+pub struct Context {
+    pub phase: Phase,
+    pub flags: EventFlags,
+    pub pend_phases: u64,
+    pub features: FeatureSet,
     /// Mode of the event's own direction before the result.
-    pub(crate) mode: [BodyMode; 2],
-    pub(crate) subscribe: u64,
-    pub(crate) held: bool,
-    pub(crate) view_len: u64,
-    pub(crate) max_body: u64,
-    pub(crate) fields: Vec<Field>,
-    pub(crate) trailers: Vec<Field>,
-    pub(crate) replied: bool,
-    pub(crate) way: Way,
+    pub mode: [BodyMode; 2],
+    pub subscribe: u64,
+    pub held: bool,
+    pub view_len: u64,
+    pub max_body: u64,
+    pub fields: Vec<Field>,
+    pub trailers: Vec<Field>,
+    pub replied: bool,
+    pub way: Way,
     /// A content-length that stays: bytes that may still leave.
-    pub(crate) length_left: Option<u64>,
+    pub length_left: Option<u64>,
 }
 
 /// By which function a result came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     Event,
     Complete,
     Apply,
 }
 
 /// A violation: the rule, and what was found.
-pub(crate) type Violation = (&'static str, String);
+pub type Violation = (&'static str, String);
 
 impl Context {
     fn has(&self, f: Feature) -> bool {
@@ -56,7 +56,7 @@ impl Context {
     }
 
     /// 0 for request phases, 1 for response phases, none for WAKE, LOG and `apply`.
-    pub(crate) fn dir(&self) -> Option<usize> {
+    pub fn dir(&self) -> Option<usize> {
         if self.way == Way::Apply {
             return None;
         }
@@ -103,7 +103,7 @@ impl Context {
     }
 
     /// Everything that is wrong with `o`.
-    pub(crate) fn judge(&self, o: &Outcome) -> Vec<Violation> {
+    pub fn judge(&self, o: &Outcome) -> Vec<Violation> {
         let mut out: Vec<Violation> = Vec::new();
         let mut put = |rule: &'static str, text: String| out.push((rule, text));
         let at = match self.way {
