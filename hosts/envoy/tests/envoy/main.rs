@@ -1,0 +1,28 @@
+//! The module inside real Envoys of each supported version, with real clients, upstreams and guests on loopback.
+//!
+//! Tests that can share a proxy do: each says which listeners it needs, and one Envoy of each version has them all.
+#![allow(missing_docs)]
+
+#[path = "../../../../host-ref/tests/proxy/client.rs"]
+#[allow(dead_code)]
+mod client;
+#[path = "../../../../host-ref/tests/proxy/upstream.rs"]
+#[allow(dead_code)]
+mod upstream;
+
+mod config;
+mod envoy;
+mod guests;
+mod h2;
+mod origin;
+mod record;
+mod suite;
+mod support;
+
+mod phases;
+
+fn main() -> std::process::ExitCode {
+    let suite = suite::Suite::default();
+    // phases::add(&mut suite);
+    suite.run()
+}

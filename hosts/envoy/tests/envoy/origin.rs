@@ -1,0 +1,138 @@
+//! What is behind the proxies: upstreams that do what the path asks for.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming};
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Clusters;
+use crate::upstream::{Body, Upstream, mirror};
+
+/// Upstreams that all tests share. The last segment of a path says what they do:
+///
+/// - `trailers`: the body `hello`, the trailer `x-end: 1`;
+/// - `bytes-N`: N bytes;
+/// - `gate-KEY`: `first`, and `second` when the test opens that gate;
+/// - `shut-KEY`: nothing before the test opens that gate;
+/// - `break`: some bytes, and then the connection breaks;
+/// - all else: what came, in JSON.
+pub(crate) struct Origins {
+    http1: Upstream,
+    http2: Upstream,
+    gates: Arc<Gates>,
+}
+
+#[derive(Default)]
+struct Gates(Mutex<HashMap<String, watch::Sender<bool>>>);
+
+impl Gates {
+    fn get(&self, key: &str) -> watch::Sender<bool> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let gate = all
+            .entry(key.to_owned())
+            .or_insert_with(|| watch::channel(false).0);
+        gate.clone()
+    }
+
+    async fn pass(&self, key: &str) {
+        // The map keeps the sender.
+        let _ = self.get(key).subscribe().wait_for(|open| *open).await;
+    }
+}
+
+impl Origins {
+    pub(crate) fn start() -> Self {
+        let gates = Arc::<Gates>::default();
+        let answer = |gates: Arc<Gates>| move |request| answer(request, Arc::clone(&gates));
+        Self {
+            http1: Upstream::http1(answer(Arc::clone(&gates))),
+            http2: Upstream::http2(answer(Arc::clone(&gates))),
+            gates,
+        }
+    }
+
+    pub(crate) fn clusters(&self) -> Clusters {
+        Clusters::from([
+            ("app", (self.http1.address, false)),
+            ("h2", (self.http2.address, true)),
+        ])
+    }
+
+    pub(crate) fn open(&self, key: &str) {
+        self.gates.get(key).send_replace(true);
+    }
+}
+
+type Frames = mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>;
+
+async fn answer(request: Request<Incoming>, gates: Arc<Gates>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    if let Some(key) = last.strip_prefix("shut-") {
+        gates.pass(key).await;
+        return mirror(request).await;
+    }
+    if let Some(n) = last.strip_prefix("bytes-") {
+        let n = n.parse().expect("a number of bytes");
+        return Response::new(crate::upstream::full(vec![b'x'; n]));
+    }
+    let (what, key) = last.split_once('-').unwrap_or((last, ""));
+    let (what, key) = (what.to_owned(), key.to_owned());
+    if !["trailers", "gate", "break"].contains(&what.as_str()) {
+        return mirror(request).await;
+    }
+    let (frames, body) = mpsc::channel(4);
+    tokio::spawn(async move { write(&what, &key, &frames, &gates).await });
+    let mut response = Response::new(FromChannel(body).boxed());
+    response
+        .headers_mut()
+        .insert("trailer", HeaderValue::from_static("x-end"));
+    response
+}
+
+/// The reader may be gone: nobody is left to tell.
+async fn write(what: &str, key: &str, frames: &Frames, gates: &Gates) {
+    let data = |text: &'static str| Ok(Frame::data(Bytes::from_static(text.as_bytes())));
+    match what {
+        "trailers" => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-end", HeaderValue::from_static("1"));
+            let _ = frames.send(data("hello")).await;
+            let _ = frames.send(Ok(Frame::trailers(trailers))).await;
+        }
+        "gate" => {
+            let _ = frames.send(data("first")).await;
+            gates.pass(key).await;
+            let _ = frames.send(data("second")).await;
+        }
+        _ => {
+            let _ = frames.send(data("some bytes")).await;
+            // What was sent reaches the proxy before the break.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            let _ = frames
+                .send(Err(std::io::Error::other("broken, as asked for")))
+                .await;
+        }
+    }
+}
+
+/// Frames from a channel.
+struct FromChannel(mpsc::Receiver<Result<Frame<Bytes>, std::io::Error>>);
+
+impl hyper::body::Body for FromChannel {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        self.0.poll_recv(cx)
+    }
+}
