@@ -410,7 +410,7 @@ fn sum(clocks: &[CpuClock]) -> Result<Duration> {
 }
 
 /// Time that all processors together were not idle since the machine started.
-fn busy() -> Result<Duration> {
+pub(crate) fn busy() -> Result<Duration> {
     let stat = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
     let line = stat
         .lines()

@@ -1,5 +1,7 @@
-//! A thin upstream and a thin load for benchmarks: HTTP/1.1 with as little work per request as possible, so that one
+//! A thin upstream and a thin load for benchmarks: HTTP with as little work per request as possible, so that one
 //! processor drives a proxy that has another one for itself. Both belong on one current-thread runtime.
+
+mod h2c;
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -58,6 +60,20 @@ pub fn request(path: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// What the connections of a load ask, again and again.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// These bytes, one request at a time on each connection.
+    Http1(Vec<u8>),
+    /// A GET of `fields`, so many at a time on each connection.
+    H2c {
+        /// The fields, pseudo-header fields first.
+        fields: Vec<(String, String)>,
+        /// Requests at a time.
+        streams: u32,
+    },
+}
+
 /// Connections that ask one after the other, each as fast as it is answered, whenever they are told to.
 pub struct Load {
     shared: Rc<Shared>,
@@ -65,7 +81,6 @@ pub struct Load {
 }
 
 struct Shared {
-    request: Vec<u8>,
     running: Cell<bool>,
     start: Notify,
     /// Connections that are between requests while the load is stopped.
@@ -75,11 +90,26 @@ struct Shared {
     times: RefCell<Option<Vec<u64>>>,
 }
 
+impl Shared {
+    /// A request that was sent at `begin` has been answered.
+    fn answered(&self, begin: Instant) {
+        if let Some(times) = self.times.borrow_mut().as_mut() {
+            let ns = begin.elapsed().as_nanos();
+            times.push(u64::try_from(ns).unwrap_or(u64::MAX));
+        }
+        self.done.set(self.done.get() + 1);
+    }
+}
+
 impl Load {
-    /// Opens connections to `address`.
+    /// Opens connections to `address` that ask for `path` over HTTP/1.1.
     pub async fn open(address: SocketAddr, path: &str, connections: usize) -> Result<Self> {
+        Self::asking(address, &Ask::Http1(request(path)), connections).await
+    }
+
+    /// Opens connections to `address`.
+    pub async fn asking(address: SocketAddr, ask: &Ask, connections: usize) -> Result<Self> {
         let shared = Rc::new(Shared {
-            request: request(path),
             running: Cell::new(false),
             start: Notify::new(),
             idle: Cell::new(connections),
@@ -93,7 +123,11 @@ impl Load {
                 .await
                 .with_context(|| format!("connect to {address}"))?;
             stream.set_nodelay(true)?;
-            tasks.push(spawn_local(ask(stream, Rc::clone(&shared))));
+            tasks.push(spawn_local(converse(
+                stream,
+                ask.clone(),
+                Rc::clone(&shared),
+            )));
         }
         Ok(Self { shared, tasks })
     }
@@ -134,14 +168,17 @@ impl Drop for Load {
     }
 }
 
-async fn ask(stream: TcpStream, shared: Rc<Shared>) -> Result<()> {
-    let done = ask_until_it_fails(stream, &shared).await;
+async fn converse(stream: TcpStream, ask: Ask, shared: Rc<Shared>) -> Result<()> {
+    let done = match ask {
+        Ask::Http1(request) => http1(stream, &request, &shared).await,
+        Ask::H2c { fields, streams } => h2c::converse(stream, &fields, streams, &shared).await,
+    };
     // `stop` looks.
     shared.all_idle.notify_one();
     done
 }
 
-async fn ask_until_it_fails(mut stream: TcpStream, shared: &Shared) -> Result<()> {
+async fn http1(mut stream: TcpStream, request: &[u8], shared: &Shared) -> Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
         while !shared.running.get() {
@@ -150,13 +187,9 @@ async fn ask_until_it_fails(mut stream: TcpStream, shared: &Shared) -> Result<()
         shared.idle.set(shared.idle.get() - 1);
         while shared.running.get() {
             let begin = Instant::now();
-            stream.write_all(&shared.request).await?;
+            stream.write_all(request).await?;
             response(&mut stream, &mut buffer).await?;
-            if let Some(times) = shared.times.borrow_mut().as_mut() {
-                let ns = begin.elapsed().as_nanos();
-                times.push(u64::try_from(ns).unwrap_or(u64::MAX));
-            }
-            shared.done.set(shared.done.get() + 1);
+            shared.answered(begin);
         }
         shared.idle.set(shared.idle.get() + 1);
         shared.all_idle.notify_one();

@@ -2,6 +2,7 @@
 //! and `cargo xtask soak` build it and run it.
 #![deny(unsafe_code)]
 
+pub mod bench_envoy;
 pub mod bench_host;
 pub mod client;
 pub mod demo;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use pxg_lab::{bench_host, demo, memory, soak};
+use pxg_lab::{bench_envoy, bench_host, demo, memory, soak};
 
-/// Demonstration, host benchmark and soak test; start them by `cargo xtask`
+/// Demonstration, benchmarks of hosts and soak test; start them by `cargo xtask`
 #[derive(Parser)]
 #[command(max_term_width = 100)]
 struct Cli {
@@ -18,6 +18,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
+    BenchEnvoy(bench_envoy::Args),
     BenchHost(bench_host::Args),
     Memory(memory::Args),
     Soak(soak::Args),
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Demo(args) => block_on(demo::run(&args)),
+        Command::BenchEnvoy(args) => bench_envoy::run(&args),
         Command::BenchHost(args) => bench_host::run(&args),
         Command::Memory(args) => block_on(memory::run(&args)),
         Command::Soak(args) => block_on(soak::run(&args)),

@@ -44,6 +44,18 @@ impl Estimate {
             Verdict::MissedByMedian
         }
     }
+
+    /// What this says about a limit from below.
+    #[must_use]
+    pub fn against_least(&self, limit: f64) -> Verdict {
+        let [low, high] = self.interval;
+        let turned = Self {
+            median: -self.median,
+            interval: [-high, -low],
+            n: self.n,
+        };
+        turned.against(-limit)
+    }
 }
 
 /// Whether a limit is kept.
@@ -156,6 +168,10 @@ mod tests {
         assert_eq!(e.against(1.05), Verdict::MetByMedian);
         assert_eq!(e.against(1.03), Verdict::MissedByMedian);
         assert_eq!(e.against(1.01), Verdict::Missed);
+        assert_eq!(e.against_least(1.02), Verdict::Met);
+        assert_eq!(e.against_least(1.03), Verdict::MetByMedian);
+        assert_eq!(e.against_least(1.05), Verdict::MissedByMedian);
+        assert_eq!(e.against_least(1.07), Verdict::Missed);
     }
 
     #[test]

@@ -129,9 +129,7 @@ fn set(value: impl Into<Vec<u8>>) -> CommonAnswer {
 fn answer(request: ProcessingRequest) -> Result<ProcessingResponse, Status> {
     let answer = match request.event {
         Some(Event::RequestHeaders(_)) => Answer::RequestHeaders(set(VALUE)),
-        Some(Event::RequestBody(body)) => {
-            Answer::RequestBody(set(body.body.len().to_string()))
-        }
+        Some(Event::RequestBody(body)) => Answer::RequestBody(set(body.body.len().to_string())),
         None => {
             return Err(Status::unimplemented(
                 "only request headers and request bodies are processed: set the other processing modes to SKIP",

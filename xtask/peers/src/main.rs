@@ -49,7 +49,6 @@ fn main() -> ExitCode {
 }
 
 fn assemble(text: &Path, binary: &Path) -> Result<()> {
-    let bytes =
-        wat::parse_file(text).with_context(|| format!("assemble {}", text.display()))?;
+    let bytes = wat::parse_file(text).with_context(|| format!("assemble {}", text.display()))?;
     std::fs::write(binary, bytes).with_context(|| format!("write {}", binary.display()))
 }
