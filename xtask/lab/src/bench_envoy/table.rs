@@ -30,7 +30,7 @@ fn warnings(report: &Report) -> Vec<String> {
             .filter(|row| idle(&row.variant) || idle(&row.plain))
             .map(|row| {
                 format!(
-                    "{} ({:.0} %)",
+                    "{} ({:.1} %)",
                     row.title,
                     row.variant.busy.min(row.plain.busy) * 100.0
                 )
