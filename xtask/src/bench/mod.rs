@@ -2,6 +2,7 @@
 
 mod boundary;
 mod criterion;
+mod envoy;
 mod row;
 // The laboratory's. A dependency on it would have every command build an HTTP stack first.
 #[allow(dead_code, unreachable_pub)]
@@ -17,7 +18,7 @@ use crate::bootstrap::{self, Need};
 use crate::lab::Lab;
 use crate::proc::end_children_on_interrupt;
 
-/// Measure: calls into guests, or the proxy with filters against itself without
+/// Measure: calls into guests, or what filters cost the reference proxy or a stock Envoy
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -56,17 +57,19 @@ enum What {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
+    Envoy(envoy::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     end_children_on_interrupt()?;
     let need = match args.what {
         What::Boundary { .. } => Need::Tests,
-        What::Host { .. } => Need::Guests,
+        What::Host { .. } | What::Envoy(_) => Need::Guests,
     };
     let tools = bootstrap::bring(need)?;
     let lab = Lab::new(&tools);
     match &args.what {
+        What::Envoy(args) => envoy::run(&lab, args),
         What::Boundary { json, quick } => boundary::run(&lab, *quick, json.as_deref()),
         What::Host {
             rounds,
