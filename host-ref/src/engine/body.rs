@@ -89,6 +89,15 @@ impl BodyBuf {
         }
     }
 
+    /// Replaces what may be lent by copies.
+    pub fn own(&mut self) {
+        for piece in &mut self.chunks[self.first..] {
+            if !piece.is_unique() {
+                *piece = Bytes::copy_from_slice(piece);
+            }
+        }
+    }
+
     /// Gives memory back beyond what this many pieces need.
     pub fn shrink_to(&mut self, pieces: usize) {
         self.chunks.shrink_to(pieces);

@@ -256,8 +256,14 @@ impl<H: Fields> Stream<H> {
         self.close(cx, reason);
     }
 
+    /// Whether both directions have ended, however.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.flows.iter().all(|f| f.finished)
+    }
+
     pub(super) fn end_if_both_ended(&mut self, cx: &mut Cx<'_>) {
-        if self.flows.iter().all(|f| f.finished) {
+        if !self.limits.driver_closes && self.has_ended() {
             self.close(cx, EndReason::COMPLETE);
         }
     }

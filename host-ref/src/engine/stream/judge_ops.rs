@@ -354,6 +354,7 @@ impl<H: Fields> Stream<H> {
         let left = flow.head_at > flow.sides.len();
         match flow.length {
             _ if flow.has_trailers_at(at.pos) => true,
+            _ if !self.limits.adds_trailers => false,
             BodyLength::None => at.dir == Dir::Request && !left,
             BodyLength::Exact(_) => !left,
             BodyLength::Unknown => true,

@@ -8,12 +8,14 @@
 //! * `plain`: both at once, for what most results are;
 //! * `reply`: local replies, of guests and of the host;
 //! * `mail`: completions, `apply` and `wake`;
+//! * `in_place`: for drivers that keep messages where they are;
 //! * `trace`: what each guest did, if somebody wants to know;
 //! * `end`: failures, deadlines, and the end of a stream; `renew`: its memory for the next one.
 
 mod call;
 mod end;
 mod flow;
+mod in_place;
 mod judge;
 mod judge_ops;
 mod mail;

@@ -12,6 +12,21 @@ use super::{BodyLength, Stream, StreamLimits};
 const KEPT: usize = 64;
 
 impl<H: Fields> Stream<H> {
+    /// A stream that is over, to be renewed.
+    #[must_use]
+    pub fn spare() -> Self {
+        Self {
+            closed: true,
+            ..Self::new(Chain::default(), 0, StreamLimits::default())
+        }
+    }
+
+    /// Lets go of the chain of a stream that is over, for its guests are told when nobody has their configuration.
+    pub fn let_go(&mut self) {
+        debug_assert!(self.closed);
+        self.chain = Chain::default();
+    }
+
     /// Makes this stream, which is over, one of another exchange, as [`Stream::new`] does.
     ///
     /// # Panics

@@ -128,6 +128,10 @@ pub struct StreamLimits {
     pub max_fields: usize,
     /// Status of the reply when a guest fails closed: 500 to 599.
     pub failure_status: u16,
+    /// The driver says when the stream is over, by [`Stream::close`](super::Stream::close): until then LOG waits.
+    pub driver_closes: bool,
+    /// Whether trailers can be given to a message that came without.
+    pub adds_trailers: bool,
     /// Whether [`Stream::trace`](super::Stream::trace) is kept.
     pub trace: bool,
 }
@@ -140,6 +144,8 @@ impl Default for StreamLimits {
             max_ops: 4096,
             max_fields: 256,
             failure_status: 500,
+            driver_closes: false,
+            adds_trailers: true,
             trace: false,
         }
     }

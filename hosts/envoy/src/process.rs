@@ -1,0 +1,219 @@
+//! What there is once per process: the host of the guests, the workers' bells, and a thread for what Envoy's threads cannot
+//! wait for.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proxy_golang_abi::LogLevel;
+use proxy_golang_host::engine::{FilterStats, Hub, HubLimits};
+use proxy_golang_host::loader::{BoundaryLimits, Host, HostInfo};
+
+use crate::bell::{Bell, NEVER};
+use crate::site::Site;
+use crate::sys::{self, Scheduler};
+use crate::{attributes, features};
+
+/// Most that `max_body` of an entry may be.
+pub(crate) const BODY_LIMIT: u64 = 1 << 30;
+
+/// The process's part of this module.
+pub(crate) struct Process {
+    pub(crate) host: Arc<Host>,
+    pub(crate) hub: Arc<Hub>,
+    bells: Vec<Arc<Bell<Scheduler>>>,
+    house: Arc<House>,
+    /// Counters by the names of entries: they go on over updates of the configuration.
+    pub(crate) stats: Mutex<HashMap<String, Arc<FilterStats>>>,
+    /// The configurations in force, for routes' overrides and for statistics.
+    pub(crate) sites: Mutex<Vec<Weak<Site>>>,
+}
+
+/// What the housekeeper waits for.
+#[derive(Default)]
+struct House {
+    asked: Mutex<Asked>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Asked {
+    /// A deadline earlier than any before.
+    due: Option<u64>,
+    /// Configurations wait to be dropped.
+    drops: bool,
+}
+
+static PROCESS: OnceLock<Process> = OnceLock::new();
+
+/// Locks what is whole between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The process, made by the first configuration. \[main thread\]
+pub(crate) fn get_or_start() -> &'static Process {
+    PROCESS.get_or_init(|| Process::start(sys::concurrency()))
+}
+
+/// The process, if a configuration has been made.
+pub(crate) fn get() -> Option<&'static Process> {
+    PROCESS.get()
+}
+
+/// Monotonic nanoseconds; never 0.
+pub(crate) fn now() -> u64 {
+    static BEGAN: OnceLock<std::time::Instant> = OnceLock::new();
+    let since = BEGAN.get_or_init(std::time::Instant::now).elapsed();
+    u64::try_from(since.as_nanos()).unwrap_or(NEVER - 1) + 1_000_000_000
+}
+
+impl Process {
+    fn start(workers: u32) -> Self {
+        // Envoy gives its main thread the index behind the last worker's.
+        let workers = workers.max(1) + 1;
+        let hub = Hub::new(workers, HubLimits::default());
+        let bells: Vec<Arc<Bell<Scheduler>>> = (0..workers).map(|_| Arc::default()).collect();
+        for (worker, bell) in (0..).zip(&bells) {
+            let bell = Arc::clone(bell);
+            hub.set_notify(worker, Box::new(move || bell.ring()));
+        }
+        let host = Host::new(HostInfo {
+            name: "proxy_golang-envoy".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: features::of_host(),
+            hub: Arc::clone(&hub),
+            log: Arc::new(|level, guest, text| {
+                if sys::log_enabled(level) {
+                    sys::log(level, &format!("[{guest}] {text}"));
+                }
+            }),
+            limits: BoundaryLimits {
+                body_limit: [BODY_LIMIT; 2],
+                ..BoundaryLimits::default()
+            },
+            attributes: Arc::new(attributes::number),
+        });
+        let level = [
+            LogLevel::TRACE,
+            LogLevel::DEBUG,
+            LogLevel::INFO,
+            LogLevel::WARN,
+        ]
+        .into_iter()
+        .find(|level| sys::log_enabled(*level));
+        host.page().set_log_level(level.unwrap_or(LogLevel::ERROR));
+        let house = Arc::<House>::default();
+        let notify = Arc::clone(&house);
+        host.set_drop_notify(Box::new(move || {
+            lock(&notify.asked).drops = true;
+            notify.wake.notify_one();
+        }));
+        let keeper = Keeper {
+            host: Arc::clone(&host),
+            house: Arc::clone(&house),
+            bells: bells.clone(),
+        };
+        let started = std::thread::Builder::new()
+            .name("pxg-house".to_owned())
+            .spawn(move || keeper.run());
+        if let Err(error) = started {
+            sys::log(
+                LogLevel::ERROR,
+                &format!(
+                    "proxy_golang: no thread for deadlines ({error}): guests that do not answer are not cut off"
+                ),
+            );
+        }
+        Self {
+            host,
+            hub,
+            bells,
+            house,
+            stats: Mutex::default(),
+            sites: Mutex::default(),
+        }
+    }
+
+    /// A worker's bell.
+    pub(crate) fn bell(&self, worker: u32) -> Option<&Arc<Bell<Scheduler>>> {
+        self.bells.get(worker as usize)
+    }
+
+    /// A worker's earliest deadline has moved forward.
+    pub(crate) fn due(&self, due: u64) {
+        let mut asked = lock(&self.house.asked);
+        if asked.due.is_none_or(|known| due < known) {
+            asked.due = Some(due);
+            self.house.wake.notify_one();
+        }
+    }
+
+    /// The configurations in force.
+    pub(crate) fn live_sites(&self) -> Vec<Arc<Site>> {
+        let mut sites = lock(&self.sites);
+        sites.retain(|site| site.strong_count() > 0);
+        sites.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// The thread: deadlines, since Envoy's HTTP filters have no timer; configurations to be dropped, which is no work for a
+/// worker; and the clock that guests read.
+struct Keeper {
+    host: Arc<Host>,
+    house: Arc<House>,
+    bells: Vec<Arc<Bell<Scheduler>>>,
+}
+
+/// How often the clock is set and statistics are handed to Envoy.
+const TICK: Duration = Duration::from_secs(1);
+
+impl Keeper {
+    fn run(self) {
+        let mut next = NEVER;
+        let mut tick = 0;
+        loop {
+            let at = now();
+            if at >= tick {
+                tick = at + u64::try_from(TICK.as_nanos()).unwrap_or(NEVER);
+                let realtime = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .unwrap_or_default();
+                let realtime = u64::try_from(realtime.as_nanos()).unwrap_or(0);
+                self.host.page().set_clock(at, realtime);
+                if let Some(process) = get() {
+                    Site::publish(process);
+                }
+            }
+            if next <= at {
+                next = NEVER;
+                for bell in &self.bells {
+                    let due = bell.due.load(Relaxed);
+                    if due <= at {
+                        // The worker sets it anew when it has looked.
+                        let _ = bell.due.compare_exchange(due, NEVER, Relaxed, Relaxed);
+                        bell.ring();
+                    } else {
+                        next = next.min(due);
+                    }
+                }
+            }
+            let wait = Duration::from_nanos(next.min(tick).saturating_sub(at));
+            let asked = lock(&self.house.asked);
+            let (mut asked, _) = self
+                .house
+                .wake
+                .wait_timeout_while(asked, wait, |asked| asked.due.is_none() && !asked.drops)
+                .unwrap_or_else(PoisonError::into_inner);
+            let drops = std::mem::take(&mut asked.drops);
+            if let Some(due) = asked.due.take() {
+                next = next.min(due);
+            }
+            drop(asked);
+            if drops {
+                self.host.drop_configs();
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! A reply of guests on its way to the client.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use proxy_golang_host::engine::{Fields, Part};
+
+use crate::sys::{Filter, Head};
+
+/// A reply.
+pub(crate) struct Reply {
+    head: Head,
+    details: Vec<u8>,
+    data: VecDeque<Bytes>,
+    trailers: Option<Head>,
+    ended: bool,
+    /// Sent part by part, and its head is out.
+    streaming: bool,
+    /// Its last part is out.
+    done: bool,
+    /// The request is gRPC, for which Envoy would make `grpc-status: 0` of a reply without one.
+    grpc: bool,
+}
+
+/// How a reply goes on.
+pub(crate) enum Next {
+    /// All of it at once.
+    Whole,
+    /// This part of it.
+    Part(Send),
+}
+
+/// A part of a streamed reply.
+pub(crate) enum Send {
+    Head(Head, bool),
+    Data(Bytes, bool),
+    Trailers(Head),
+}
+
+impl Send {
+    /// May end the stream before it returns.
+    pub(crate) fn perform(self, filter: Filter) {
+        match self {
+            Self::Head(head, end) => {
+                let fields: Vec<_> = head.iter().collect();
+                filter.send_head(&fields, end);
+            }
+            Self::Data(bytes, end) => filter.send_data(&bytes, end),
+            Self::Trailers(trailers) => {
+                let fields: Vec<_> = trailers.iter().collect();
+                filter.send_trailers(&fields);
+            }
+        }
+    }
+}
+
+impl Reply {
+    pub(crate) fn new(head: Head, ended: bool, details: &str, grpc: bool) -> Self {
+        Self {
+            head,
+            details: details_of(details),
+            data: VecDeque::new(),
+            trailers: None,
+            ended,
+            streaming: false,
+            done: false,
+            grpc,
+        }
+    }
+
+    /// What the engine gave out after the head.
+    pub(crate) fn take(&mut self, part: Part<Head>) {
+        match part {
+            Part::Data(bytes) => self.data.push_back(bytes),
+            Part::Trailers(trailers) => {
+                self.trailers = Some(trailers);
+                self.ended = true;
+            }
+            Part::End => self.ended = true,
+            Part::Head { .. } => {}
+        }
+    }
+
+    /// Whether all of it is here, and nothing that only a streamed reply can have.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.ended && self.trailers.is_none() && !self.streaming
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        self.streaming
+    }
+
+    /// What can be sent now. When the upstream's response has `begun`, Envoy takes no second head: what was meant to be
+    /// streamed is sent when all of it is here, without its trailers.
+    pub(crate) fn next(&mut self, begun: bool) -> Option<Next> {
+        if self.done {
+            return None;
+        }
+        if self.is_plain() || (begun && self.ended) {
+            return Some(Next::Whole);
+        }
+        if begun {
+            return None;
+        }
+        if !self.streaming {
+            self.streaming = true;
+            let end = self.ended && self.data.is_empty() && self.trailers.is_none();
+            self.done = end;
+            return Some(Next::Part(Send::Head(self.head.clone(), end)));
+        }
+        if let Some(bytes) = self.data.pop_front() {
+            let end = self.ended && self.data.is_empty() && self.trailers.is_none();
+            self.done = end;
+            return Some(Next::Part(Send::Data(bytes, end)));
+        }
+        if !self.ended {
+            return None;
+        }
+        self.done = true;
+        Some(Next::Part(match self.trailers.take() {
+            Some(trailers) => Send::Trailers(trailers),
+            None => Send::Data(Bytes::new(), true),
+        }))
+    }
+
+    /// Sends all of it. May end the stream before it returns, unless that is in a request hook.
+    pub(crate) fn send(self, filter: Filter) {
+        let status = self
+            .head
+            .value(b":status")
+            .and_then(|v| std::str::from_utf8(v).ok()?.parse().ok())
+            .unwrap_or(500);
+        let grpc_status = grpc_status(status);
+        let has_status = self.head.value(b"grpc-status").is_some();
+        let fields = self.head.iter().filter(|(name, _)| name[0] != b':');
+        let fields: Vec<_> = fields
+            .chain((self.grpc && !has_status).then_some((&b"grpc-status"[..], grpc_status)))
+            .collect();
+        let body = match self.data.len() {
+            0 => Bytes::new(),
+            1 => self.data[0].clone(),
+            // Envoy takes the body of a reply in one piece.
+            _ => self
+                .data
+                .iter()
+                .flatten()
+                .copied()
+                .collect::<Vec<_>>()
+                .into(),
+        };
+        filter.send_response(status, &fields, &body, &self.details);
+    }
+}
+
+/// Details go into access logs, where white space separates.
+fn details_of(text: &str) -> Vec<u8> {
+    let clean = |b: u8| if b.is_ascii_graphic() { b } else { b'_' };
+    let mut details: Vec<u8> = b"proxy_golang{".to_vec();
+    details.extend(text.bytes().take(256).map(clean));
+    details.push(b'}');
+    details
+}
+
+/// The status of gRPC that stands for one of HTTP (as gRPC's own mapping has it), with the few that are plainly meant.
+fn grpc_status(status: u32) -> &'static [u8] {
+    match status {
+        400 => b"13",
+        401 => b"16",
+        403 => b"7",
+        404 => b"12",
+        429 | 502..=504 => b"14",
+        _ => b"2",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head() -> Head {
+        Head::from_fields([(&b":status"[..], &b"200"[..])])
+    }
+
+    #[test]
+    fn a_reply_that_comes_in_parts_is_streamed_in_order() {
+        let mut reply = Reply::new(head(), false, "", false);
+        assert!(matches!(
+            reply.next(false),
+            Some(Next::Part(Send::Head(_, false)))
+        ));
+        assert!(reply.next(false).is_none());
+        reply.take(Part::Data(Bytes::from_static(b"a")));
+        reply.take(Part::Data(Bytes::from_static(b"b")));
+        let Some(Next::Part(Send::Data(a, false))) = reply.next(false) else {
+            panic!()
+        };
+        assert_eq!(a, "a");
+        reply.take(Part::End);
+        let Some(Next::Part(Send::Data(b, true))) = reply.next(false) else {
+            panic!("the end goes with the last bytes")
+        };
+        assert_eq!(b, "b");
+        assert!(reply.next(false).is_none());
+    }
+
+    #[test]
+    fn trailers_make_a_reply_streamed_and_end_it() {
+        let mut reply = Reply::new(head(), false, "", false);
+        reply.take(Part::Data(Bytes::from_static(b"a")));
+        reply.take(Part::Trailers(head()));
+        assert!(!reply.is_plain());
+        assert!(matches!(
+            reply.next(false),
+            Some(Next::Part(Send::Head(_, false)))
+        ));
+        assert!(matches!(
+            reply.next(false),
+            Some(Next::Part(Send::Data(_, false)))
+        ));
+        assert!(matches!(
+            reply.next(false),
+            Some(Next::Part(Send::Trailers(_)))
+        ));
+        assert!(reply.next(false).is_none());
+    }
+
+    #[test]
+    fn once_the_response_has_begun_a_reply_waits_for_all_of_itself() {
+        let mut reply = Reply::new(head(), false, "", false);
+        assert!(reply.next(true).is_none());
+        reply.take(Part::Data(Bytes::from_static(b"a")));
+        assert!(reply.next(true).is_none());
+        reply.take(Part::End);
+        assert!(matches!(reply.next(true), Some(Next::Whole)));
+    }
+
+    #[test]
+    fn details_have_no_white_space() {
+        assert_eq!(
+            details_of("auth: no token"),
+            b"proxy_golang{auth:_no_token}"
+        );
+    }
+}

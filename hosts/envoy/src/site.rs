@@ -1,0 +1,355 @@
+//! A configuration in force: guests loaded, their filters configured, and what routes override of them.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, RwLock};
+
+use proxy_golang_abi::feature::{Feature, FeatureSet};
+use proxy_golang_abi::{LogLevel, Phase};
+use proxy_golang_host::engine::{Chain, Filter};
+use proxy_golang_host::loader::{self, ConfigRequest, Library};
+
+use crate::config::{self, ConfigError, GuestSettings, Override, Overrides, Settings};
+use crate::features;
+use crate::process::{self, Process, lock};
+use crate::stats::Published;
+use crate::sys::{self, ConfigBell};
+
+/// One of our filters in Envoy.
+pub(crate) struct Site {
+    id: u64,
+    pub(crate) name: String,
+    pub(crate) settings: Settings,
+    entries: Vec<Entry>,
+    pub(crate) plan: Plan,
+    /// To get onto the main thread, until Envoy gives the configuration up.
+    pub(crate) bell: Mutex<Option<ConfigBell>>,
+    pub(crate) published: Published,
+}
+
+struct Entry {
+    library: Arc<Library>,
+    filter: Arc<Filter>,
+    filter_name: String,
+}
+
+/// A chain, and what is known of all its streams beforehand.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) chain: Chain,
+    pub(crate) libraries: Vec<Arc<Library>>,
+    /// Guests may send mail to a stream although it has not pended.
+    pub(crate) may_call_back: bool,
+    /// Some guest wants LOG, or to see responses, or bodies.
+    pub(crate) response: bool,
+    pub(crate) log: bool,
+}
+
+/// A route's configuration.
+pub(crate) struct Route {
+    name: String,
+    overrides: Overrides,
+    /// By the filter that it overrides.
+    plans: RwLock<Vec<(u64, Plan)>>,
+}
+
+/// Routes with a configuration: without any, nobody asks for one.
+static ROUTES: AtomicUsize = AtomicUsize::new(0);
+static IDS: AtomicU64 = AtomicU64::new(1);
+/// The routes' configurations that live.
+static LIVE: Mutex<Vec<std::sync::Weak<Route>>> = Mutex::new(Vec::new());
+
+impl Plan {
+    fn new(filters: Vec<Arc<Filter>>, mut libraries: Vec<Arc<Library>>) -> Self {
+        libraries.sort_by_key(|library| library.id());
+        libraries.dedup_by_key(|library| library.id());
+        let subscribes = |phases: &[Phase]| {
+            filters
+                .iter()
+                .any(|f| phases.iter().any(|phase| f.subscribes(*phase)))
+        };
+        Self {
+            may_call_back: filters.iter().any(|f| {
+                f.subscribes(Phase::WAKE)
+                    || (f.has(Feature::APPLY) && Feature::APPLY.is_in(&f.declared.known))
+            }),
+            response: subscribes(&[
+                Phase::RESPONSE_HEADERS,
+                Phase::RESPONSE_BODY,
+                Phase::RESPONSE_TRAILERS,
+            ]),
+            log: subscribes(&[Phase::LOG]),
+            chain: Chain::new(filters),
+            libraries,
+        }
+    }
+}
+
+/// What the host can do for the streams of an entry.
+fn features_of(guest: &GuestSettings) -> FeatureSet {
+    let mut set = features::of_host();
+    for (feature, has) in [
+        (Feature::ROUTE, !guest.clusters.is_empty()),
+        (Feature::REPLY_REFILTER, guest.reply_refilter),
+        (Feature::BATCH_END, guest.batch_end),
+    ] {
+        if !has {
+            set = features::without(set, feature);
+        }
+    }
+    set
+}
+
+impl Site {
+    /// Makes the configuration of a filter, or says what is wrong with it. \[main thread\]
+    pub(crate) fn new(name: &str, bytes: &[u8]) -> Result<Arc<Self>, String> {
+        let settings = config::parse(name, bytes).map_err(|e| e.to_string())?;
+        let process = process::get_or_start();
+        let validating = sys::is_validating();
+        let mut entries = Vec::new();
+        for guest in &settings.chain {
+            let library = loader::load(&process.host, &guest.guest)
+                .map_err(|e| format!("guest {:?}: {e}", guest.name))?;
+            let filter_name = filter_of(guest, &library).map_err(|e| e.to_string())?;
+            let filter = configure(
+                process,
+                guest,
+                &library,
+                &filter_name,
+                &guest.config,
+                None,
+                validating,
+            )?;
+            entries.push(Entry {
+                library,
+                filter,
+                filter_name,
+            });
+        }
+        let plan = Plan::new(
+            entries.iter().map(|e| Arc::clone(&e.filter)).collect(),
+            entries.iter().map(|e| Arc::clone(&e.library)).collect(),
+        );
+        let site = Arc::new(Self {
+            id: IDS.fetch_add(1, Relaxed),
+            name: name.to_owned(),
+            settings,
+            entries,
+            plan,
+            bell: Mutex::default(),
+            published: Published::default(),
+        });
+        for route in live_routes() {
+            if route.name == name {
+                route.resolve(process, &site)?;
+            }
+        }
+        lock(&process.sites).push(Arc::downgrade(&site));
+        Ok(site)
+    }
+
+    /// Asks Envoy's main thread to take over what the counters say.
+    pub(crate) fn publish(process: &Process) {
+        // The newest has defined everything that there is.
+        if let Some(site) = process.live_sites().last()
+            && let Some(bell) = &*lock(&site.bell)
+        {
+            bell.ring();
+        }
+    }
+
+    /// The filters, with their names.
+    pub(crate) fn filters(&self) -> impl Iterator<Item = &Arc<Filter>> {
+        self.entries.iter().map(|entry| &entry.filter)
+    }
+
+    /// The plan of a route's streams.
+    pub(crate) fn plan_for(&self, route: &Route) -> Option<Plan> {
+        let plans = route
+            .plans
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        plans
+            .iter()
+            .find(|(id, _)| *id == self.id)
+            .map(|(_, plan)| plan.clone())
+    }
+}
+
+/// Which of the library's filters an entry means.
+fn filter_of(guest: &GuestSettings, library: &Library) -> Result<String, ConfigError> {
+    let known = library.filters();
+    let key = format!("filter of {:?}", guest.name);
+    match &guest.filter {
+        Some(name) if known.contains(name) => Ok(name.clone()),
+        Some(name) => Err(ConfigError::new(
+            key,
+            format!("{name:?}"),
+            format!(
+                "one of {} in {}",
+                known.join(", "),
+                library.path().display()
+            ),
+            "Correct the filter's name.",
+        )),
+        None if known.len() == 1 => Ok(known[0].clone()),
+        None => Err(ConfigError::new(
+            key,
+            "nothing",
+            format!(
+                "one of {} in {}",
+                known.join(", "),
+                library.path().display()
+            ),
+            "Say which of the library's filters is meant.",
+        )),
+    }
+}
+
+fn configure(
+    process: &Process,
+    guest: &GuestSettings,
+    library: &Arc<Library>,
+    filter_name: &str,
+    bytes: &[u8],
+    parent: Option<&Arc<Filter>>,
+    validate_only: bool,
+) -> Result<Arc<Filter>, String> {
+    let stats = Arc::clone(lock(&process.stats).entry(guest.name.clone()).or_default());
+    let mut filter = library
+        .configure(ConfigRequest {
+            filter: filter_name,
+            name: &guest.name,
+            bytes,
+            parent,
+            features: features_of(guest),
+            policy: guest.policy(),
+            validate_only,
+            stats: Some(stats),
+        })
+        .map_err(|e| e.to_string())?;
+    if let Some(filter) = Arc::get_mut(&mut filter) {
+        for max in &mut filter.declared.max_body {
+            *max = (*max).min(guest.max_body);
+        }
+    }
+    Ok(filter)
+}
+
+fn live_routes() -> Vec<Arc<Route>> {
+    let mut live = lock(&LIVE);
+    live.retain(|route| route.strong_count() > 0);
+    live.iter().filter_map(std::sync::Weak::upgrade).collect()
+}
+
+/// The route's configuration at an address that Envoy gave: `None` if it is none of ours.
+pub(crate) fn route_at(address: *const Route) -> Option<Arc<Route>> {
+    let live = lock(&LIVE);
+    live.iter()
+        .find(|route| std::ptr::eq(route.as_ptr(), address))
+        .and_then(std::sync::Weak::upgrade)
+}
+
+/// Whether some route has a configuration of its own.
+pub(crate) fn has_routes() -> bool {
+    ROUTES.load(Relaxed) > 0
+}
+
+impl Route {
+    /// Makes a route's configuration, for filters that are there and for those that come. \[main thread\]
+    pub(crate) fn new(name: &str, bytes: &[u8]) -> Result<Arc<Self>, String> {
+        let overrides = config::parse_overrides(bytes).map_err(|e| e.to_string())?;
+        let route = Arc::new(Self {
+            name: name.to_owned(),
+            overrides,
+            plans: RwLock::default(),
+        });
+        ROUTES.fetch_add(1, Relaxed);
+        if let Some(process) = process::get() {
+            for site in process.live_sites() {
+                if site.name == name {
+                    route.resolve(process, &site)?;
+                }
+            }
+        }
+        lock(&LIVE).push(Arc::downgrade(&route));
+        Ok(route)
+    }
+
+    /// Configures what the route overrides of a filter.
+    fn resolve(&self, process: &Process, site: &Site) -> Result<(), String> {
+        for name in self.overrides.keys() {
+            if !site.settings.chain.iter().any(|guest| guest.name == *name) {
+                let known: Vec<_> = site.settings.chain.iter().map(|g| &*g.name).collect();
+                return Err(ConfigError::new(
+                    format!("overrides.{name}"),
+                    format!("{name:?}"),
+                    format!(
+                        "one of {}, the entries of filter {:?}",
+                        known.join(", "),
+                        site.name
+                    ),
+                    "Correct the name, or add the entry to the filter's chain.",
+                )
+                .to_string());
+            }
+        }
+        let validating = sys::is_validating();
+        let mut filters = Vec::new();
+        let mut libraries = Vec::new();
+        for (guest, entry) in site.settings.chain.iter().zip(&site.entries) {
+            match self.overrides.get(&guest.name) {
+                Some(Override::Disabled) => continue,
+                None => filters.push(Arc::clone(&entry.filter)),
+                Some(Override::Config(bytes)) => filters.push(configure(
+                    process,
+                    guest,
+                    &entry.library,
+                    &entry.filter_name,
+                    bytes,
+                    Some(&entry.filter),
+                    validating,
+                )?),
+            }
+            libraries.push(Arc::clone(&entry.library));
+        }
+        let plan = Plan::new(filters, libraries);
+        let mut plans = self
+            .plans
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        plans.retain(|(id, _)| *id != site.id);
+        plans.push((site.id, plan));
+        Ok(())
+    }
+
+    /// Envoy has given a filter up.
+    fn forget(&self, site: &Site) {
+        let mut plans = self
+            .plans
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        plans.retain(|(id, _)| *id != site.id);
+    }
+}
+
+impl Drop for Route {
+    fn drop(&mut self) {
+        ROUTES.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for route in live_routes() {
+            route.forget(self);
+        }
+    }
+}
+
+/// Says why a configuration is refused: Envoy's own error only says that it was.
+pub(crate) fn refuse(name: &str, why: &str) {
+    sys::log(
+        LogLevel::ERROR,
+        &format!("proxy_golang filter {name:?} is refused: {why}"),
+    );
+}

@@ -1,0 +1,227 @@
+//! What belongs to one of Envoy's worker threads.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use proxy_golang_host::engine::{Mail, Worker as Engine};
+use proxy_golang_host::loader::Library;
+
+use crate::bell::{Bell, NEVER};
+use crate::process::{self, Process};
+use crate::session::Session;
+use crate::sys::Scheduler;
+
+/// Sessions that are kept with their memory for later streams.
+const SPARE: usize = 512;
+
+/// One worker.
+pub(crate) struct Worker {
+    pub(crate) process: &'static Process,
+    pub(crate) engine: RefCell<Engine>,
+    pub(crate) bell: Arc<Bell<Scheduler>>,
+    /// All sessions that this worker ever needed at once, by slot.
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+    generation: Cell<u32>,
+    /// No stream's deadline is earlier; it may be one that is none any more.
+    due: Cell<u64>,
+    /// A turn is asked for, to end the batch.
+    batch: Cell<bool>,
+    libraries: RefCell<Vec<Arc<Library>>>,
+    /// Mail that was taken out in another stream's hook.
+    later: RefCell<VecDeque<Mail>>,
+}
+
+struct Slot {
+    session: Rc<Session>,
+    deadline: u64,
+}
+
+thread_local! {
+    static WORKER: OnceCell<Option<Home>> = const { OnceCell::new() };
+}
+
+/// This thread's worker, made by its first stream. `None` on a thread whose index Envoy did not announce.
+pub(crate) fn current(index: impl FnOnce() -> u32) -> Option<Rc<Worker>> {
+    WORKER.with(|worker| {
+        worker
+            .get_or_init(|| {
+                let process = process::get()?;
+                let id = index();
+                let bell = Arc::clone(process.bell(id)?);
+                Some(Home(Rc::new(Worker {
+                    process,
+                    engine: RefCell::new(Engine::new(Arc::clone(&process.hub), id, process::now)),
+                    bell,
+                    slots: RefCell::default(),
+                    free: RefCell::default(),
+                    generation: Cell::new(0),
+                    due: Cell::new(NEVER),
+                    batch: Cell::new(false),
+                    libraries: RefCell::default(),
+                    later: RefCell::default(),
+                })))
+            })
+            .as_ref()
+            .map(|home| Rc::clone(&home.0))
+    })
+}
+
+/// A worker in its thread's keeping.
+struct Home(Rc<Worker>);
+
+/// The thread ends, and with it all of its streams have: guests hear of it.
+impl Drop for Home {
+    fn drop(&mut self) {
+        let worker = &self.0;
+        worker.slots.take();
+        let id = worker.engine.borrow().id();
+        for library in worker.libraries.take() {
+            library.worker_down(id);
+        }
+    }
+}
+
+impl Worker {
+    /// A session for a new stream: one of an earlier stream, or a new one.
+    pub(crate) fn session(self: &Rc<Self>) -> Rc<Session> {
+        self.generation.set(self.generation.get().wrapping_add(1));
+        let generation = u64::from(self.generation.get()) << 32;
+        if let Some(slot) = self.free.borrow_mut().pop() {
+            let session = Rc::clone(&self.slots.borrow()[slot as usize].session);
+            session.set_key(generation | u64::from(slot));
+            return session;
+        }
+        let mut slots = self.slots.borrow_mut();
+        let slot = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let session = Rc::new(Session::new(Rc::clone(self), generation | u64::from(slot)));
+        slots.push(Slot {
+            session: Rc::clone(&session),
+            deadline: NEVER,
+        });
+        session
+    }
+
+    /// The stream of a session is over. Whether its memory is to be kept.
+    pub(crate) fn give_back(&self, slot: u32) -> bool {
+        self.slots.borrow_mut()[slot as usize].deadline = NEVER;
+        let mut free = self.free.borrow_mut();
+        free.push(slot);
+        free.len() <= SPARE
+    }
+
+    fn find(&self, key: u64) -> Option<Rc<Session>> {
+        let slots = self.slots.borrow();
+        let found = slots.get(slot_of(key) as usize)?;
+        (found.session.key() == key).then(|| Rc::clone(&found.session))
+    }
+
+    /// Sees to it that guests have had their first call on this thread.
+    pub(crate) fn know(&self, libraries: &[Arc<Library>]) {
+        let mut known = self.libraries.borrow_mut();
+        for library in libraries {
+            if !known.iter().any(|k| k.id() == library.id()) {
+                library.warm_up(self.engine.borrow().id());
+                known.push(Arc::clone(library));
+            }
+        }
+    }
+
+    /// The stream in `slot` is to be looked at when the clock says `deadline`.
+    pub(crate) fn set_deadline(&self, slot: u32, deadline: Option<u64>) {
+        let deadline = deadline.unwrap_or(NEVER);
+        self.slots.borrow_mut()[slot as usize].deadline = deadline;
+        if deadline < self.due.get() {
+            self.due.set(deadline);
+            if self.bell.set_due(deadline) {
+                self.process.due(deadline);
+            }
+        }
+    }
+
+    /// To be called after guests ran: a turn ends the batch, if one is open.
+    pub(crate) fn after_guests(&self) {
+        if self.engine.borrow().batch_is_open() && !self.batch.replace(true) {
+            self.bell.ring();
+        }
+    }
+
+    /// A ring is owed and no stream is left to carry it: what it was for is done here, as far as it has no stream.
+    pub(crate) fn nobody_left(&self) {
+        self.end_batch();
+    }
+
+    fn end_batch(&self) {
+        self.batch.set(false);
+        let mut engine = self.engine.borrow_mut();
+        if engine.batch_is_open() {
+            engine.end_batch();
+        }
+    }
+
+    /// Mail of this stream, in its own hook. That of others waits for a turn.
+    pub(crate) fn take_own(&self, key: u64) -> Option<Mail> {
+        loop {
+            let mail = self.engine.borrow_mut().take_mail()?;
+            if mail.stream == key {
+                return Some(mail);
+            }
+            self.later.borrow_mut().push_back(mail);
+            self.bell.ring();
+        }
+    }
+
+    fn next_mail(&self) -> Option<Mail> {
+        let later = self.later.borrow_mut().pop_front();
+        later.or_else(|| self.engine.borrow_mut().take_mail())
+    }
+
+    /// What a ring is for: mail, deadlines, the end of the batch.
+    pub(crate) fn turn(&self) {
+        self.bell.answered();
+        loop {
+            let Some(mail) = self.next_mail() else {
+                break;
+            };
+            if let Some(session) = self.find(mail.stream) {
+                session.deliver(mail);
+            }
+        }
+        if self.due.get() != NEVER {
+            self.expire(process::now());
+        }
+        self.end_batch();
+    }
+
+    fn expire(&self, now: u64) {
+        if self.due.get() > now {
+            return;
+        }
+        let mut expired = Vec::new();
+        let mut next = NEVER;
+        for slot in &mut *self.slots.borrow_mut() {
+            if slot.deadline <= now {
+                slot.deadline = NEVER;
+                expired.push((Rc::clone(&slot.session), slot.session.key()));
+            } else {
+                next = next.min(slot.deadline);
+            }
+        }
+        self.due.set(next);
+        if self.bell.set_due(next) {
+            self.process.due(next);
+        }
+        for (session, key) in expired {
+            if session.key() == key {
+                session.expire();
+            }
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // the lower half of a key
+pub(crate) fn slot_of(key: u64) -> u32 {
+    key as u32
+}
