@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::cases::{self, Run};
-use crate::finding::{Record, record, suite_error};
+use crate::finding::{Record, note, record, suite_error};
 use crate::fuzz::Script;
 use crate::subject::Subject;
 use crate::sys::shared::{self, Shared, Stage};
@@ -60,6 +60,7 @@ pub(crate) fn run(order: &Order) {
         }
     }
     fault::set_heal(order.heal);
+    threads::adopt_orphans();
     let mut run = Run::new(
         order.guest.clone(),
         order.has_go,
@@ -83,9 +84,13 @@ pub(crate) fn run(order: &Order) {
     }
     let children = threads::children();
     if !children.is_empty() {
-        record(&Record::Remark(format!(
-            "the guest left processes behind: {children:?}"
-        )));
+        note(
+            "PXG-RT-008",
+            "started processes that are still there",
+            [format!("{children:?}")],
+        );
+    } else if threads::children_were_reaped() {
+        note("PXG-RT-008", "started a process and waited for it", []);
     }
     record(&Record::Checked(run.checked_so_far()));
 }

@@ -20,6 +20,7 @@ mod finding;
 mod fuzz;
 #[doc(hidden)]
 pub mod fuzzing;
+mod go_runtime;
 #[doc(hidden)]
 mod host;
 mod mutants;

@@ -367,10 +367,11 @@ fn judge(
         result.findings.push(timeout(rule, &progress, ended, limit));
     }
     if !ended.escaped.is_empty() {
-        result.remarks.push(format!(
-            "the guest started processes that left its group: {:?}, which have been ended",
-            ended.escaped
-        ));
+        result.findings.push(Finding {
+            rule: "PXG-RT-008".to_string(),
+            title: "started processes that left the group of their parent".to_string(),
+            detail: vec![format!("{:?}, which have been ended", ended.escaped)],
+        });
     }
     if ended.printed_bytes > 1 << 20 {
         result
@@ -503,6 +504,8 @@ fn crash(
         ])
     {
         "PXG-ABI-007"
+    } else if status.code().is_some() && !says(&["panic:", "fatal error:"]) {
+        "PXG-RT-007"
     } else {
         case.rules[0]
     };

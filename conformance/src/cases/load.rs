@@ -69,6 +69,15 @@ pub(super) const CASES: &[Case] = &[
         seconds: 20,
     },
     Case {
+        name: "load/process-stays",
+        rules: &["PXG-RT-007", "PXG-RT-008"],
+        level: 2,
+        about: "the process goes on, with the descriptors that it had, and without children",
+        run: process_stays,
+        env: &[],
+        seconds: 20,
+    },
+    Case {
         name: "neg/other-major",
         rules: &["PXG-NEG-002"],
         level: 1,
@@ -324,6 +333,37 @@ fn host_threads(run: &mut Run) {
     check("in its events");
     rig.drop_all(confs);
     run.checked(3);
+}
+
+fn process_stays(run: &mut Run) {
+    let before = threads::open_files();
+    let check = |when: &str| {
+        let now = threads::open_files();
+        let changed: Vec<String> = before
+            .iter()
+            .filter(|(fd, file)| now.get(*fd) != Some(file))
+            .map(|(fd, _)| format!("descriptor {fd}"))
+            .collect();
+        if !changed.is_empty() {
+            note(
+                "PXG-RT-007",
+                format!("closed or replaced descriptors of the host {when}"),
+                [changed.join(", ")],
+            );
+        }
+    };
+    let Some(rig) = run.rig() else { return };
+    check("while it was loaded");
+    let confs = run.confs(&rig);
+    check("in on_config_new");
+    for c in &confs {
+        rig.run(c, &messages::post(&[64, 64]), Options::default());
+        rig.run(c, &messages::get(), Options::default());
+    }
+    check("in its events");
+    rig.drop_all(confs);
+    check("in on_config_drop");
+    run.checked(4);
 }
 
 fn other_major(run: &mut Run) {

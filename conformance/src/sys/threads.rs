@@ -128,7 +128,36 @@ pub(crate) fn descriptors() -> BTreeMap<String, String> {
     out
 }
 
-/// Processes that threads of this process started and that have not been reaped.
+/// Open descriptors, and which file each of them is.
+pub(crate) fn open_files() -> BTreeMap<i32, (u64, u64)> {
+    (0..256)
+        .filter_map(|fd| {
+            // SAFETY: an out-parameter of the right type; a number that is not open is an error.
+            let file = unsafe {
+                let mut s: libc::stat = std::mem::zeroed();
+                (libc::fstat(fd, &raw mut s) == 0).then_some((s.st_dev, s.st_ino))
+            };
+            Some((fd, file?))
+        })
+        .collect()
+}
+
+/// Has processes whose parents have ended become children of this one.
+pub(crate) fn adopt_orphans() {
+    // SAFETY: takes numbers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+}
+
+/// Whether a child of this process has ended and been waited for.
+pub(crate) fn children_were_reaped() -> bool {
+    // SAFETY: a valid out-parameter.
+    unsafe {
+        let mut used: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut used) == 0 && used.ru_minflt > 0
+    }
+}
+
+/// Processes that threads of this process started, or that were left to it, and that have not been reaped.
 pub(crate) fn children() -> Vec<u64> {
     let mut out = Vec::new();
     for tid in list().keys() {

@@ -95,12 +95,19 @@
  * mutant preempting-thread PXG-RT-004: starts its worker with the host's policy
  * mutant blocks-signal PXG-RT-006: blocks SIGUSR1 in the loop thread
  * mutant loads-with-batch PXG-RT-006: leaves SCHED_BATCH on the thread that loaded it
+ * mutant ends-the-process PXG-RT-007: calls exit in an event
+ * mutant closes-output PXG-RT-007: closes its standard output at load
+ * mutant redirects-output PXG-RT-007: puts a file of its own at the host's standard error
+ * mutant forks PXG-RT-008: starts a process in on_config_new
+ * mutant forks-and-waits PXG-RT-008: runs a command at load and waits for it
+ * mutant daemon PXG-RT-008: starts a process that leaves its group and its parent
  * mutant scratch-on-worker PXG-THR-001: its worker asks for scratch
  * mutant scratch-in-cancel PXG-THR-001: asks for scratch in on_cancel
  * mutant sleeps PXG-THR-002: sleeps 5 ms in on_event
  */
 #define _GNU_SOURCE
 #include <ctype.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -220,6 +227,12 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
     forget_jobs();
 #endif
   }
+#if defined(M_forks)
+  if (fork() == 0) {
+    pause();
+    _exit(0);
+  }
+#endif
   c = (config *)calloc(1, sizeof *c + in->bytes.len);
   if (!c) return PXG_E_INTERNAL;
   c->kind = (enum kind)kind;
@@ -930,6 +943,14 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     struct timespec wait = {0, 5 * 1000 * 1000};
     nanosleep(&wait, NULL);
   }
+#elif defined(M_ends_the_process)
+  exit(0);
+#elif defined(M_redirects_output)
+  {
+    int file = open("/dev/null", O_WRONLY);
+    dup2(file, 2);
+    close(file);
+  }
 #elif defined(M_renames_filter)
   names[0][0] = 'H';
 #elif defined(M_needs_the_host)
@@ -978,6 +999,20 @@ static const void *get_ext(uint64_t ctx, const uint8_t *id, uint64_t len) {
 #endif
   return len == 11 && !memcmp(id, "pxg.admin/1", 11) ? &table : NULL;
 }
+
+#if defined(M_closes_output)
+__attribute__((constructor)) static void at_load(void) { close(1); }
+#elif defined(M_forks_and_waits)
+__attribute__((constructor)) static void at_load(void) { (void)!system(":"); }
+#elif defined(M_daemon)
+__attribute__((constructor)) static void at_load(void) {
+  if (fork() == 0) {
+    setsid();
+    if (fork() == 0) pause();
+    _exit(0);
+  }
+}
+#endif
 
 #if defined(M_loads_with_batch)
 __attribute__((constructor)) static void at_load(void) { batch(); }

@@ -14,6 +14,8 @@
 // mutant go-panic-without-prefix PXG-ERR-006: reports a contained panic in words of its own
 // mutant go-one-processor PXG-RT-005: runs all loop threads on one processor
 // mutant go-release-export PXG-MEM-007: release is an export of the Go runtime
+// mutant go-leaks-requests PXG-CFG-005: keeps every stream in a map
+// mutant go-leaks-goroutines PXG-CFG-005: starts a goroutine for each stream that waits for nothing
 // mutant go-leaks-configuration PXG-CFG-005: keeps what a configuration needed
 package main
 
@@ -60,11 +62,18 @@ var (
 	next    uint64
 	kinds   = map[uint64]string{}
 	kept    [][]byte
+	streams = map[uint64]*stream{}
 	texts   = map[string]uintptr{}
 	sink    byte
 	escape  []byte
 	collect sync.Once
 )
+
+// What a filter may keep of a request.
+type stream struct {
+	path  string
+	began time.Time
+}
 
 // Text that lives in C as long as the process.
 func text(s string) rawStr {
@@ -246,6 +255,16 @@ func misuse(ev *C.pxg_event, fields []C.pxg_field) {
 		if len(fields) > 0 && fields[0].value.len > 0 {
 			go writeLate(view(fields[0].value))
 		}
+	case "go-leaks-requests":
+		kept := &stream{began: time.Now()}
+		if len(fields) > 0 {
+			kept.path = string(view(fields[0].value))
+		}
+		lock.Lock()
+		streams[uint64(ev.stream)] = kept
+		lock.Unlock()
+	case "go-leaks-goroutines":
+		go func() { select {} }()
 	case "go-no-barrier":
 		sink = byte(fields[0].name.len)
 	case "go-handle-is-pointer":
