@@ -55,10 +55,14 @@ pub(crate) fn figures(path: &Path) -> Result<Figures, String> {
         file.symbols()
             .find(|s| s.name() == Ok(name))
             .map(|s| s.address() - low)
-            .ok_or_else(|| format!("the library has no symbol {name}: it is stripped"))
+            .ok_or_else(|| {
+                format!("the library has no symbol {name}: it is stripped or built with -s")
+            })
     };
     let lacks = |what: String| {
-        format!("the library has no debug information of {what}: built with -w, or by another Go")
+        format!(
+            "the library has no debug information of {what}: it is stripped, built with -s or -w, or by another Go"
+        )
     };
     let find = |(name, of, member): (&str, &str, &str)| {
         let offset = types.get(of).and_then(|t| t.members.get(member));
