@@ -52,7 +52,11 @@ fn main() {
     list(
         &mut code,
         "SOURCES",
-        &[("mutants/guest", "guest/"), ("include", "include/")],
+        &[
+            ("mutants/guest", "guest/"),
+            ("include", "include/"),
+            ("probe", "probe/"),
+        ],
         &[".c", ".h", ".go", ".mod", ".toml", ".so", ".cc"],
     );
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));

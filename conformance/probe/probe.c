@@ -161,6 +161,23 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
         for (int p = PXG_PHASE_L4_OPEN; p <= PXG_PHASE_L4_CLOSE; p++) can |= PXG_PHASE_BIT(p);
       out->subscribe &= can;
       out->pend_phases &= pend & out->subscribe;
+      static const struct {
+        uint32_t flag, feature;
+      } needs[] = {{PXG_CFG_RESIZES_REQUEST, PXG_F_RESIZE_REQUEST},
+                   {PXG_CFG_RESIZES_RESPONSE, PXG_F_RESIZE_RESPONSE},
+                   {PXG_CFG_ORPHAN, PXG_F_ORPHAN},
+                   {PXG_CFG_SUBREQUESTS, PXG_F_SUBREQUESTS},
+                   {PXG_CFG_UPGRADE_BODY, PXG_F_UPGRADE_BODY}};
+      for (size_t i = 0; i < sizeof needs / sizeof *needs; i++)
+        if (!(has >> needs[i].feature & 1)) out->flags &= ~needs[i].flag;
+      for (int d = 0; d < 2; d++) {
+        uint32_t m = c->mode[d];
+        int feature = m == PXG_BODY_STREAM    ? PXG_F_BODY_STREAM_REQUEST
+                      : m == PXG_BODY_WHOLE   ? PXG_F_BODY_WHOLE_REQUEST
+                      : m == PXG_BODY_OBSERVE ? PXG_F_BODY_OBSERVE_REQUEST
+                                              : -1;
+        if (feature >= 0 && !(has >> (feature + d) & 1)) c->mode[d] = PXG_BODY_UNSET;
+      }
     }
     for (int d = 0; d < 2; d++) out->body_mode[d] = c->mode[d], out->max_body[d] = c->max_body[d];
     out->pend_ns = c->pend_ns;

@@ -18,7 +18,7 @@ use crate::{cases, coverage, elf, explain, fuzz, rules, selftest, subject};
 #[command(
     name = "pxg-conformance",
     version,
-    about = "Checks that a guest keeps the rules of the proxy_golang ABI."
+    about = "Checks that a guest, or a host, keeps the rules of the proxy_golang ABI."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Check a guest: a library with filters, in any language.
     Guest(Box<Guest>),
+    /// Check a host: any proxy that loads guests, described by an adapter.
+    Host(Box<crate::hostcheck::cli::Host>),
     /// Fuzz a guest: random hosts, messages and schedules from a seed.
     Fuzz(Box<fuzz::cli::Args>),
     /// List the cases, or with --rules the rules.
@@ -141,9 +143,19 @@ struct Guest {
     /// Run what fails, and run/exchanges, once more under valgrind, and attach what it says; not for Go.
     #[arg(long)]
     valgrind: bool,
+    #[command(flatten)]
+    outputs: Outputs,
+    /// Repeat until something fails.
+    #[arg(long)]
+    repeat_until_failure: bool,
+}
+
+/// Where a report goes, and how much is said.
+#[derive(Args)]
+pub(crate) struct Outputs {
     /// Write JSON to standard output: one line for each case as it ends, and the report as the last line.
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     /// Write the report as JSON to a file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -167,10 +179,7 @@ struct Guest {
     quiet: bool,
     /// Each case, and its remarks.
     #[arg(short, long)]
-    verbose: bool,
-    /// Repeat until something fails.
-    #[arg(long)]
-    repeat_until_failure: bool,
+    pub(crate) verbose: bool,
 }
 
 #[derive(Args)]
@@ -201,7 +210,7 @@ struct Selftest {
     verbose: bool,
 }
 
-fn level(s: &str) -> Result<u8, String> {
+pub(crate) fn level(s: &str) -> Result<u8, String> {
     match s.trim_start_matches(['L', 'l']).parse() {
         Ok(n @ 1..=5) => Ok(n),
         _ => Err("a level is one of L1, L2, L3, L4, L5".into()),
@@ -233,6 +242,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Guest(g) => guest(&g),
+        Command::Host(h) => crate::hostcheck::cli::run(&h),
         Command::Fuzz(f) => fuzz::cli::run(&f),
         Command::List { rules, json } => {
             list(rules, json)?;
@@ -456,7 +466,7 @@ fn code_of(r: &CaseResult) -> u8 {
 fn replay(g: &Guest, p: &Plan, file: &Path) -> Result<u8> {
     let (scenario, result) = fuzz::replay(p, file)?;
     let code = code_of(&result);
-    if g.json {
+    if g.outputs.json {
         println!("{}", serde_json::to_string(&result)?);
         return Ok(code);
     }
@@ -546,16 +556,15 @@ fn one(g: &Guest, p: &Plan, selected: &[&cases::Case]) -> Result<u8> {
 
 fn once(g: &Guest, p: &Plan) -> Result<u8> {
     let terminal = std::io::stderr().is_terminal();
-    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let total = suite::select(p)?.len();
     let done = Mutex::new((0usize, 0usize));
     let each = |c: &CaseResult| {
-        if g.json
+        if g.outputs.json
             && let Ok(line) = serde_json::to_string(c)
         {
             println!("{line}");
         }
-        if g.verbose && !g.json {
+        if g.outputs.verbose && !g.outputs.json {
             println!("{:11} {} ({} ms)", c.status.name(), c.case, c.ms);
             for r in &c.remarks {
                 println!("            {r}");
@@ -566,14 +575,20 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         d.0 += 1;
         d.1 += usize::from(c.status.is_bad());
-        if terminal && !g.quiet && !g.verbose {
+        if terminal && !g.outputs.quiet && !g.outputs.verbose {
             eprint!("\r\x1b[K{}/{total} cases, {} failed, {}", d.0, d.1, c.case);
         }
     };
     let report = suite::run(p, each)?;
-    if terminal && !g.quiet && !g.verbose {
+    if terminal && !g.outputs.quiet && !g.outputs.verbose {
         eprint!("\r\x1b[K");
     }
+    show(&g.outputs, &report)
+}
+
+/// Writes a report to where it is wanted; the exit code.
+pub(crate) fn show(g: &Outputs, report: &crate::suite::Report) -> Result<u8> {
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let write = |to: &Option<PathBuf>, text: &dyn Fn() -> Result<String>| -> Result<()> {
         if let Some(file) = to {
             save(file, &text()?)?;
@@ -581,23 +596,23 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
         Ok(())
     };
     write(&g.report, &|| {
-        Ok(serde_json::to_string_pretty(&report)? + "\n")
+        Ok(serde_json::to_string_pretty(report)? + "\n")
     })?;
-    write(&g.junit, &|| machine::junit(&report))?;
-    write(&g.tap, &|| Ok(machine::tap(&report)))?;
-    write(&g.html, &|| Ok(html::page(&report)))?;
+    write(&g.junit, &|| machine::junit(report))?;
+    write(&g.tap, &|| Ok(machine::tap(report)))?;
+    write(&g.html, &|| Ok(html::page(report)))?;
     write(&g.badge, &|| {
-        Ok(badge::svg(&report, human::is_whole(&report)))
+        Ok(badge::svg(report, human::is_whole(report)))
     })?;
     if g.github {
-        print!("{}", machine::github(&report));
+        print!("{}", machine::github(report));
     }
     if g.json {
-        println!("{}", serde_json::to_string(&report)?);
+        println!("{}", serde_json::to_string(report)?);
     } else if g.quiet {
-        print!("{}", human::last(&report, colour));
+        print!("{}", human::last(report, colour));
     } else {
-        print!("{}", human::whole(&report, colour));
+        print!("{}", human::whole(report, colour));
         for c in report
             .cases
             .iter()

@@ -56,6 +56,22 @@ pub(crate) fn of(r: &Rule) -> Covered {
     }
 }
 
+/// What checks a rule on hosts.
+pub(crate) fn of_host(r: &Rule) -> Covered {
+    let mut cases: Vec<&'static str> = crate::hostcheck::cases::all()
+        .iter()
+        .filter(|c| c.rules.contains(&r.id.as_str()))
+        .map(|c| c.name)
+        .collect();
+    if crate::hostcheck::WHOLE_RUN_RULES.contains(&r.id.as_str()) {
+        cases.push(crate::hostcheck::WHOLE_RUN);
+    }
+    Covered {
+        cases,
+        ..Covered::default()
+    }
+}
+
 /// The table, and whether it has no gap.
 pub(crate) fn table() -> (String, bool) {
     let mut out = String::new();

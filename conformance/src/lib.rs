@@ -1,4 +1,5 @@
-//! Checks that a guest keeps the rules of the proxy_golang ABI: `pxg-conformance guest ./filter.so`.
+//! Checks that a guest keeps the rules of the proxy_golang ABI: `pxg-conformance guest ./filter.so`; and that a host does:
+//! `pxg-conformance host --adapter FILE`.
 //!
 //! A strict host of its own drives the guest, each case in a fresh process, with guarded memory and a handler that
 //! explains every access that is not allowed. It depends on the ABI crate and on no host.
@@ -23,6 +24,7 @@ pub mod fuzzing;
 mod go_runtime;
 #[doc(hidden)]
 mod host;
+mod hostcheck;
 mod mutants;
 mod report;
 mod rules;

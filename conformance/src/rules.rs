@@ -98,6 +98,12 @@ impl Rule {
         self.retired.is_none() && matches!(self.party.as_str(), "guest" | "both")
     }
 
+    /// Whether a host can break it.
+    #[must_use]
+    pub(crate) fn binds_hosts(&self) -> bool {
+        self.retired.is_none() && matches!(self.party.as_str(), "host" | "both")
+    }
+
     /// How to mend it: for whom, and what. The key is empty where it holds for all.
     #[must_use]
     pub(crate) fn fixes(&self) -> Vec<(&str, &str)> {

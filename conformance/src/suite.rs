@@ -1,6 +1,6 @@
 //! A run of many cases over one guest, and its verdict.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -149,12 +149,63 @@ pub(crate) struct Report {
     pub(crate) verdict: Verdict,
     /// Why it is not conformant, in a few words.
     pub(crate) because: String,
+    /// The host, where one was checked; `guest` is the probe then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<HostInfo>,
+}
+
+/// A host that was checked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct HostInfo {
+    /// The adapter's file.
+    pub(crate) adapter: PathBuf,
+    /// Its name in the adapter.
+    pub(crate) name: String,
+    /// What it says of its version.
+    pub(crate) version: String,
+    /// What it says of itself in its table.
+    pub(crate) table_name: String,
+    /// See above.
+    pub(crate) table_version: String,
+    /// Its feature bits.
+    pub(crate) features: [u64; 4],
+    /// The layer that stood between it and the probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) layer: Option<PathBuf>,
+}
+
+impl HostInfo {
+    /// The names of its features.
+    #[must_use]
+    pub(crate) fn feature_names(&self) -> Vec<&'static str> {
+        proxy_golang_abi::feature::Feature::ALL
+            .iter()
+            .filter(|(f, _)| self.features[(f.0 / 64) as usize] >> (f.0 % 64) & 1 == 1)
+            .map(|(_, n)| *n)
+            .collect()
+    }
 }
 
 /// The version of the report's schema.
 pub(crate) const SCHEMA: u32 = 1;
 
 impl Report {
+    /// The cases that a whole report of its kind and level has.
+    #[must_use]
+    pub(crate) fn due(&self) -> Vec<&'static str> {
+        match &self.host {
+            Some(_) => crate::hostcheck::cases::all()
+                .iter()
+                .filter(|c| c.level <= self.level)
+                .map(|c| c.name)
+                .collect(),
+            None => cases::all()
+                .filter(|c| c.level <= self.level)
+                .map(|c| c.name)
+                .collect(),
+        }
+    }
+
     /// How many cases ended so.
     #[must_use]
     pub(crate) fn count(&self, s: Status) -> usize {
@@ -343,7 +394,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
                             .extend(told.configured);
                         result
                     };
-                    expected(&mut result, plan);
+                    expected(&mut result, &plan.settings.expect);
                     each(&result);
                     results.lock().unwrap_or_else(lock).push((i, result));
                 }
@@ -390,6 +441,7 @@ pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Sync) -> Result<Repo
         first_case_ms: first.into_inner(),
         verdict: Verdict::SuiteError,
         because: String::new(),
+        host: None,
     };
     // A selection need not make configurations.
     if !plan.only.is_empty() || !report.cases.iter().any(|c| c.status == Status::Pass) {
@@ -463,13 +515,13 @@ fn not_run(case: &Case, status: Status, reason: String) -> CaseResult {
 }
 
 /// Applies `[expect]`: by the case's name, or by the rules that were broken.
-fn expected(r: &mut CaseResult, plan: &Plan) {
+pub(crate) fn expected(r: &mut CaseResult, all: &BTreeMap<String, Expect>) {
     let find = |r: &CaseResult| -> Option<(String, Expect)> {
-        if let Some(x) = plan.settings.expect.get(&r.case) {
+        if let Some(x) = all.get(&r.case) {
             return Some((r.case.clone(), x.clone()));
         }
         let rule = &r.findings.first()?.rule;
-        let x = plan.settings.expect.get(rule)?;
+        let x = all.get(rule)?;
         // A rule's expectation covers a case only if nothing else is wrong with it.
         r.findings
             .iter()
@@ -583,7 +635,7 @@ fn detectors(plan: &Plan, r: &Report) -> (Vec<String>, Vec<String>) {
     (active, inactive)
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!("Linux {} {}", kernel.trim(), std::env::consts::ARCH)
 }

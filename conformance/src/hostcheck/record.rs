@@ -265,6 +265,9 @@ pub(crate) struct Record {
     /// The low bits of an address that ought to be aligned to 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) misaligned: Option<u64>,
+    /// Of `on_worker`: the thread's stack in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stack: Option<u64>,
     /// Memory that ought to be zero was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dirty: Option<bool>,

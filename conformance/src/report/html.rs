@@ -65,7 +65,10 @@ fn of_rule(r: &Report, id: &str) -> (String, &'static str) {
 
 /// The page.
 pub(crate) fn page(r: &Report) -> String {
-    let name = escape(&r.guest.file_name().unwrap_or_default().to_string_lossy());
+    let name = match &r.host {
+        Some(h) => escape(&h.name),
+        None => escape(&r.guest.file_name().unwrap_or_default().to_string_lossy()),
+    };
     let mut out = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
@@ -91,9 +94,12 @@ fn head(out: &mut String, r: &Report, name: &str) {
         Verdict::Incomplete | Verdict::SuiteError => ("warn", "!"),
     };
     let about: Vec<String> = [
-        format!("{} {}", r.info.name, r.info.version)
-            .trim()
-            .to_string(),
+        match &r.host {
+            Some(h) => h.version.clone(),
+            None => format!("{} {}", r.info.name, r.info.version)
+                .trim()
+                .to_string(),
+        },
         if r.go {
             "Go runtime".into()
         } else {
@@ -290,7 +296,11 @@ fn finding(out: &mut String, r: &Report, g: &Group<'_>) {
     }
     if let Some(rule) = rule {
         let _ = write!(out, "<blockquote>{}</blockquote>", prose(&rule.text));
-        if let Some(fix) = rule.fix_for(if r.go { "go" } else { "c" }) {
+        if let Some(fix) = rule.fix_for(match (&r.host, r.go) {
+            (Some(_), _) => "host",
+            (None, true) => "go",
+            (None, false) => "c",
+        }) {
             let _ = write!(out, "<p class=\"fix\"><b>Fix</b> {}</p>", prose(fix));
         }
     }
@@ -317,8 +327,22 @@ fn finding(out: &mut String, r: &Report, g: &Group<'_>) {
         );
     }
     for (title, text) in [
-        ("What the guest printed", &g.case.output),
-        ("What its runtime or valgrind says", &g.case.trace),
+        (
+            if r.host.is_some() {
+                "What the host printed"
+            } else {
+                "What the guest printed"
+            },
+            &g.case.output,
+        ),
+        (
+            if r.host.is_some() {
+                "The last calls"
+            } else {
+                "What its runtime or valgrind says"
+            },
+            &g.case.trace,
+        ),
     ] {
         if !text.is_empty() {
             let _ = write!(
@@ -395,7 +419,17 @@ fn cases(out: &mut String, r: &Report) {
 }
 
 fn rule_table(out: &mut String, r: &Report) {
-    let all: Vec<_> = rules::all().iter().filter(|x| x.binds_guests()).collect();
+    let of_host = r.host.is_some();
+    let all: Vec<_> = rules::all()
+        .iter()
+        .filter(|x| {
+            if of_host {
+                x.binds_hosts()
+            } else {
+                x.binds_guests()
+            }
+        })
+        .collect();
     let _ = writeln!(
         out,
         "<section><h2>Rules <span class=\"count\">{}</span></h2><table><thead><tr><th>Rule</th><th>Result</th>\
@@ -403,7 +437,11 @@ fn rule_table(out: &mut String, r: &Report) {
         all.len()
     );
     for rule in all {
-        let c = coverage::of(rule);
+        let c = if of_host {
+            coverage::of_host(rule)
+        } else {
+            coverage::of(rule)
+        };
         let (state, class) = match (&c.untestable, c.cases.is_empty()) {
             (Some(_), true) => ("not testable".to_string(), "none"),
             (None, true) => ("no case".to_string(), "none"),
@@ -433,8 +471,20 @@ fn rule_table(out: &mut String, r: &Report) {
 
 fn facts(out: &mut String, r: &Report) {
     out.push_str("<section><h2>This run</h2><dl>");
-    let rows = [
-        ("library", r.guest.display().to_string()),
+    let mut rows = vec![];
+    if let Some(h) = &r.host {
+        rows.push(("adapter", h.adapter.display().to_string()));
+        rows.push(("host", format!("{} {}", h.table_name, h.table_version)));
+        rows.push(("features", h.feature_names().join(" ")));
+        if let Some(l) = &h.layer {
+            rows.push(("layer", l.display().to_string()));
+        }
+    }
+    let of_all = [
+        (
+            if r.host.is_some() { "probe" } else { "library" },
+            r.guest.display().to_string(),
+        ),
         ("sha256", r.sha256.clone()),
         ("suite", format!("pxg-conformance {}", r.suite)),
         (
@@ -446,6 +496,7 @@ fn facts(out: &mut String, r: &Report) {
         ("detectors", r.detectors.join("; ")),
         ("not active", r.inactive.join("; ")),
     ];
+    rows.extend(of_all);
     for (k, v) in rows {
         let _ = write!(out, "<dt>{k}</dt><dd>{}</dd>", escape(v.trim()));
     }

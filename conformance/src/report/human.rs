@@ -6,8 +6,8 @@ use std::path::Path;
 
 use crate::finding::Finding;
 use crate::sandbox::{CaseResult, Status};
-use crate::suite::{Plan, Report};
-use crate::{cases, elf, rules};
+use crate::suite::{HostInfo, Plan, Report};
+use crate::{elf, rules};
 
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
@@ -39,6 +39,9 @@ fn colour_of(s: Status) -> &'static str {
 
 /// The head of a report.
 pub(crate) fn head(r: &Report, colour: bool) -> String {
+    if let Some(h) = &r.host {
+        return host_head(r, h, colour);
+    }
     let runtime = if r.go { ", with a Go runtime" } else { "" };
     let name = if r.info.name.is_empty() {
         r.guest.display().to_string()
@@ -58,6 +61,25 @@ pub(crate) fn head(r: &Report, colour: bool) -> String {
         let _ = writeln!(out, "not active: {}", r.inactive.join("; "));
     }
     out
+}
+
+fn host_head(r: &Report, h: &HostInfo, colour: bool) -> String {
+    format!(
+        "{}  abi {}  host {} ({}), {}\nprobe sha256 {}{}  level L{}  seed {:#x}\nfeatures: {}\n",
+        paint(&format!("pxg-conformance {}", r.suite), BOLD, colour),
+        r.abi,
+        h.name,
+        h.version,
+        h.adapter.display(),
+        &r.sha256[..r.sha256.len().min(16)],
+        h.layer
+            .as_ref()
+            .map(|l| format!("  through {}", l.display()))
+            .unwrap_or_default(),
+        r.level,
+        r.seed,
+        h.feature_names().join(" "),
+    )
 }
 
 /// A line for each family of cases.
@@ -99,11 +121,27 @@ pub(crate) fn families(r: &Report, colour: bool) -> String {
 }
 
 fn language(r: &Report) -> &'static str {
-    if r.go { "go" } else { "c" }
+    match (&r.host, r.go) {
+        (Some(_), _) => "host",
+        (None, true) => "go",
+        (None, false) => "c",
+    }
 }
 
 /// The line that runs a case again.
 pub(crate) fn again(r: &Report, c: &CaseResult) -> String {
+    if let Some(h) = &r.host {
+        return format!(
+            "pxg-conformance host --adapter {}{} --only {} --seed {:#x}",
+            h.adapter.display(),
+            h.layer
+                .as_ref()
+                .map(|l| format!(" --layer {}", l.display()))
+                .unwrap_or_default(),
+            c.case,
+            r.seed
+        );
+    }
     format!(
         "pxg-conformance guest {}{} --only {} --seed {:#x}",
         r.guest.display(),
@@ -118,9 +156,7 @@ pub(crate) fn again(r: &Report, c: &CaseResult) -> String {
 
 /// Whether the report has every case of its level: a few that pass make nothing conformant.
 pub(crate) fn is_whole(r: &Report) -> bool {
-    cases::all()
-        .filter(|c| c.level <= r.level)
-        .all(|c| r.cases.iter().any(|x| x.case == c.name))
+    r.due().iter().all(|c| r.cases.iter().any(|x| x.case == *c))
 }
 
 /// A case that is not as it should be, in full.
@@ -150,7 +186,7 @@ pub(crate) fn case(r: &Report, c: &CaseResult, colour: bool) -> String {
     if c.status.is_bad() || c.status == Status::Warn {
         let _ = writeln!(out, "  again  {}", again(r, c));
     }
-    printed(&mut out, c);
+    printed(&mut out, c, r.host.is_some());
     out
 }
 
@@ -178,11 +214,13 @@ fn findings(out: &mut String, c: &CaseResult, language: &str) {
     }
 }
 
-fn printed(out: &mut String, c: &CaseResult) {
-    for (title, text) in [
-        ("the guest printed", &c.output),
-        ("what its runtime or valgrind says", &c.trace),
-    ] {
+fn printed(out: &mut String, c: &CaseResult, of_host: bool) {
+    let titles = if of_host {
+        ["the host printed", "the last calls"]
+    } else {
+        ["the guest printed", "what its runtime or valgrind says"]
+    };
+    for (title, text) in titles.iter().zip([&c.output, &c.trace]) {
         if !text.is_empty() {
             let _ = writeln!(out, "  {title}:");
             for line in text.lines() {
@@ -200,7 +238,7 @@ pub(crate) fn replayed(p: &Plan, c: &CaseResult, file: &Path) -> String {
     }
     let language = if elf::has_go(&p.guest) { "go" } else { "c" };
     findings(&mut out, c, language);
-    printed(&mut out, c);
+    printed(&mut out, c, false);
     out
 }
 

@@ -10,7 +10,10 @@ use crate::suite::Report;
 
 /// JUnit's XML.
 pub(crate) fn junit(r: &Report) -> anyhow::Result<String> {
-    let mut suite = TestSuite::new(format!("pxg-conformance {}", r.guest.display()));
+    let mut suite = TestSuite::new(match &r.host {
+        Some(h) => format!("pxg-conformance host {}", h.name),
+        None => format!("pxg-conformance {}", r.guest.display()),
+    });
     for c in &r.cases {
         let status = match c.status {
             Status::Pass | Status::ExpectedFailure | Status::Warn => TestCaseStatus::success(),

@@ -1,0 +1,99 @@
+//! The cases, a file for each family of rules.
+//!
+//! A case is a script for the probe, what the client and the upstream do, what is to be seen on the wires, and what the
+//! records must show besides what the history checker demands of every case:
+//!
+//! ```text
+//! Case::new("hdr/set", 2, &["PXG-HDR-003"], "SET leaves one value")
+//!     .script("a request-headers: set x-a 1")
+//!     .run(async |cx| {
+//!         let x = cx.exchange(Request::get("/").field("x-a", "0")).await?;
+//!         cx.equal("PXG-HDR-003", "x-a upstream", x.up.and_then(|u| u.get("x-a")), Some("1".into()));
+//!         Ok(())
+//!     })
+//! ```
+
+mod evt;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::OnceLock;
+
+use anyhow::Result;
+use proxy_golang_abi::feature::Feature;
+
+use super::cx::Cx;
+
+type Run = Box<dyn Fn(Cx) -> Pin<Box<dyn Future<Output = Result<()>>>> + Send + Sync>;
+
+/// A case.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) level: u8,
+    pub(crate) rules: &'static [&'static str],
+    pub(crate) about: &'static str,
+    /// Features without which it does not apply.
+    pub(crate) needs: Vec<Feature>,
+    /// Lines `INSTANCE PHASE: steps`; see `probe/README.md`.
+    pub(crate) script: &'static str,
+    /// Starts hosts of its own, or disturbs the others: it runs alone, after them.
+    pub(crate) alone: bool,
+    pub(crate) run: Option<Run>,
+}
+
+impl Case {
+    pub(crate) fn new(
+        name: &'static str,
+        level: u8,
+        rules: &'static [&'static str],
+        about: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            level,
+            rules,
+            about,
+            needs: Vec::new(),
+            script: "",
+            alone: false,
+            run: None,
+        }
+    }
+
+    pub(crate) fn needs(mut self, f: &[Feature]) -> Self {
+        self.needs.extend_from_slice(f);
+        self
+    }
+
+    pub(crate) fn script(mut self, script: &'static str) -> Self {
+        self.script = script;
+        self
+    }
+
+    pub(crate) fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    pub(crate) fn run<F>(mut self, f: impl Fn(Cx) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<()>> + 'static,
+    {
+        self.run = Some(Box::new(move |cx| Box::pin(f(cx))));
+        self
+    }
+}
+
+/// All cases of hosts.
+pub(crate) fn all() -> &'static [Case] {
+    static ALL: OnceLock<Vec<Case>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let mut all = Vec::new();
+        all.extend(evt::cases());
+        all
+    })
+}
+
+pub(crate) fn find(name: &str) -> Option<&'static Case> {
+    all().iter().find(|c| c.name == name)
+}

@@ -1,0 +1,410 @@
+//! What a case has in its hands: clients, the upstream's answers, the records, and findings.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use proxy_golang_abi::feature::Feature;
+
+use super::adapter::Adapter;
+use super::client::{Connection, Reply, Request};
+use super::history;
+use super::host::{Host, NotReady, Setup};
+use super::journal::Journal;
+use super::probe::Workshop;
+use super::record::{Edge, Record};
+use super::upstream::{Answer, Seen, Upstream};
+use crate::finding::Finding;
+
+/// What cases of one start of a host share.
+pub(crate) struct Shared {
+    pub(crate) adapter: Arc<Adapter>,
+    /// The probe, or what stands for it.
+    pub(crate) probe: PathBuf,
+    pub(crate) upstream: Upstream,
+    pub(crate) upstream_at: std::net::SocketAddr,
+    pub(crate) patience: Duration,
+    pub(crate) seed: u64,
+    /// Folder of the run, for hosts of a case's own.
+    pub(crate) dir: PathBuf,
+    pub(crate) features: Cell<[u64; 4]>,
+    pub(crate) workshop: Workshop,
+}
+
+/// A started host with its records.
+pub(crate) struct Running {
+    pub(crate) host: RefCell<Host>,
+    pub(crate) journal: Journal,
+    pub(crate) dir: PathBuf,
+}
+
+/// The hands of a case. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Cx(Rc<Inner>);
+
+struct Inner {
+    shared: Rc<Shared>,
+    running: Rc<Running>,
+    name: &'static str,
+    findings: RefCell<Vec<Finding>>,
+    remarks: RefCell<Vec<String>>,
+    checked: Cell<u64>,
+    /// Something was waited for in vain: the verdict is not known.
+    unknown: Cell<bool>,
+    /// The case looks at its end itself.
+    loose_end: Cell<bool>,
+}
+
+/// What came of a whole exchange.
+pub(crate) struct Exchange {
+    pub(crate) reply: Reply,
+    /// The request as the upstream saw it, if it did.
+    pub(crate) up: Option<Seen>,
+    /// The records that it made.
+    pub(crate) records: Vec<Rc<Record>>,
+}
+
+impl Cx {
+    pub(crate) fn new(shared: Rc<Shared>, running: Rc<Running>, name: &'static str) -> Self {
+        Self(Rc::new(Inner {
+            shared,
+            running,
+            name,
+            findings: RefCell::default(),
+            remarks: RefCell::default(),
+            checked: Cell::new(0),
+            unknown: Cell::new(false),
+            loose_end: Cell::new(false),
+        }))
+    }
+
+    // ---- findings
+
+    /// A rule is broken if `ok` is false.
+    pub(crate) fn check(&self, rule: &str, ok: bool, title: impl FnOnce() -> String) -> bool {
+        self.0.checked.set(self.0.checked.get() + 1);
+        if !ok {
+            self.finding(rule, title(), Vec::new());
+        }
+        ok
+    }
+
+    /// `saw` and `expected` are to be equal.
+    pub(crate) fn equal<T: PartialEq + std::fmt::Debug>(
+        &self,
+        rule: &str,
+        what: &str,
+        saw: T,
+        expected: T,
+    ) -> bool {
+        self.check(rule, saw == expected, || {
+            format!("{what}: {}, expected {}", short(&saw), short(&expected))
+        })
+    }
+
+    pub(crate) fn finding(&self, rule: &str, title: String, detail: Vec<String>) {
+        let f = Finding {
+            rule: rule.into(),
+            title,
+            detail,
+        };
+        let mut all = self.0.findings.borrow_mut();
+        if !all.contains(&f) {
+            all.push(f);
+        }
+    }
+
+    pub(crate) fn remark(&self, text: impl Into<String>) {
+        self.0.remarks.borrow_mut().push(text.into());
+    }
+
+    pub(crate) fn outcome(&self) -> (Vec<Finding>, Vec<String>, u64, bool) {
+        (
+            self.0.findings.take(),
+            self.0.remarks.take(),
+            self.0.checked.get(),
+            self.0.unknown.get(),
+        )
+    }
+
+    // ---- the host and its features
+
+    pub(crate) fn has(&self, f: Feature) -> bool {
+        has(&self.0.shared.features.get(), f)
+    }
+
+    pub(crate) fn shared(&self) -> &Rc<Shared> {
+        &self.0.shared
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        &self.0.running
+    }
+
+    pub(crate) fn limits(&self) -> &super::adapter::Limits {
+        &self.0.shared.adapter.limits
+    }
+
+    /// Starts a host of this case's own, in a folder of its own. Records are in its journal.
+    pub(crate) async fn start(&self, setup: &Setup) -> Result<Result<Rc<Running>, NotReady>> {
+        let dir = tempfile::Builder::new()
+            .prefix(&self.0.name.replace('/', "-"))
+            .tempdir_in(&self.0.shared.dir)?
+            .keep();
+        let s = &self.0.shared;
+        let started = Host::start(&s.adapter, &dir, s.upstream_at, setup, s.patience).await?;
+        Ok(started.map(|host| {
+            Rc::new(Running {
+                host: RefCell::new(host),
+                journal: Journal::new(&dir),
+                dir,
+            })
+        }))
+    }
+
+    /// These hands on a host of the case's own.
+    pub(crate) fn on(&self, running: Rc<Running>) -> Self {
+        Self::new(self.0.shared.clone(), running, self.0.name)
+    }
+
+    /// Takes over what was found with other hands.
+    pub(crate) fn take(&self, other: &Self) {
+        let (findings, remarks, checked, unknown) = other.outcome();
+        self.0.findings.borrow_mut().extend(findings);
+        self.0.remarks.borrow_mut().extend(remarks);
+        self.0.checked.set(self.0.checked.get() + checked);
+        self.0.unknown.set(self.0.unknown.get() || unknown);
+    }
+
+    // ---- traffic
+
+    /// How the upstream answers this case from now on.
+    pub(crate) fn answer(&self, a: Answer) {
+        self.0.shared.upstream.answer(self.0.name, a);
+    }
+
+    /// Opens a gate, for the upstream and for the probe.
+    pub(crate) fn open(&self, gate: &str) {
+        self.0.shared.upstream.open(self.0.name, gate);
+        let file = format!("gate.{}.{gate}", self.0.name).replace('/', "_");
+        let _ = std::fs::write(self.0.running.dir.join(file), "");
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Connection> {
+        let to = self.0.running.host.borrow().address;
+        Connection::open(to, self.0.shared.patience).await
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// The requests that the upstream saw.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.0.shared.upstream.seen(self.0.name)
+    }
+
+    /// One request on a connection of its own, to the end of its stream.
+    pub(crate) async fn exchange(&self, r: Request) -> Result<Exchange> {
+        let from = self.0.running.journal.count(self.0.name);
+        let before = self.seen().len();
+        let mut c = self.connect().await?;
+        c.send(&r, self.0.name).await;
+        let reply = c.response(&r.method).await?;
+        drop(c);
+        self.ended().await;
+        let records = self.records().into_iter().skip(from).collect();
+        Ok(Exchange {
+            reply,
+            up: self.seen().into_iter().nth(before),
+            records,
+        })
+    }
+
+    // ---- waiting
+
+    /// All records of this case.
+    pub(crate) fn records(&self) -> Vec<Rc<Record>> {
+        let _ = self.0.running.journal.refresh();
+        self.0.running.journal.of(self.0.name)
+    }
+
+    /// Waits until the records are so; otherwise the verdict is unknown, and `rule` is what is in doubt.
+    pub(crate) async fn until(
+        &self,
+        rule: &str,
+        what: &str,
+        so: impl Fn(&[Rc<Record>]) -> bool,
+    ) -> bool {
+        self.wait(rule, what, || so(&self.records())).await
+    }
+
+    /// Waits until something is so; as [`Self::until`].
+    pub(crate) async fn wait(&self, rule: &str, what: &str, so: impl Fn() -> bool) -> bool {
+        self.0.checked.set(self.0.checked.get() + 1);
+        let until = Instant::now() + self.0.shared.patience;
+        loop {
+            if so() {
+                return true;
+            }
+            if Instant::now() > until {
+                self.0.unknown.set(true);
+                self.finding(
+                    rule,
+                    format!(
+                        "unknown: {what} did not come within {:?}",
+                        self.0.shared.patience
+                    ),
+                    Vec::new(),
+                );
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Something was waited for in vain.
+    pub(crate) fn unknown(&self, rule: &str, what: &str) {
+        self.0.unknown.set(true);
+        self.finding(
+            rule,
+            format!("unknown: {what} did not come in time"),
+            Vec::new(),
+        );
+    }
+
+    /// The same for a future, such as the answer of a client.
+    pub(crate) async fn within<T>(
+        &self,
+        rule: &str,
+        what: &str,
+        f: impl Future<Output = Result<T>>,
+    ) -> Option<T> {
+        match tokio::time::timeout(self.0.shared.patience, f).await {
+            Ok(Ok(t)) => Some(t),
+            Ok(Err(e)) => {
+                self.0.unknown.set(true);
+                self.finding(rule, format!("unknown: {what}: {e:#}"), Vec::new());
+                None
+            }
+            Err(_) => {
+                self.0.unknown.set(true);
+                self.finding(
+                    rule,
+                    format!(
+                        "unknown: {what} did not come within {:?}",
+                        self.0.shared.patience
+                    ),
+                    Vec::new(),
+                );
+                None
+            }
+        }
+    }
+
+    /// Waits until every place of the case has ended.
+    pub(crate) async fn ended(&self) -> bool {
+        self.until("PXG-EVT-006", "the end of each stream", |r| {
+            history::open_places(r).is_empty()
+        })
+        .await
+    }
+
+    /// The case leaves streams open on purpose.
+    pub(crate) fn leave_open(&self) {
+        self.0.loose_end.set(true);
+    }
+
+    /// Waits for the end, and lets the history checker look at what happened.
+    pub(crate) async fn finish(&self) -> Result<()> {
+        if !self.0.loose_end.get() {
+            self.ended().await;
+        }
+        self.0
+            .running
+            .journal
+            .refresh()
+            .context("cannot read the records")?;
+        let records = self.records();
+        let plain: Vec<Record> = records.iter().map(|r| (**r).clone()).collect();
+        let features = self.0.shared.features.get();
+        let all = self.0.running.journal.all();
+        let configs = history::configs(all.iter().map(AsRef::as_ref));
+        for f in history::check(&plain, &configs, &features, !self.0.loose_end.get()) {
+            self.finding(f.rule, f.title(), f.detail(&plain));
+        }
+        self.0
+            .checked
+            .set(self.0.checked.get() + records.len() as u64);
+        Ok(())
+    }
+}
+
+/// Whether a feature is set.
+pub(crate) fn has(features: &[u64; 4], f: Feature) -> bool {
+    features[(f.0 / 64) as usize] >> (f.0 % 64) & 1 == 1
+}
+
+fn short<T: std::fmt::Debug>(t: &T) -> String {
+    let text = format!("{t:?}");
+    if text.chars().count() <= 200 {
+        return text;
+    }
+    let head: String = text.chars().take(200).collect();
+    format!("{head}... ({} characters)", text.chars().count())
+}
+
+/// What cases ask of records.
+pub(crate) trait Records {
+    /// Events of an instance in a phase, as they were delivered.
+    fn events(&self, instance: &str, phase: u32) -> Vec<Rc<Record>>;
+    /// Calls of a function by an instance, at one end.
+    fn calls(&self, function: &str, edge: Edge, instance: &str) -> Vec<Rc<Record>>;
+    /// What the calls of `complete`, `apply` or `wake` by an instance answered.
+    fn statuses(&self, function: &str, instance: &str) -> Vec<i32>;
+}
+
+impl Records for [Rc<Record>] {
+    fn events(&self, instance: &str, phase: u32) -> Vec<Rc<Record>> {
+        self.iter()
+            .filter(|r| {
+                r.is("on_event", Edge::Enter)
+                    && r.phase == Some(phase)
+                    && r.instance.as_deref() == Some(instance)
+            })
+            .cloned()
+            .collect()
+    }
+
+    fn calls(&self, function: &str, edge: Edge, instance: &str) -> Vec<Rc<Record>> {
+        self.iter()
+            .filter(|r| r.is(function, edge) && r.instance.as_deref() == Some(instance))
+            .cloned()
+            .collect()
+    }
+
+    fn statuses(&self, function: &str, instance: &str) -> Vec<i32> {
+        self.calls(function, Edge::Exit, instance)
+            .iter()
+            .filter_map(|r| r.status)
+            .collect()
+    }
+}
+
+impl Records for Vec<Rc<Record>> {
+    fn events(&self, instance: &str, phase: u32) -> Vec<Rc<Record>> {
+        self.as_slice().events(instance, phase)
+    }
+
+    fn calls(&self, function: &str, edge: Edge, instance: &str) -> Vec<Rc<Record>> {
+        self.as_slice().calls(function, edge, instance)
+    }
+
+    fn statuses(&self, function: &str, instance: &str) -> Vec<i32> {
+        self.as_slice().statuses(function, instance)
+    }
+}

@@ -1,0 +1,534 @@
+//! A host under test: its configuration written, started, ready, reloaded, stopped; what it printed.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use regex::Regex;
+
+use super::adapter::{Adapter, fill, signal};
+
+/// One configured instance of a filter.
+#[derive(Clone, Debug)]
+pub(crate) struct Instance {
+    pub(crate) name: String,
+    pub(crate) filter: String,
+    /// Which library: a key of [`Setup::guests`].
+    pub(crate) guest: String,
+    /// The configuration's bytes.
+    pub(crate) config: Vec<u8>,
+    /// What the host is asked for this instance: options of the adapter.
+    pub(crate) options: Vec<(String, String)>,
+}
+
+/// A route and its chain.
+#[derive(Clone, Debug)]
+pub(crate) struct Route {
+    pub(crate) name: String,
+    pub(crate) prefix: String,
+    /// Instances, in order, each with the bytes of this route's own configuration if it overrides.
+    pub(crate) chain: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// What one start of a host serves.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setup {
+    /// Libraries by name.
+    pub(crate) guests: Vec<(String, PathBuf)>,
+    pub(crate) instances: Vec<Instance>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) workers: usize,
+    /// Options of the whole host.
+    pub(crate) options: Vec<(String, String)>,
+}
+
+/// The host can't be configured so.
+#[derive(Debug)]
+pub(crate) struct NoOption(pub(crate) String);
+
+impl std::fmt::Display for NoOption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the adapter has no option {:?}", self.0)
+    }
+}
+
+impl std::error::Error for NoOption {}
+
+/// The exit code of a custom command that does not implement what it is asked for.
+pub(crate) const UNIMPLEMENTED: i32 = 89;
+
+/// Lines that the host printed, from both outputs.
+#[derive(Clone, Default)]
+pub(crate) struct Output(Arc<Mutex<Vec<String>>>);
+
+impl Output {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn follow(&self, from: impl Read + Send + 'static) {
+        let to = self.clone();
+        std::thread::spawn(move || {
+            let mut from = BufReader::new(from);
+            let mut line = Vec::new();
+            while let Ok(n) = from.read_until(b'\n', &mut line) {
+                if n == 0 {
+                    break;
+                }
+                to.lock()
+                    .push(String::from_utf8_lossy(&line).trim_end().to_string());
+                line.clear();
+            }
+        });
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// The lines from `from` on.
+    pub(crate) fn since(&self, from: usize) -> Vec<String> {
+        self.lock().get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// The first line from `from` on that matches.
+    pub(crate) fn find(&self, from: usize, what: &Regex) -> Option<String> {
+        self.since(from).into_iter().find(|l| what.is_match(l))
+    }
+}
+
+/// A running host. Dropped, it is killed.
+pub(crate) struct Host {
+    child: Option<Child>,
+    pub(crate) output: Output,
+    pub(crate) address: SocketAddr,
+    adapter: Arc<Adapter>,
+    values: BTreeMap<String, String>,
+    pub(crate) pid: u32,
+}
+
+/// Why a host did not get ready.
+#[derive(Debug)]
+pub(crate) struct NotReady {
+    /// The exit status, if it ended.
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) output: Vec<String>,
+}
+
+fn json_string(bytes: &[u8]) -> String {
+    let text: String = bytes.iter().map(|b| char::from(*b)).collect();
+    serde_json::to_string(&text).unwrap_or_default()
+}
+
+/// Writes the host's files for `setup` into `dir`; the variables for its start.
+fn write_config(
+    a: &Adapter,
+    dir: &Path,
+    upstream: SocketAddr,
+    setup: &Setup,
+) -> Result<(BTreeMap<String, String>, Vec<String>)> {
+    let mut values = a.own_variables()?;
+    values.insert("dir".into(), dir.display().to_string());
+    values.insert("upstream".into(), upstream.to_string());
+    values.insert("upstream_port".into(), upstream.port().to_string());
+    values.insert("workers".into(), setup.workers.max(1).to_string());
+    let at = |key: &str, e: String| anyhow!("{}: {key}: {e}", a.file.display());
+    let c = &a.config;
+    let general = values.clone();
+    let options = |list: &[(String, String)], known: &BTreeMap<String, String>| -> Result<String> {
+        let mut out = Vec::new();
+        for (name, value) in list {
+            let template = known.get(name).ok_or_else(|| NoOption(name.clone()))?;
+            let mut v = general.clone();
+            v.insert("value".into(), value.clone());
+            out.push(fill(template, &v).map_err(|e| at("config.options", e))?);
+        }
+        Ok(out.join("\n"))
+    };
+    values.insert(
+        "host_options".into(),
+        options(&setup.options, &c.host_options)?,
+    );
+    let path_of = |guest: &str| -> Result<&PathBuf> {
+        setup
+            .guests
+            .iter()
+            .find(|g| g.0 == guest)
+            .map(|g| &g.1)
+            .with_context(|| format!("a setup names the library {guest:?}, which it does not have"))
+    };
+    let of_instance =
+        |i: &Instance, config: &[u8], file: &str| -> Result<BTreeMap<String, String>> {
+            let path = dir.join(file);
+            std::fs::write(&path, config)?;
+            let mut v = general.clone();
+            v.insert("instance".into(), i.name.clone());
+            v.insert("filter".into(), i.filter.clone());
+            v.insert("guest".into(), path_of(&i.guest)?.display().to_string());
+            v.insert("guest_name".into(), i.guest.clone());
+            v.insert("config".into(), path.display().to_string());
+            v.insert("config_json".into(), json_string(config));
+            v.insert("options".into(), options(&i.options, &c.options)?);
+            Ok(v)
+        };
+    let mut guests = String::new();
+    for (name, path) in &setup.guests {
+        let mut v = values.clone();
+        v.insert("guest_name".into(), name.clone());
+        v.insert("guest".into(), path.display().to_string());
+        guests.push_str(&fill(&c.guest, &v).map_err(|e| at("config.guest", e))?);
+    }
+    let mut by_name = BTreeMap::new();
+    let mut instances = String::new();
+    let mut instance_arguments = Vec::new();
+    for i in &setup.instances {
+        let v = of_instance(i, &i.config, &format!("{}.config", i.name))?;
+        instances.push_str(&fill(&c.instance, &v).map_err(|e| at("config.instance", e))?);
+        by_name.insert(i.name.clone(), (i, v));
+    }
+    let mut routes = String::new();
+    for r in &setup.routes {
+        let mut chain = Vec::new();
+        let mut arguments = Vec::new();
+        for (name, own) in &r.chain {
+            let (i, v) = by_name
+                .get(name)
+                .with_context(|| format!("route {} names the instance {name:?}", r.name))?;
+            let own_values = match own {
+                Some(bytes) => of_instance(i, bytes, &format!("{name}.{}.config", r.name))?,
+                None => v.clone(),
+            };
+            let template = if own.is_some() {
+                if c.chain_override.is_empty() && c.instance_arguments.is_empty() {
+                    return Err(NoOption("chain_override".into()).into());
+                }
+                &c.chain_override
+            } else {
+                &c.chain
+            };
+            chain.push(fill(template, &own_values).map_err(|e| at("config.chain", e))?);
+            for piece in &c.instance_arguments {
+                let filled = fill(piece, v).map_err(|e| at("config.instance_arguments", e))?;
+                // Options are several arguments, one a line.
+                if piece == "{options}" {
+                    arguments.extend(filled.split_whitespace().map(str::to_string));
+                } else {
+                    arguments.push(filled);
+                }
+            }
+            if own.is_some() && !c.instance_arguments.is_empty() {
+                arguments.push("--override".into());
+                arguments.push(own_values["config"].clone());
+            }
+        }
+        let mut absent = Vec::new();
+        for (name, (_, v)) in &by_name {
+            if !r.chain.iter().any(|(c, _)| c == name) {
+                absent.push(fill(&c.absent, v).map_err(|e| at("config.absent", e))?);
+            }
+        }
+        let mut v = values.clone();
+        v.insert("route".into(), r.name.clone());
+        v.insert("prefix".into(), r.prefix.clone());
+        v.insert("chain".into(), chain.join(&c.separator));
+        v.insert("absent".into(), absent.join(&c.separator));
+        v.insert("chain_arguments".into(), String::new());
+        routes.push_str(&fill(&c.route, &v).map_err(|e| at("config.route", e))?);
+        for piece in &c.route_arguments {
+            if piece == "{chain_arguments}" {
+                instance_arguments.append(&mut arguments);
+            } else {
+                instance_arguments
+                    .push(fill(piece, &v).map_err(|e| at("config.route_arguments", e))?);
+            }
+        }
+        instance_arguments.append(&mut arguments);
+    }
+    values.insert("guests".into(), guests);
+    values.insert("instances".into(), instances);
+    values.insert("routes".into(), routes);
+    values.insert("chains".into(), String::new());
+    for f in &c.files {
+        let path = fill(&f.path, &values).map_err(|e| at("config.files.path", e))?;
+        let text = fill(&f.text, &values).map_err(|e| at("config.files.text", e))?;
+        std::fs::write(&path, text).with_context(|| format!("cannot write {path}"))?;
+    }
+    let mut arguments = Vec::new();
+    for piece in &c.arguments {
+        match piece.as_str() {
+            "{route_arguments}" => arguments.append(&mut instance_arguments),
+            "{host_options}" => arguments.extend(
+                values["host_options"]
+                    .split_whitespace()
+                    .map(str::to_string),
+            ),
+            _ => arguments.push(fill(piece, &values).map_err(|e| at("config.arguments", e))?),
+        }
+    }
+    Ok((values, arguments))
+}
+
+impl Host {
+    /// Starts the host and waits until it is ready. The outer error is the suite's; the inner one the host's.
+    pub(crate) async fn start(
+        adapter: &Arc<Adapter>,
+        dir: &Path,
+        upstream: SocketAddr,
+        setup: &Setup,
+        patience: Duration,
+    ) -> Result<Result<Self, NotReady>> {
+        let (values, arguments) = write_config(adapter, dir, upstream, setup)?;
+        let command = filled(
+            adapter,
+            "start.command",
+            &adapter.start.command,
+            &values,
+            &arguments,
+        )?;
+        let mut c = std::process::Command::new(&command[0]);
+        c.args(&command[1..])
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .env("PXG_PROBE_DIR", dir);
+        for (k, v) in &adapter.start.env {
+            let v = fill(v, &values).map_err(|e| anyhow!("start.env.{k}: {e}"))?;
+            c.env(k, v);
+        }
+        let mut child = c
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", command[0]))?;
+        let output = Output::default();
+        if let Some(o) = child.stdout.take() {
+            output.follow(o);
+        }
+        if let Some(e) = child.stderr.take() {
+            output.follow(e);
+        }
+        let pid = child.id();
+        let mut host = Self {
+            child: Some(child),
+            output,
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            adapter: adapter.clone(),
+            values,
+            pid,
+        };
+        let ready = adapter.ready.line.as_deref().map(Regex::new).transpose()?;
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = host.ended() {
+                // What it printed last is still on its way through the pipe.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let output = host.output.since(0);
+                return Ok(Err(NotReady {
+                    status: Some(status),
+                    output,
+                }));
+            }
+            let signs = ready
+                .as_ref()
+                .is_none_or(|r| host.output.find(0, r).is_some());
+            if signs && let Some(address) = host.discover().await? {
+                host.address = address;
+                return Ok(Ok(host));
+            }
+            if Instant::now() > until {
+                let output = host.output.since(0);
+                return Ok(Err(NotReady {
+                    status: None,
+                    output,
+                }));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn discover(&self) -> Result<Option<SocketAddr>> {
+        let l = &self.adapter.listen;
+        if let Some(line) = &l.line {
+            let r = Regex::new(line)?;
+            return Ok(self
+                .output
+                .find(0, &r)
+                .and_then(|text| r.captures(&text)?.get(1)?.as_str().parse().ok()));
+        }
+        let (Some(file), Some(get), Some(matches)) = (&l.admin_file, &l.get, &l.matches) else {
+            return Ok(None);
+        };
+        let file = fill(file, &self.values).map_err(|e| anyhow!("listen.admin_file: {e}"))?;
+        let Some(admin) = std::fs::read_to_string(file)
+            .ok()
+            .and_then(|t| t.trim().parse::<SocketAddr>().ok())
+        else {
+            return Ok(None);
+        };
+        let Ok(text) = super::client::fetch(admin, get).await else {
+            return Ok(None);
+        };
+        let r = Regex::new(matches)?;
+        Ok(r.captures(&text).and_then(|c| {
+            c.get(1)?
+                .as_str()
+                .replace("0.0.0.0", "127.0.0.1")
+                .parse()
+                .ok()
+        }))
+    }
+
+    /// The exit status, if the host has ended.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child
+            .as_mut()
+            .and_then(|c| c.try_wait().ok().flatten())
+    }
+
+    fn act(&self, name: &str) -> Result<()> {
+        let act = match name {
+            "reload" => self.adapter.reload.as_ref(),
+            _ => Some(&self.adapter.stop),
+        }
+        .ok_or_else(|| NoOption(name.into()))?;
+        if let Some(s) = &act.signal {
+            let signal = signal(s).with_context(|| format!("no signal {s}"))?;
+            if let Some(pid) = i32::try_from(self.pid)
+                .ok()
+                .and_then(rustix::process::Pid::from_raw)
+            {
+                rustix::process::kill_process(pid, signal)?;
+            }
+            return Ok(());
+        }
+        let mut values = self.values.clone();
+        values.insert("pid".into(), self.pid.to_string());
+        let c = filled(&self.adapter, name, &act.command, &values, &[])?;
+        let status = std::process::Command::new(&c[0])
+            .args(&c[1..])
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("cannot run {:?}", c[0]))?;
+        if status.code() == Some(UNIMPLEMENTED) {
+            return Err(NoOption(name.into()).into());
+        }
+        Ok(())
+    }
+
+    /// Writes new files for `setup` and has the host take them; whether it did, as far as it says.
+    pub(crate) async fn reload(
+        &self,
+        dir: &Path,
+        upstream: SocketAddr,
+        setup: &Setup,
+        patience: Duration,
+    ) -> Result<Option<bool>> {
+        let reload = self
+            .adapter
+            .reload
+            .as_ref()
+            .ok_or_else(|| NoOption("reload".into()))?;
+        write_config(&self.adapter, dir, upstream, setup)?;
+        let from = self.output.len();
+        self.act("reload")?;
+        let done = reload.done.as_deref().map(Regex::new).transpose()?;
+        let refused = reload.refused.as_deref().map(Regex::new).transpose()?;
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            if done
+                .as_ref()
+                .is_some_and(|r| self.output.find(from, r).is_some())
+            {
+                return Ok(Some(true));
+            }
+            if refused
+                .as_ref()
+                .is_some_and(|r| self.output.find(from, r).is_some())
+            {
+                return Ok(Some(false));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(None)
+    }
+
+    /// Begins the graceful end.
+    pub(crate) fn stop(&self) -> Result<()> {
+        self.act("stop")
+    }
+
+    /// Waits for the end; None if it does not come.
+    pub(crate) async fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(s) = self.ended() {
+                return Some(s);
+            }
+            if Instant::now() > until {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut c) = self.child.take() {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+    }
+}
+
+fn filled(
+    a: &Adapter,
+    key: &str,
+    command: &[String],
+    values: &BTreeMap<String, String>,
+    arguments: &[String],
+) -> Result<Vec<String>> {
+    let mut out = Vec::new();
+    for piece in command {
+        if piece == "{arguments}" {
+            out.extend(arguments.iter().cloned());
+        } else {
+            out.push(fill(piece, values).map_err(|e| anyhow!("{}: {key}: {e}", a.file.display()))?);
+        }
+    }
+    Ok(out)
+}
+
+/// What the host says of its version.
+pub(crate) fn version(a: &Adapter) -> Result<String> {
+    let values = a.own_variables()?;
+    let c = filled(a, "version.command", &a.version.command, &values, &[])?;
+    let out = std::process::Command::new(&c[0])
+        .args(&c[1..])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {:?}", c[0]))?;
+    if out.status.code() == Some(UNIMPLEMENTED) {
+        return Ok("unknown".into());
+    }
+    if !out.status.success() {
+        bail!(
+            "{}: version.command {:?} ended with {}",
+            a.file.display(),
+            c,
+            out.status
+        );
+    }
+    Ok(String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or("unknown")
+        .trim()
+        .to_string())
+}

@@ -1,0 +1,32 @@
+//! Checks of a host: `pxg-conformance host --adapter FILE`.
+//!
+//! A probe guest (`probe/`) does what the script of a case says and records every call. This module starts the host as its
+//! adapter says, drives it with a client and an upstream of its own, and looks afterwards at what was recorded, at the
+//! bytes on both wires, and at what the host printed.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `record`, `journal` | the schema of the records; reading them while they are written |
+//! | `history` | what must hold in every run: a pure function over records |
+//! | `adapter`, `host` | a host as data; started, reloaded, stopped |
+//! | `probe` | building the probe |
+//! | `client`, `h2c`, `upstream`, `message` | HTTP on loopback |
+//! | `cx`, `groups`, `cases` | what a case has in its hands, what starts of a host serve, the cases |
+//! | `runner`, `cli` | a run and its report |
+
+mod adapter;
+pub(crate) mod cases;
+pub(crate) mod cli;
+mod client;
+mod cx;
+mod groups;
+mod history;
+mod host;
+mod journal;
+mod message;
+mod probe;
+pub(crate) mod record;
+mod runner;
+mod upstream;
+
+pub(crate) use runner::{WHOLE_RUN, WHOLE_RUN_RULES};

@@ -1,0 +1,129 @@
+//! Builds the probe guest from the sources that are compiled into this program.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
+
+use crate::rules::sources;
+
+/// Where the probe is built.
+pub(crate) struct Workshop {
+    dir: PathBuf,
+}
+
+impl Workshop {
+    /// Writes the sources below `dir`.
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
+        for (name, text) in sources()
+            .iter()
+            .filter(|(n, _)| n.starts_with("probe/") || n.starts_with("include/"))
+        {
+            let to = dir.join(name);
+            if std::fs::read_to_string(&to).is_ok_and(|t| t == *text) {
+                continue;
+            }
+            if let Some(folder) = to.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(&to, text)?;
+        }
+        Ok(Self {
+            dir: dir.to_path_buf(),
+        })
+    }
+
+    /// A build of the probe with these definitions, in a file of its own.
+    pub(crate) fn probe(&self, name: &str, defines: &[&str]) -> Result<PathBuf> {
+        let sources: Vec<PathBuf> = ["script.c", "record.c", "act.c", "probe.c"]
+            .iter()
+            .map(|f| self.dir.join("probe").join(f))
+            .collect();
+        let mut command = Command::new("cc");
+        command
+            .args([
+                "-std=c99",
+                "-D_GNU_SOURCE",
+                "-O1",
+                "-g",
+                "-shared",
+                "-fPIC",
+                "-fvisibility=hidden",
+            ])
+            .args(defines)
+            .arg(format!("-I{}", self.dir.join("include").display()))
+            .args(&sources);
+        self.compile(name, command)
+    }
+
+    /// Another small library, from this source text.
+    pub(crate) fn library(&self, name: &str, source: &str, flags: &[&str]) -> Result<PathBuf> {
+        let file = self.dir.join(format!("{name}.c"));
+        std::fs::write(&file, source)?;
+        let mut command = Command::new("cc");
+        command
+            .args(["-std=gnu99", "-O1", "-g", "-shared", "-fPIC"])
+            .args(flags)
+            .arg(format!("-I{}", self.dir.join("include").display()))
+            .arg(&file);
+        self.compile(name, command)
+    }
+
+    fn compile(&self, name: &str, mut command: Command) -> Result<PathBuf> {
+        let out = self.dir.join(format!("lib{name}.so"));
+        let stamp = out.with_extension("stamp");
+        let digest = self.digest(&command);
+        if out.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|s| s == digest) {
+            return Ok(out);
+        }
+        // A library that a process has mapped is never written to.
+        let _ = std::fs::remove_file(&out);
+        let done = command
+            .arg("-o")
+            .arg(&out)
+            .arg("-lpthread")
+            .output()
+            .context("cannot run cc; the probe needs a C compiler")?;
+        if !done.status.success() {
+            bail!(
+                "{name} does not build:\n{}",
+                String::from_utf8_lossy(&done.stderr)
+            );
+        }
+        std::fs::write(stamp, digest)?;
+        Ok(out)
+    }
+
+    fn digest(&self, command: &Command) -> String {
+        let mut h = Sha256::new();
+        for (n, t) in sources() {
+            h.update(n);
+            h.update(t);
+        }
+        for a in command.get_args() {
+            h.update(a.as_encoded_bytes());
+            if let Ok(text) = std::fs::read(a) {
+                h.update(text);
+            }
+        }
+        hex(&h.finalize())
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+/// The SHA-256 of a file.
+pub(crate) fn sha256(path: &Path) -> String {
+    hex(&Sha256::digest(std::fs::read(path).unwrap_or_default()))
+}

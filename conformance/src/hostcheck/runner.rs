@@ -1,0 +1,481 @@
+//! A run: the host started once for most cases, cases at the same time, and a report.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use proxy_golang_abi::feature::Feature;
+
+use super::adapter::Adapter;
+use super::cases::{self, Case};
+use super::cx::{Cx, Running, Shared, has};
+use super::groups;
+use super::history;
+use super::host::{self, Host, NoOption};
+use super::journal::Journal;
+use super::probe::{Workshop, sha256};
+use super::upstream::Upstream;
+use crate::finding::{Finding, GuestInfo};
+use crate::rules::{self, Level};
+use crate::sandbox::{CaseResult, Status};
+use crate::suite::{HostInfo, Report, SCHEMA, Verdict, machine};
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) adapter: PathBuf,
+    pub(crate) level: u8,
+    pub(crate) only: Vec<String>,
+    pub(crate) skip: Vec<String>,
+    pub(crate) seed: u64,
+    pub(crate) jobs: usize,
+    pub(crate) timeout_scale: f64,
+    /// The probe in place of the one that is built.
+    pub(crate) probe: Option<PathBuf>,
+    /// The layer between the host and the probe.
+    pub(crate) layer: Option<PathBuf>,
+    /// Where the host's folders are kept.
+    pub(crate) keep: Option<PathBuf>,
+    /// Arguments for the host's start, behind those of the adapter: mutants are chosen so.
+    pub(crate) extra: Vec<String>,
+}
+
+/// The case that stands for the history of the whole run.
+pub(crate) const WHOLE_RUN: &str = "run/history";
+
+/// The rules that it checks.
+pub(crate) const WHOLE_RUN_RULES: &[&str] = &[
+    "PXG-CFG-005",
+    "PXG-CFG-006",
+    "PXG-CFG-003",
+    "PXG-LOAD-004",
+    "PXG-LOAD-005",
+    "PXG-MEM-006",
+    "PXG-NEG-004",
+    "PXG-NEG-008",
+    "PXG-THR-001",
+    "PXG-THR-003",
+    "PXG-THR-004",
+    "PXG-RT-004",
+];
+
+fn matches(c: &Case, word: &str) -> bool {
+    c.rules.iter().any(|r| r.eq_ignore_ascii_case(word))
+        || glob::Pattern::new(word).is_ok_and(|p| p.matches(c.name))
+        || c.name.split('/').next() == Some(word)
+}
+
+/// The cases that `plan` selects; an unknown word is an error.
+pub(crate) fn select(plan: &Plan) -> Result<Vec<&'static Case>> {
+    for word in plan.only.iter().chain(&plan.skip) {
+        let whole = word == WHOLE_RUN || WHOLE_RUN_RULES.contains(&word.as_str());
+        if !whole && !cases::all().iter().any(|c| matches(c, word)) {
+            let known = cases::all()
+                .iter()
+                .map(|c| c.name)
+                .chain(rules::all().iter().map(|r| r.id.as_str()));
+            let near = rules::did_you_mean(word, known);
+            bail!(
+                "no case of hosts checks or is called {word:?}{}",
+                if near.is_empty() {
+                    "; `pxg-conformance host --list` shows them".into()
+                } else {
+                    format!("; did you mean {}?", near.join(" or "))
+                }
+            );
+        }
+    }
+    Ok(cases::all()
+        .iter()
+        .filter(|c| {
+            if plan.only.is_empty() {
+                c.level <= plan.level
+            } else {
+                plan.only.iter().any(|w| matches(c, w))
+            }
+        })
+        .collect())
+}
+
+/// Runs the plan.
+pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + 'static) -> Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, run_all(plan.clone(), Rc::new(each)))
+}
+
+async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
+    let started = Instant::now();
+    let selected = select(&plan)?;
+    let mut adapter = Adapter::read(&plan.adapter)?;
+    adapter.start.command.extend(plan.extra.iter().cloned());
+    let adapter = Arc::new(adapter);
+    let temporary = match &plan.keep {
+        Some(d) => {
+            std::fs::create_dir_all(d)?;
+            None
+        }
+        None => Some(tempfile::tempdir()?),
+    };
+    let dir = match (&temporary, &plan.keep) {
+        (Some(t), _) => t.path().to_path_buf(),
+        (None, Some(d)) => std::fs::canonicalize(d)?,
+        _ => bail!("no folder to run in"),
+    };
+    let workshop = Workshop::new(&dir)?;
+    let probe = match &plan.probe {
+        Some(p) => {
+            std::fs::canonicalize(p).with_context(|| format!("no probe at {}", p.display()))?
+        }
+        None => workshop.probe("pxg_probe", &[])?,
+    };
+    let version = host::version(&adapter)?;
+    let (upstream, upstream_at) = Upstream::listen().await?;
+    let scale = plan.timeout_scale.clamp(0.01, 1000.0);
+    let shared = Rc::new(Shared {
+        patience: Duration::from_millis(adapter.limits.patience_ms).mul_f64(scale),
+        adapter: adapter.clone(),
+        probe: probe.clone(),
+        upstream,
+        upstream_at,
+        seed: plan.seed,
+        dir: dir.clone(),
+        features: Cell::default(),
+        workshop,
+    });
+    let run_dir = dir.join("run");
+    let _ = std::fs::remove_dir_all(&run_dir);
+    std::fs::create_dir_all(&run_dir)?;
+    let guest = layered(&plan, &shared, &run_dir)?;
+    let setup = groups::main(&run_dir, &guest, &selected);
+    let first_case_ms = ms(started);
+    let running =
+        match Host::start(&adapter, &run_dir, upstream_at, &setup, shared.patience).await? {
+            Ok(host) => Rc::new(Running {
+                host: RefCell::new(host),
+                journal: Journal::new(&run_dir),
+                dir: run_dir.clone(),
+            }),
+            Err(e) => bail!(
+                "{}: the host did not get ready{}; it printed:\n{}",
+                adapter.name,
+                e.status
+                    .map(|s| format!(" and ended with {s}"))
+                    .unwrap_or_default(),
+                tail(&e.output, 30)
+            ),
+        };
+    running.journal.refresh()?;
+    let table = running
+        .journal
+        .all()
+        .iter()
+        .find_map(|r| r.host.clone())
+        .context("the host is ready and has not called the probe's init: is the probe in its configuration?")?;
+    shared.features.set(table.features);
+    let results: Rc<RefCell<Vec<(usize, CaseResult)>>> = Rc::default();
+    let slots = Rc::new(tokio::sync::Semaphore::new(plan.jobs.clamp(1, 64)));
+    let mut tasks = Vec::new();
+    for (i, case) in selected.iter().enumerate().filter(|(_, c)| !c.alone) {
+        let (shared, running, slots) = (shared.clone(), running.clone(), slots.clone());
+        let (results, each, plan, case) = (results.clone(), each.clone(), plan.clone(), *case);
+        tasks.push(tokio::task::spawn_local(async move {
+            let Ok(_slot) = slots.acquire().await else {
+                return;
+            };
+            let r = one(&plan, case, shared, running).await;
+            each(&r);
+            results.borrow_mut().push((i, r));
+        }));
+    }
+    for t in tasks {
+        t.await.context("a case of the suite panicked")?;
+    }
+    for (i, case) in selected.iter().enumerate().filter(|(_, c)| c.alone) {
+        let r = one(&plan, case, shared.clone(), running.clone()).await;
+        each(&r);
+        results.borrow_mut().push((i, r));
+    }
+    let whole = whole_run(&adapter, &shared, &running, &plan).await?;
+    each(&whole);
+    results.borrow_mut().push((usize::MAX, whole));
+    let mut results = results.take();
+    results.sort_by_key(|r| r.0);
+    let mut report = Report {
+        schema: SCHEMA,
+        suite: env!("CARGO_PKG_VERSION").to_string(),
+        abi: format!(
+            "{}.{}",
+            proxy_golang_abi::VERSION_MAJOR,
+            proxy_golang_abi::VERSION_MINOR
+        ),
+        guest: probe.clone(),
+        settings: None,
+        sha256: sha256(&probe),
+        unconfigured: Vec::new(),
+        info: GuestInfo::default(),
+        go: crate::elf::has_go(&probe),
+        level: plan.level,
+        seed: plan.seed,
+        detectors: vec![
+            "the history of every call, checked against the rules of events, tokens, threads and memory".into(),
+            "bytes at the client and at the upstream".into(),
+            "borrowed memory overwritten in the next hook; results of complete and apply made inaccessible".into(),
+        ],
+        machine: machine(),
+        cases: results.into_iter().map(|r| r.1).collect(),
+        ms: ms(started),
+        first_case_ms,
+        verdict: Verdict::SuiteError,
+        because: String::new(),
+        inactive: Vec::new(),
+        host: Some(HostInfo {
+            adapter: plan.adapter.clone(),
+            name: adapter.name.clone(),
+            version,
+            table_name: table.name.clone(),
+            table_version: table.version.clone(),
+            features: table.features,
+            layer: plan.layer.clone(),
+        }),
+    };
+    (report.verdict, report.because) = report.recompute();
+    Ok(report)
+}
+
+fn feature_name(f: Feature) -> &'static str {
+    Feature::ALL
+        .iter()
+        .find(|(x, _)| *x == f)
+        .map_or("?", |(_, n)| n)
+}
+
+/// The library that the host loads: the probe, or the layer that loads it.
+fn layered(plan: &Plan, shared: &Shared, dir: &Path) -> Result<PathBuf> {
+    let Some(layer) = &plan.layer else {
+        return Ok(shared.probe.clone());
+    };
+    let layer =
+        std::fs::canonicalize(layer).with_context(|| format!("no layer at {}", layer.display()))?;
+    let to = dir.join("libpxg_layer.so");
+    std::fs::copy(&layer, &to)?;
+    Ok(to)
+}
+
+fn ms(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn tail(lines: &[String], n: usize) -> String {
+    lines[lines.len().saturating_sub(n)..].join("\n")
+}
+
+fn result(case: &Case, status: Status, reason: String) -> CaseResult {
+    CaseResult {
+        case: case.name.to_string(),
+        level: case.level,
+        rules: case.rules.iter().map(ToString::to_string).collect(),
+        status,
+        reason,
+        findings: Vec::new(),
+        remarks: Vec::new(),
+        output: String::new(),
+        trace: String::new(),
+        ms: 0,
+        checked: 0,
+    }
+}
+
+async fn one(
+    plan: &Plan,
+    case: &'static Case,
+    shared: Rc<Shared>,
+    running: Rc<Running>,
+) -> CaseResult {
+    if plan.skip.iter().any(|w| matches(case, w)) {
+        return result(case, Status::Skip, "left out by --skip".into());
+    }
+    let adapter = shared.adapter.clone();
+    if let Some(why) = adapter.not_applicable.get(case.name) {
+        return result(case, Status::NotApplicable, why.clone());
+    }
+    if let Some(f) = case
+        .needs
+        .iter()
+        .find(|f| !has(&shared.features.get(), **f))
+    {
+        return result(
+            case,
+            Status::NotApplicable,
+            format!("the host does not set the feature {}", feature_name(*f)),
+        );
+    }
+    let from = running.host.borrow().output.len();
+    let started = Instant::now();
+    let patience = shared.patience;
+    let cx = Cx::new(shared, running.clone(), case.name);
+    let mut r = result(case, Status::Pass, String::new());
+    let Some(run) = &case.run else {
+        r.status = Status::SuiteError;
+        r.reason = "the case has nothing to run".into();
+        return r;
+    };
+    let did = match tokio::time::timeout(patience * 4, run(cx.clone())).await {
+        Ok(Ok(())) => cx.finish().await,
+        Ok(e) => {
+            // What was recorded says more than the error.
+            let _ = cx.finish().await;
+            e
+        }
+        Err(_) => {
+            cx.unknown(
+                case.rules.first().copied().unwrap_or_default(),
+                "the end of the case",
+            );
+            cx.finish().await
+        }
+    };
+    let (findings, remarks, checked, unknown) = cx.outcome();
+    r.findings = findings;
+    r.remarks = remarks;
+    r.checked = checked;
+    r.ms = ms(started);
+    if let Some(status) = running.host.borrow_mut().ended() {
+        r.findings.push(Finding {
+            rule: case.rules.first().copied().unwrap_or_default().to_string(),
+            title: format!("the host ended with {status} while the case ran"),
+            detail: Vec::new(),
+        });
+        r.status = Status::Crash;
+    } else if let Err(e) = did {
+        if let Some(option) = e.downcast_ref::<NoOption>() {
+            match adapter.not_applicable.get(&option.0) {
+                Some(why) => {
+                    r.status = Status::NotApplicable;
+                    r.reason.clone_from(why);
+                }
+                None => {
+                    r.status = Status::Skip;
+                    r.reason = format!("{option}, and [not_applicable] does not say why");
+                }
+            }
+            r.findings.clear();
+            return r;
+        }
+        // The host did not do what the case needs: the verdict is not known, and not green.
+        r.status = Status::Timeout;
+        r.findings.push(Finding {
+            rule: case.rules.first().copied().unwrap_or_default().to_string(),
+            title: format!("unknown: {e:#}"),
+            detail: Vec::new(),
+        });
+    } else {
+        r.status = status_of(&r.findings, unknown);
+        if r.findings.is_empty() && checked == 0 {
+            r.status = Status::SuiteError;
+            r.reason = "the case checked nothing".into();
+        }
+    }
+    if r.status.is_bad() {
+        r.output = tail(&running.host.borrow().output.since(from), 20);
+        r.trace = cx
+            .records()
+            .iter()
+            .rev()
+            .take(40)
+            .rev()
+            .map(|x| history::line(x))
+            .collect::<Vec<_>>()
+            .join("\n");
+    }
+    crate::suite::expected(&mut r, &adapter.expect);
+    r
+}
+
+fn status_of(findings: &[Finding], unknown: bool) -> Status {
+    let must = findings
+        .iter()
+        .any(|f| rules::find(&f.rule).is_none_or(|r| r.level == Level::Must));
+    match (must, findings.is_empty()) {
+        (true, _) if unknown && findings.iter().all(|f| f.title.starts_with("unknown")) => {
+            Status::Timeout
+        }
+        (true, _) => Status::Fail,
+        (false, false) => Status::Warn,
+        (false, true) => Status::Pass,
+    }
+}
+
+/// Ends the host, and looks at the run as a whole.
+async fn whole_run(
+    adapter: &Adapter,
+    shared: &Shared,
+    running: &Running,
+    plan: &Plan,
+) -> Result<CaseResult> {
+    let started = Instant::now();
+    let mut r = CaseResult {
+        case: WHOLE_RUN.into(),
+        level: 1,
+        rules: WHOLE_RUN_RULES.iter().map(ToString::to_string).collect(),
+        status: Status::Pass,
+        reason: String::new(),
+        findings: Vec::new(),
+        remarks: Vec::new(),
+        output: String::new(),
+        trace: String::new(),
+        ms: 0,
+        checked: 0,
+    };
+    let _ = plan;
+    let crashed = running.host.borrow_mut().ended();
+    if crashed.is_none() {
+        running.host.borrow().stop()?;
+        let ended = running.host.borrow_mut().wait(shared.patience * 2).await;
+        match ended {
+            None => r.findings.push(Finding {
+                rule: "PXG-ASY-015".into(),
+                title: format!(
+                    "unknown: the host did not end within {:?} of its stop",
+                    shared.patience * 2
+                ),
+                detail: Vec::new(),
+            }),
+            Some(s) if !s.success() => r.findings.push(Finding {
+                rule: "PXG-LOAD-005".into(),
+                title: format!("the host ended with {s} after its stop"),
+                detail: Vec::new(),
+            }),
+            Some(_) => {}
+        }
+    }
+    running.journal.refresh()?;
+    let records: Vec<_> = running
+        .journal
+        .all()
+        .iter()
+        .map(|r| (**r).clone())
+        .collect();
+    r.checked = records.len() as u64;
+    let ended = crashed.is_none();
+    for f in history::check_run(&records, &shared.features.get(), ended) {
+        r.findings.push(Finding {
+            rule: f.rule.into(),
+            title: f.title(),
+            detail: f.detail(&records),
+        });
+    }
+    r.status = status_of(&r.findings, false);
+    r.ms = ms(started);
+    if r.status.is_bad() {
+        r.output = tail(&running.host.borrow().output.since(0), 20);
+    }
+    crate::suite::expected(&mut r, &adapter.expect);
+    Ok(r)
+}
