@@ -83,7 +83,12 @@ impl Reply {
 
     /// Whether all of it is here, and nothing that only a streamed reply can have.
     pub(crate) fn is_plain(&self) -> bool {
-        self.ended && self.trailers.is_none() && !self.streaming
+        self.ended && self.trailers.is_none() && !self.streaming && !self.is_for_head()
+    }
+
+    /// Whether it answers HEAD, with the length of what GET would get: Envoy would compute another.
+    fn is_for_head(&self) -> bool {
+        self.data.is_empty() && self.head.value(b"content-length").is_some()
     }
 
     pub(crate) fn is_streaming(&self) -> bool {
@@ -153,12 +158,14 @@ impl Reply {
 }
 
 /// Details go into access logs, where white space separates.
+///
+/// The engine's `<entry>: <text>` becomes `<entry>.<text>` (spec 16.4).
 fn details_of(text: &str) -> Vec<u8> {
+    let (name, text) = text.split_once(": ").unwrap_or((text, ""));
+    let text = if text.is_empty() { "reply" } else { text };
     let clean = |b: u8| if b.is_ascii_graphic() { b } else { b'_' };
-    let mut details: Vec<u8> = b"proxy_golang{".to_vec();
-    details.extend(text.bytes().take(256).map(clean));
-    details.push(b'}');
-    details
+    let all = name.bytes().chain(*b".").chain(text.bytes());
+    all.take(256).map(clean).collect()
 }
 
 /// The status of gRPC that stands for one of HTTP (as gRPC's own mapping has it), with the few that are plainly meant.

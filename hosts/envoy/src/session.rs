@@ -759,11 +759,11 @@ impl Session {
     }
 
     fn step(&self, state: &mut State, filter: Filter) -> Step {
-        if state.closed || !state.open {
-            return Step::Rest;
-        }
         if std::mem::take(&mut state.reset) {
             return Step::Reset;
+        }
+        if state.closed || !state.open {
+            return Step::Rest;
         }
         let begun = state.ways[1].came.is_some();
         if let Some(reply) = &mut state.reply {
