@@ -29,6 +29,10 @@ pub(super) struct Args {
     /// Say which rows there are and measure none
     #[arg(long)]
     list: bool,
+    /// Count instructions of so many requests by valgrind instead, which are the same on a busy machine; with --save
+    /// the profiles are kept
+    #[arg(long, value_name = "REQUESTS", num_args = 0..=1, default_missing_value = "1000")]
+    instructions: Option<u64>,
     /// Also write what was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -80,6 +84,9 @@ pub(super) fn run(lab: &Lab, args: &Args) -> Result<()> {
     command.args(args.only.iter().flat_map(|row| ["--only", row]));
     if args.list {
         command.arg("--list");
+    }
+    if let Some(requests) = args.instructions {
+        command.arg(format!("--instructions={requests}"));
     }
     for (name, path) in [("--json", &args.json), ("--save", &args.save)] {
         if let Some(path) = path {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::server::Server;
+use super::server::{Server, Under};
 use super::shape::Shape;
 use super::upstream::{CHECK, FIELD, SEEN, Upstream};
 use super::variant::{Built, HEADERS, PLAIN, Variant};
@@ -75,12 +75,13 @@ impl Subject {
         built: &Built,
         folder: &Path,
         shapes: &[Shape],
+        under: &Under,
     ) -> Result<Self> {
         let upstream = Upstream::start().await?;
         // A child runs where the thread does that starts it.
         pin(WORKER)?;
         let folder = folder.join(variant.name);
-        let server = Server::start(variant, built, upstream.address, &folder).await;
+        let server = Server::start(variant, built, upstream.address, &folder, under).await;
         pin(OTHERS)?;
         let subject = Self {
             variant: *variant,
@@ -120,6 +121,18 @@ impl Subject {
             String::from_utf8_lossy(&answer.body)
         );
         Ok(())
+    }
+
+    /// Has at least `requests` asked over so many connections; how many it was.
+    pub(super) async fn ask(&self, shape: Shape, connections: usize, requests: u64) -> Result<u64> {
+        let address = self.server.address(shape)?;
+        let mut load = Load::asking(address, &shape.ask(), connections).await?;
+        load.start(false);
+        while load.done() < requests {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        load.stop().await?;
+        Ok(load.done())
     }
 
     /// One run.

@@ -5,6 +5,7 @@
 //! the variants take turns with plain Envoy, so that each run stands between two plain ones; its figures are ratios to
 //! those two. What is told is the median of the rounds with the interval that covers it with 95 %.
 
+mod instructions;
 mod measure;
 mod plot;
 mod result;
@@ -28,6 +29,7 @@ use crate::bench_host::{busy, machine};
 use crate::process::{CpuClock, pin};
 use measure::{Mixed, OTHERS, Subject, WORKER};
 use result::{Measured, MixedRow, Row, Target};
+use server::Under;
 use shape::Shape;
 use variant::{Built, VARIANTS, Variant};
 
@@ -48,6 +50,9 @@ pub struct Args {
     /// Say which rows there are and measure none
     #[arg(long)]
     list: bool,
+    /// Count instructions of so many requests by valgrind instead
+    #[arg(long, value_name = "REQUESTS", num_args = 0..=1, default_missing_value = "1000")]
+    instructions: Option<u64>,
     /// Also write what was measured to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -102,6 +107,9 @@ pub fn run(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if let Some(requests) = args.instructions {
+        return LocalSet::new().block_on(&runtime, instructions::run(args, requests));
+    }
     let report = LocalSet::new().block_on(&runtime, measure(args, &plan, processors))?;
     table::print(&report);
     if let Some(file) = &args.json {
@@ -132,15 +140,18 @@ struct Plan {
     mixed: Vec<&'static Variant>,
 }
 
+impl Args {
+    fn wants(&self, shape: &str, variant: &Variant) -> bool {
+        let name = format!("{shape}/{}", variant.name);
+        self.only.is_empty() || self.only.iter().any(|pattern| matches(pattern, &name))
+    }
+}
+
 impl Plan {
     fn of(args: &Args) -> Result<Self> {
-        let wanted = |shape: &str, variant: &Variant| {
-            let name = format!("{shape}/{}", variant.name);
-            args.only.is_empty() || args.only.iter().any(|pattern| matches(pattern, &name))
-        };
         let of = |shape: Shape| -> Vec<_> {
             let has = VARIANTS.iter().filter(|v| v.has(shape));
-            has.filter(|v| wanted(shape.name(), v)).collect()
+            has.filter(|v| args.wants(shape.name(), v)).collect()
         };
         let plan = Self {
             shapes: Shape::ALL
@@ -150,7 +161,7 @@ impl Plan {
                 .collect(),
             mixed: VARIANTS
                 .iter()
-                .filter(|v| v.has_mixed() && wanted("mixed", v))
+                .filter(|v| v.has_mixed() && args.wants("mixed", v))
                 .collect(),
         };
         ensure!(
@@ -214,15 +225,28 @@ async fn measure(args: &Args, plan: &Plan, processors: usize) -> Result<Report> 
     );
     let mut subjects = BTreeMap::new();
     let all_shapes: Vec<_> = plan.shapes.iter().map(|(shape, _)| *shape).collect();
-    let mut plain = Subject::start(&PLAIN, &args.built, folder.path(), &all_shapes).await?;
+    let mut plain = Subject::start(
+        &PLAIN,
+        &args.built,
+        folder.path(),
+        &all_shapes,
+        &Under::Nothing,
+    )
+    .await?;
     for variant in VARIANTS {
         let Some(shapes) = plan.shapes_of(variant) else {
             continue;
         };
         progress(&format!("starting {}", variant.name));
-        let subject = Subject::start(variant, &args.built, folder.path(), &shapes)
-            .await
-            .with_context(|| format!("{} ({})", variant.title, variant.name))?;
+        let subject = Subject::start(
+            variant,
+            &args.built,
+            folder.path(),
+            &shapes,
+            &Under::Nothing,
+        )
+        .await
+        .with_context(|| format!("{} ({})", variant.title, variant.name))?;
         subjects.insert(variant.name, subject);
     }
     // Connections are opened, and everything is warm.

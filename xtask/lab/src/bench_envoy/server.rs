@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,21 @@ use crate::process::CpuClock;
 /// How long one may take to start: it shares a processor with all others.
 const START: Duration = Duration::from_secs(60);
 
+/// What Envoy runs under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Under {
+    Nothing,
+    /// Valgrind, which counts when it is told to, and writes to this file with a number behind.
+    Callgrind(PathBuf),
+}
+
 /// A running server, its helper process included.
 pub(super) struct Server {
     listeners: BTreeMap<String, SocketAddr>,
     /// One listener for everything.
     any: Option<SocketAddr>,
-    /// Killed when dropped.
-    _children: Vec<Child>,
+    /// Killed when dropped. The last one listens.
+    children: Vec<Child>,
     clocks: Vec<CpuClock>,
 }
 
@@ -37,6 +45,7 @@ impl Server {
         built: &Built,
         upstream: SocketAddr,
         folder: &Path,
+        under: &Under,
     ) -> Result<Self> {
         std::fs::create_dir(folder)?;
         if variant.kind == Kind::GoProxy {
@@ -49,7 +58,7 @@ impl Server {
                 listeners: BTreeMap::new(),
                 any: Some(any),
                 clocks: vec![clock(&child)?],
-                _children: vec![child],
+                children: vec![child],
             });
         }
         let socket = folder.join("ext_proc.sock");
@@ -61,13 +70,13 @@ impl Server {
             children.push(child);
         }
         let config = config(variant, built, upstream, &socket)?;
-        let (envoy, listeners) = start_envoy(built, &config, folder).await?;
+        let (envoy, listeners) = start_envoy(built, &config, folder, under).await?;
         children.push(envoy);
         Ok(Self {
             listeners,
             any: None,
             clocks: children.iter().map(clock).collect::<Result<_>>()?,
-            _children: children,
+            children,
         })
     }
 
@@ -84,6 +93,12 @@ impl Server {
     pub(super) fn listener(&self, name: &str) -> Result<SocketAddr> {
         let found = self.any.or_else(|| self.listeners.get(name).copied());
         found.with_context(|| format!("no listener {name:?} but {:?}", self.listeners))
+    }
+
+    /// The process that listens.
+    pub(super) fn pid(&self) -> Result<u32> {
+        let listening = self.children.last().and_then(Child::id);
+        listening.context("the server has ended")
     }
 
     /// Processor time of all threads of all its processes until now.
@@ -132,6 +147,7 @@ async fn start_envoy(
     built: &Built,
     config: &Value,
     folder: &Path,
+    under: &Under,
 ) -> Result<(Child, BTreeMap<String, SocketAddr>)> {
     let (file, admin, log) = (
         folder.join("envoy.json"),
@@ -139,7 +155,17 @@ async fn start_envoy(
         folder.join("envoy.log"),
     );
     std::fs::write(&file, serde_json::to_string_pretty(config)?)?;
-    let mut child = Command::new(&built.envoy)
+    let mut command = match under {
+        Under::Nothing => Command::new(&built.envoy),
+        Under::Callgrind(dump) => {
+            let mut command = Command::new("valgrind");
+            command.args(["--tool=callgrind", "--instr-atstart=no"]);
+            command.arg(format!("--callgrind-out-file={}", path(dump)?));
+            command.arg(&built.envoy);
+            command
+        }
+    };
+    let mut child = command
         .arg("-c")
         .arg(&file)
         .arg("--admin-address-path")
@@ -152,7 +178,7 @@ async fn start_envoy(
         .stderr(std::fs::File::create(&log)?)
         .kill_on_drop(true)
         .spawn()
-        .with_context(|| format!("start {}", built.envoy.display()))?;
+        .with_context(|| format!("start {:?}", command.as_std().get_program()))?;
     let begin = Instant::now();
     let why = loop {
         if let Some(status) = child.try_wait()? {

@@ -48,6 +48,12 @@ impl Shape {
         }
     }
 
+    /// Of one request.
+    pub(super) fn title_of_one(self) -> &'static str {
+        let title = self.title();
+        title.split_once(", ").map_or(title, |(_, request)| request)
+    }
+
     pub(super) fn connections(self) -> usize {
         match self {
             Self::OneConnection => 1,
