@@ -33,6 +33,7 @@ mod scenario;
 mod selftest;
 mod subject;
 mod suite;
+#[doc(hidden)]
 mod symbols;
 #[doc(hidden)]
 mod sys;
@@ -43,5 +44,9 @@ pub use suite::assert_guest;
 #[doc(hidden)]
 pub mod parts {
     pub use crate::host::{config, judge, model};
+    /// Addresses to places in sources.
+    pub mod symbols {
+        pub use crate::symbols::{Module, Site, Symbols};
+    }
     pub use crate::sys::{peek, reader};
 }

@@ -8,21 +8,21 @@ use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
 
 /// A mapped file.
 #[derive(Clone, Debug)]
-pub(crate) struct Module {
-    pub(crate) path: PathBuf,
-    pub(crate) low: u64,
-    pub(crate) high: u64,
-    pub(crate) offset: u64,
+pub struct Module {
+    pub path: PathBuf,
+    pub low: u64,
+    pub high: u64,
+    pub offset: u64,
 }
 
 /// Where an address is.
 #[derive(Clone, Debug)]
-pub(crate) struct Site {
+pub struct Site {
     /// The file's name without its folder.
-    pub(crate) library: String,
-    pub(crate) function: Option<String>,
-    pub(crate) line: Option<String>,
-    pub(crate) in_guest: bool,
+    pub library: String,
+    pub function: Option<String>,
+    pub line: Option<String>,
+    pub in_guest: bool,
 }
 
 impl std::fmt::Display for Site {
@@ -114,14 +114,14 @@ impl Loaded {
 }
 
 /// The libraries of one case's process.
-pub(crate) struct Symbols {
+pub struct Symbols {
     modules: Vec<Module>,
     guest: PathBuf,
     loaded: HashMap<PathBuf, Option<Loaded>>,
 }
 
 impl Symbols {
-    pub(crate) fn new(modules: Vec<Module>, guest: &Path) -> Self {
+    pub fn new(modules: Vec<Module>, guest: &Path) -> Self {
         Self {
             modules,
             guest: std::fs::canonicalize(guest).unwrap_or_else(|_| guest.to_path_buf()),
@@ -130,7 +130,7 @@ impl Symbols {
     }
 
     /// Where `pc` is; `None` if it is in no mapped file.
-    pub(crate) fn at(&mut self, pc: u64) -> Option<Site> {
+    pub fn at(&mut self, pc: u64) -> Option<Site> {
         let m = self
             .modules
             .iter()
@@ -157,7 +157,7 @@ impl Symbols {
     }
 
     /// The frames of a fault: where it happened, and the first function of the guest's own behind it.
-    pub(crate) fn sites(&mut self, frames: &[u64]) -> (Option<Site>, Option<Site>) {
+    pub fn sites(&mut self, frames: &[u64]) -> (Option<Site>, Option<Site>) {
         let first = frames.first().and_then(|pc| self.at(*pc));
         let mut own = None;
         for (i, pc) in frames.iter().enumerate().filter(|(_, pc)| **pc != 0) {
