@@ -141,6 +141,12 @@ pub enum AttrSource {
 pub trait Attributes {
     /// Appends the value to `out` and answers whether there is one.
     fn write(&self, attribute: u32, out: &mut Vec<u8>) -> bool;
+
+    /// The same for metadata that no guest has set, but perhaps somebody else in the host's chain.
+    fn write_metadata(&self, namespace: &[u8], key: &[u8], out: &mut Vec<u8>) -> bool {
+        let _ = (namespace, key, out);
+        false
+    }
 }
 
 /// No attributes.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use proxy_golang_abi::feature::Feature;
+
 use super::guest::{Filter, Guest};
 use super::hub::{Hub, Mail};
 use super::table::{FreeList, Settled, State};
@@ -95,10 +97,11 @@ impl Worker {
     }
 
     pub(crate) fn pend(&mut self, token: u64, filter: &Arc<Filter>) -> Settled {
-        if !self
-            .batch
-            .iter()
-            .any(|g| g.library() == filter.guest.library())
+        if filter.has(Feature::BATCH_END)
+            && !self
+                .batch
+                .iter()
+                .any(|g| g.library() == filter.guest.library())
         {
             self.batch.push(Arc::clone(&filter.guest));
         }

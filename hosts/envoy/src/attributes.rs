@@ -1,6 +1,7 @@
 //! The attributes that this host has, by Envoy's own (`spec/16-attributes.md`).
 
 use std::io::Write;
+use std::sync::{PoisonError, RwLock};
 
 use proxy_golang_host::engine::Attributes;
 
@@ -34,14 +35,27 @@ const NAMES: &[(&str, Source)] = &[
     ("response.code_details", Source::Text(16)),
 ];
 
-/// What an own attribute's name begins with: `x.envoy.metadata.<namespace>.<key>`, `x.envoy.filter_state.<key>`.
-#[cfg(test)]
-const OWN: &str = "x.envoy.";
+/// What this host's own attributes begin with: `x.envoy.filter_state.<name>` is the filter state of that name, if it is
+/// bytes. Dynamic metadata is `metadata.<namespace>.<key>`, whoever has set it, if it is text.
+const FILTER_STATE: &str = "x.envoy.filter_state.";
+
+/// Names of filter states that configurations asked for; a number is a place here, behind those of `NAMES`.
+static FILTER_STATES: RwLock<Vec<String>> = RwLock::new(Vec::new());
 
 /// The number of an attribute.
 pub(crate) fn number(name: &str) -> Option<u32> {
-    let index = NAMES.iter().position(|(known, _)| *known == name)?;
-    u32::try_from(index).ok()
+    if let Some(index) = NAMES.iter().position(|(known, _)| *known == name) {
+        return u32::try_from(index).ok();
+    }
+    let state = name.strip_prefix(FILTER_STATE).filter(|s| !s.is_empty())?;
+    let mut states = FILTER_STATES
+        .write()
+        .unwrap_or_else(PoisonError::into_inner);
+    let index = states.iter().position(|s| s == state).unwrap_or_else(|| {
+        states.push(state.to_owned());
+        states.len() - 1
+    });
+    u32::try_from(NAMES.len() + index).ok()
 }
 
 /// The attributes of a stream; none once Envoy has let go of it.
@@ -49,8 +63,11 @@ pub(crate) struct OfStream(pub(crate) Option<Filter>);
 
 impl Attributes for OfStream {
     fn write(&self, attribute: u32, out: &mut Vec<u8>) -> bool {
-        let (Some(filter), Some((_, source))) = (self.0, NAMES.get(attribute as usize)) else {
-            return false;
+        let Some(filter) = self.0 else { return false };
+        let Some((_, source)) = NAMES.get(attribute as usize) else {
+            let states = FILTER_STATES.read().unwrap_or_else(PoisonError::into_inner);
+            let state = states.get(attribute as usize - NAMES.len());
+            return state.is_some_and(|state| filter.filter_state(state.as_bytes(), out));
         };
         match *source {
             Source::Text(id) => filter.attribute(id, out),
@@ -62,6 +79,11 @@ impl Attributes for OfStream {
             },
         }
     }
+
+    fn write_metadata(&self, namespace: &[u8], key: &[u8], out: &mut Vec<u8>) -> bool {
+        self.0
+            .is_some_and(|filter| filter.metadata(namespace, key, out))
+    }
 }
 
 #[cfg(test)]
@@ -72,8 +94,11 @@ mod tests {
     fn names_are_there_once() {
         for (i, (name, _)) in NAMES.iter().enumerate() {
             assert_eq!(number(name), Some(i as u32));
-            assert!(!name.starts_with(OWN));
         }
+        let state = number("x.envoy.filter_state.my.tenant").unwrap();
+        assert!(state as usize >= NAMES.len());
+        assert_eq!(number("x.envoy.filter_state.my.tenant"), Some(state));
+        assert_eq!(number("x.envoy.filter_state."), None);
         assert_eq!(number("no.such"), None);
     }
 }

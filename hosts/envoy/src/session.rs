@@ -269,6 +269,9 @@ impl Session {
             };
             let result = act(&mut state.stream, &mut cx);
             self.take(state, &mut cx);
+            if state.stream.metadata_changed() {
+                self.metadata(state);
+            }
             result
         };
         self.worker.after_guests();
@@ -312,6 +315,20 @@ impl Session {
                 ),
             ),
             Signal::Finished => state.closed = true,
+        }
+    }
+
+    /// METADATA_SET is Envoy's dynamic metadata, too, and where the operator says so, filter state.
+    fn metadata(&self, state: &State) {
+        let (Some(filter), Some(site)) = (self.filter.get(), &*self.site.borrow()) else {
+            return;
+        };
+        for (namespace, key, value) in state.stream.metadata() {
+            filter.set_metadata(namespace, key, value);
+            let name = std::str::from_utf8(key).ok();
+            if let Some(name) = name.and_then(|key| site.settings.filter_state.get(key)) {
+                filter.set_filter_state(name.as_bytes(), value);
+            }
         }
     }
 

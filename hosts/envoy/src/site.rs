@@ -157,11 +157,6 @@ impl Site {
         }
     }
 
-    /// The filters, with their names.
-    pub(crate) fn filters(&self) -> impl Iterator<Item = &Arc<Filter>> {
-        self.entries.iter().map(|entry| &entry.filter)
-    }
-
     /// The plan of a route's streams.
     pub(crate) fn plan_for(&self, route: &Route) -> Option<Plan> {
         let plans = route

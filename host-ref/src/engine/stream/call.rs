@@ -516,10 +516,19 @@ impl<'m> Attrs<'m> {
                         Found::Absent
                     }
                 }
-                AttrSource::Metadata { namespace, key } => metadata
-                    .iter()
-                    .find(|m| m.namespace == namespace[..] && m.key == key[..])
-                    .map_or(Found::Absent, |m| Found::Kept(&m.value)),
+                AttrSource::Metadata { namespace, key } => {
+                    let set = metadata
+                        .iter()
+                        .find(|m| m.namespace == namespace[..] && m.key == key[..]);
+                    let from = self.bytes.len();
+                    match set {
+                        Some(m) => Found::Kept(&m.value),
+                        None if cx.attrs.write_metadata(namespace, key, &mut self.bytes) => {
+                            Found::Written(from, self.bytes.len())
+                        }
+                        None => Found::Absent,
+                    }
+                }
             };
             self.found.push(found);
         }

@@ -107,6 +107,18 @@ impl<H: Fields> Stream<H> {
         flow.finished || (flow.head_at > ready && flow.ready.is_empty() && flow.end_is_at(ready))
     }
 
+    /// Whether METADATA_SET has set something since this was asked last.
+    pub fn metadata_changed(&mut self) -> bool {
+        std::mem::take(&mut self.metadata_changed)
+    }
+
+    /// What METADATA_SET has set: namespace, key, value.
+    pub fn metadata(&self) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
+        self.metadata
+            .iter()
+            .map(|m| (&m.namespace[..], &m.key[..], &m.value[..]))
+    }
+
     /// Whether the host's own response, that passes no filter, has begun in the upstream's stead. `head` is kept for LOG if
     /// some filter wants it. The driver sends it, and reports its end by [`Stream::body_forwarded`] or [`Stream::cut`].
     pub fn local_response(&mut self, cx: &mut Cx<'_>, head: &H, length: BodyLength) {

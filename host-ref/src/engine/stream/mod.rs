@@ -53,6 +53,7 @@ pub struct Stream<H: Fields> {
     /// For the driver, oldest first; rarely more than one.
     signals: SmallVec<[Signal; 2]>,
     metadata: Vec<Metadata>,
+    metadata_changed: bool,
     reply: Option<Box<OpenReply<H>>>,
     asked: Option<Asked>,
     why: Option<EndReason>,
@@ -102,6 +103,7 @@ impl<H: Fields> Stream<H> {
             flows,
             signals: SmallVec::new(),
             metadata: Vec::new(),
+            metadata_changed: false,
             reply: None,
             asked: None,
             why: None,

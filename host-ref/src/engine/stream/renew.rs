@@ -43,6 +43,7 @@ impl<H: Fields> Stream<H> {
             flows,
             signals,
             metadata,
+            metadata_changed,
             reply,
             asked,
             why,
@@ -61,6 +62,7 @@ impl<H: Fields> Stream<H> {
         }
         signals.clear();
         metadata.clear();
+        *metadata_changed = false;
         *reply = None;
         *asked = None;
         *why = None;

@@ -442,6 +442,7 @@ impl<H: Fields> Stream<H> {
 
     pub(super) fn set_metadata(&mut self, namespace: &[u8], key: &[u8], value: &[u8]) {
         let value = Bytes::copy_from_slice(value);
+        self.metadata_changed = true;
         match self
             .metadata
             .iter_mut()

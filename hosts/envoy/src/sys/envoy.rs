@@ -1,7 +1,6 @@
 //! Envoy's callbacks as safe functions.
 
 use std::ffi::c_void;
-use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 use bytes::Bytes;
@@ -511,7 +510,6 @@ pub(crate) enum StatKind {
 pub(crate) struct Stat {
     kind: StatKind,
     id: usize,
-    not_sync: PhantomData<*const ()>,
 }
 
 impl Config {
@@ -545,11 +543,7 @@ impl Config {
                 &raw mut id,
             )
         };
-        (result == 0).then_some(Stat {
-            kind,
-            id,
-            not_sync: PhantomData,
-        })
+        (result == 0).then_some(Stat { kind, id })
     }
 
     /// Adds to a counter, sets a gauge, or observes; on the main thread.

@@ -139,7 +139,7 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
                 Ok(site) => {
                     if let Some(config) = Config::new(config) {
                         *lock(&site.bell) = config.bell();
-                        site.published.define(config, &site);
+                        site.published.define(config);
                     }
                     Arc::into_raw(site).cast()
                 }
@@ -186,7 +186,7 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_scheduled(
             // SAFETY: alive until the destroy hook.
             let site = unsafe { &*site.cast::<Site>() };
             if let Some(config) = Config::new(config) {
-                site.published.publish(config);
+                site.published.publish(config, site);
             }
         },
         || (),

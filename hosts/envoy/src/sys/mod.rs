@@ -16,7 +16,7 @@ mod head;
 mod hooks;
 
 pub(crate) use envoy::{
-    BodyOf, Config, ConfigBell, Filter, HeaderOf, Scheduler, concurrency, is_validating, log,
-    log_enabled,
+    BodyOf, Config, ConfigBell, Filter, HeaderOf, Scheduler, Stat, StatKind, concurrency,
+    is_validating, log, log_enabled,
 };
 pub(crate) use head::{Head, next_hook};
