@@ -446,7 +446,7 @@ fn trace(library: &Path, p: &Plan, selected: &[&'static cases::Case], file: &Pat
     match crate::scenario::Scenario::read(file).map(|s| s.len()) {
         Ok(n) if n > 0 => println!("  {n} steps in {}", file.display()),
         _ => anyhow::bail!(
-            "the case {} makes no streams: there is nothing to record",
+            "the case {} calls hooks directly and makes no streams: there is nothing to record; --in-process and --gdb repeat it",
             case.name
         ),
     }

@@ -9,6 +9,7 @@ use crate::go_runtime::{self, Figures};
 use crate::host::messages;
 use crate::host::rig::Rig;
 use crate::host::stream::Options;
+use crate::scenario::record as recorder;
 use crate::subject::Subject;
 use crate::symbols;
 use crate::sys::boundary::Layout;
@@ -208,6 +209,7 @@ fn go_heap_growth(run: &mut Run) {
         return;
     }
     let Some(rig) = run.rig() else { return };
+    recorder::left_out("configurations that make the collector run");
     let heap = match go_runtime::figures(&run.path) {
         Ok(figures) => GoHeap {
             base: rig.library.base,

@@ -8,6 +8,7 @@ use crate::finding::note;
 use crate::host::messages::{self, Rng};
 use crate::host::rig::Rig;
 use crate::host::stream::Options;
+use crate::scenario::record as recorder;
 use crate::sys::boundary::Layout;
 use crate::sys::userfault::{self, Allowed};
 use crate::sys::{calls, clock, fault, heap};
@@ -225,6 +226,7 @@ fn stale_operations(run: &mut Run) {
     }
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
+    recorder::left_out("large configurations, and operations of earlier calls in scratch_ops");
     // What was needed for large configurations is free again, and known to the collector.
     for _ in 0..4 {
         rig.large_configuration(6 << 20);

@@ -86,6 +86,13 @@ impl Recorder {
     }
 }
 
+/// The case calls hooks by itself, which no step of a scenario stands for.
+pub(crate) fn left_out(what: &str) {
+    if lock().is_some() {
+        remark(format!("not in the recording: {what}"));
+    }
+}
+
 /// A configuration was made.
 pub(crate) fn configured(subject: &Subject, value: u64) {
     let mut r = lock();
