@@ -16,6 +16,8 @@
 #define GATE_LIMIT_MS 30000
 
 extern const char *record_directory(void);
+extern int extra_effect(state *s, const step *st);
+extern uint32_t extra_metric(const word *w);
 
 /* ---- memory that is lent ---- */
 
@@ -40,11 +42,25 @@ static void *take(arena *a, size_t n, size_t align) {
 }
 
 static _Thread_local arena lent;
+static _Thread_local uint8_t *edges[8];
+static _Thread_local unsigned edges_used;
 
 void act_entered(void) {
   /* PXG-MEM-003: from here on nothing of the last result may be read. */
   if (lent.used) memset(lent.base, 0xdd, lent.used);
   lent.used = 0;
+  for (unsigned i = 0; i < edges_used && i < 8; i++) memset(edges[i], 0xdd, PAGE);
+  edges_used = 0;
+}
+
+/* Memory of this thread that ends where a page ends, with an inaccessible one behind. */
+static void *at_edge(size_t n) {
+  uint8_t **p = &edges[edges_used++ % 8];
+  if (!*p) {
+    *p = map(2 * PAGE);
+    mprotect(*p + PAGE, PAGE, PROT_NONE);
+  }
+  return *p + PAGE - n;
 }
 
 static arena *lent_here(void) {
@@ -99,13 +115,18 @@ typedef struct {
 } owned;
 
 #define MOST_OWNED 65536
+#define OWNED_TAG 16
 static owned *all_owned[MOST_OWNED];
 static atomic_uint n_owned;
 
 static void owned_release(uint64_t ctx) {
   owned *o = ctx && ctx < MOST_OWNED ? all_owned[ctx] : NULL;
   int times = o ? atomic_fetch_add(&o->released, 1) + 1 : 0;
-  if (times == 1) memset(o->p, 0xdd, o->len), free(o->p);
+  if (times == 1) {
+    /* Of this library's making: a host that freed or moved it has destroyed the tag, or the process. */
+    if (memcmp(o->p - OWNED_TAG, &o->id, sizeof o->id)) note("PXG-MEM-008", "the memory before an owned buffer was written to");
+    memset(o->p, 0xdd, o->len), free(o->p - OWNED_TAG);
+  }
   text *t = record_begin("release", 0);
   j_u64(t, "owned", ctx);
   j_u64(t, "arg", (uint64_t)times);
@@ -116,7 +137,8 @@ static pxg_buf owned_make(const word *w) {
   owned *o = calloc(1, sizeof *o);
   o->id = atomic_fetch_add(&n_owned, 1) + 1;
   o->len = w->len;
-  o->p = malloc(w->len ? w->len : 1);
+  o->p = (uint8_t *)malloc(OWNED_TAG + w->len) + OWNED_TAG;
+  memcpy(o->p - OWNED_TAG, &o->id, sizeof o->id);
   memcpy(o->p, w->ptr, w->len);
   if (o->id >= MOST_OWNED) abort();
   all_owned[o->id] = o;
@@ -156,6 +178,16 @@ static void gate_wait(const char *id, const char *name) {
   for (int i = 0; i < GATE_LIMIT_MS && access(path, F_OK); i++) pause_ms(1);
 }
 
+/* `tail N BYTE`: a result that is longer than the host knows. */
+static uint64_t tail_of(const line *l, uint8_t *byte) {
+  for (int i = 0; i < l->n; i++)
+    if (l->steps[i].n == 3 && !strcmp((char *)l->steps[i].words[0].ptr, "tail")) {
+      *byte = (uint8_t)strtoul((char *)l->steps[i].words[2].ptr, NULL, 0);
+      return strtoull((char *)l->steps[i].words[1].ptr, NULL, 0);
+    }
+  return 0;
+}
+
 static void job_now(job *j) {
   static const char *names[] = {"complete", "apply", "wake"};
   for (uint64_t i = 0; i < j->times; i++) {
@@ -163,9 +195,12 @@ static void job_now(job *j) {
     pxg_result *r = NULL;
     if (j->kind != WAKE) {
       a = arena_get();
-      r = take(a, sizeof *r, 8);
+      uint8_t byte = 0;
+      uint64_t more = tail_of(j->result, &byte);
+      r = take(a, sizeof *r + more, 8);
       memset(r, 0, sizeof *r);
-      r->size = sizeof *r;
+      memset(r + 1, byte, more);
+      r->size = (uint32_t)(sizeof *r + more);
       build_result(j->s, j->result, r, NULL, a, NULL);
     }
     int quiet = j->s->quiet;
@@ -311,6 +346,7 @@ typedef struct {
   uint64_t n_body;
   pxg_reply reply;
   int has_reply, reply_tail;
+  uint8_t tail_byte;
 } build;
 
 static const char *cstr(const word *w) { return (const char *)w->ptr; }
@@ -416,7 +452,7 @@ static int operation(build *b, const step *s) {
             break;
           }
         break;
-      case PXG_OP_METRIC: op->target = (uint32_t)number(w1), op->u0 = number(w2); break;
+      case PXG_OP_METRIC: op->target = extra_metric(w1), op->u0 = number(w2); break;
       case PXG_OP_ROUTE: {
         static const word cluster = {(uint8_t *)"cluster", 7, 0}, again = {(uint8_t *)"recompute", 9, 0};
         int re = is(&w[0], "recompute");
@@ -497,6 +533,9 @@ static int member(build *b, const step *s) {
     b->reply.flags |= (uint32_t)number(w1);
   } else if (is(&w[0], "reply-size")) {
     b->has_reply = 1, b->reply.size = (uint32_t)number(w1);
+  } else if (is(&w[0], "tail")) { /* Of the result itself; see tail_of. */
+  } else if (is(&w[0], "reply-tail")) { /* A reply that is longer than the host knows. */
+    b->reply_tail = (int)number(w1), b->tail_byte = (uint8_t)number(w2);
   } else if (is(&w[0], "reply-beside")) { /* A reply, whatever the action. */
     b->has_reply = 1, b->reply.size = sizeof b->reply, b->reply.status = (uint32_t)number(w1);
   } else if (is(&w[0], "reply-zero")) { /* REPLY with a struct of zeros. */
@@ -513,8 +552,9 @@ static int member(build *b, const step *s) {
   return 1;
 }
 
-static void *scratch_more(uint64_t n) {
+static void *scratch_more(const state *s, uint64_t n) {
   text *t = record_begin("scratch_more", 0);
+  if (s) j_text(t, "case", s->id);
   j_u64(t, "arg", n);
   record_end(t);
   uint8_t *p = the_host->scratch_more(the_host->ctx, n);
@@ -522,6 +562,7 @@ static void *scratch_more(uint64_t n) {
   for (uint64_t i = 0; p && i < n; i++) dirty |= p[i] != 0;
   if (p) memset(p, 0xa5, n);
   t = record_begin("scratch_more", 1);
+  if (s) j_text(t, "case", s->id);
   j_u64(t, "arg", n);
   j_i32(t, "status", p ? PXG_OK : PXG_E_NOTFOUND);
   j_u64(t, "misaligned", (uintptr_t)p & 15);
@@ -578,7 +619,7 @@ static int effect(build *b, const step *s) {
   } else if (is(&w[0], "quiet")) {
     b->s->quiet = 1;
   } else if (is(&w[0], "scratch-more")) {
-    scratch_more(number(w1));
+    scratch_more(b->s, number(w1));
   } else if (is(&w[0], "fill-scratch")) {
     if (b->r->scratch) memset(b->r->scratch, 0x5a, b->r->scratch_cap);
     for (uint64_t i = 0; b->r->scratch_ops && i < b->r->scratch_ops_cap; i++)
@@ -590,17 +631,8 @@ static int effect(build *b, const step *s) {
     memcpy(p, line->ptr, line->len);
     the_host->log(the_host->ctx, (uint32_t)number(w1), p, line->len);
     arena_close(a);
-  } else if (is(&w[0], "get-ext") && the_host->get_ext) {
-    const void *p = the_host->get_ext(the_host->ctx, w1->ptr, w1->len);
-    text *t = record_begin("get_ext", 1);
-    j_text(t, "case", b->s->id);
-    j_bytes(t, "text", w1->ptr, w1->len);
-    j_i32(t, "status", p ? PXG_OK : PXG_E_NOTFOUND);
-    j_u64(t, "arg", (uint64_t)(uintptr_t)p);
-    if (p) j_u64(t, "size", *(const uint32_t *)p);
-    record_end(t);
   } else {
-    return 0;
+    return extra_effect(b->s, s);
   }
   return 1;
 }
@@ -621,6 +653,8 @@ static int bend(build *b, const step *s, int apply) {
     if (apply && r->reply) ((pxg_reply *)r->reply)->fields = NULL, ((pxg_reply *)r->reply)->n_fields = number(w1);
   } else if (is(&w[0], "null-value")) { /* The last operation's value: no pointer, a length. */
     if (apply && r->n_ops) ((pxg_op *)&r->ops[r->n_ops - 1])->val.bytes = (pxg_str){NULL, (uint32_t)number(w1), 0};
+  } else if (is(&w[0], "wild-empty")) { /* Length 0, and a pointer that nobody may follow. */
+    if (apply && r->n_ops) ((pxg_op *)&r->ops[r->n_ops - 1])->val.bytes = (pxg_str){(const uint8_t *)1, 0, 0};
   } else if (is(&w[0], "value-flags")) {
     if (apply && r->n_ops) ((pxg_op *)&r->ops[r->n_ops - 1])->val.bytes.flags |= (uint32_t)number(w1);
   } else if (is(&w[0], "error-null")) {
@@ -637,7 +671,7 @@ static void build_end(build *b) {
     size_t bytes = b->n * sizeof *b->ops;
     pxg_op *to = NULL;
     if (b->ops_at == 0 && r->scratch_ops && b->n <= r->scratch_ops_cap) to = r->scratch_ops;
-    if (b->ops_at == 2 && r->scratch_ops) to = scratch_more(bytes);
+    if (b->ops_at == 2 && r->scratch_ops) to = scratch_more(b->s, bytes);
     if (!to) to = take(b->a, bytes, 8);
     memcpy(to, b->ops, bytes);
     r->ops = to, r->n_ops = b->n;
@@ -645,8 +679,11 @@ static void build_end(build *b) {
   free(b->ops);
   if (!b->has_reply) return;
   /* In own memory each array ends where it ends: reading on is reading somebody else's, or faults. */
-  pxg_reply *reply = take(b->a, sizeof *reply, 8);
+  size_t tail = (size_t)b->reply_tail;
+  pxg_reply *reply = b->a->guarded ? take(b->a, sizeof *reply + tail, 8) : at_edge(sizeof *reply + tail);
   *reply = b->reply;
+  memset(reply + 1, b->tail_byte, tail);
+  reply->size += (uint32_t)tail;
   if (b->n_fields)
     reply->fields = memcpy(take(b->a, b->n_fields * sizeof *b->fields, 8), b->fields, b->n_fields * sizeof *b->fields);
   if (b->n_trailers)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The hooks and the entry. Each hook records itself at its entry and at its exit; what it does in between is in the
  * script of the case that the stream's request names. */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,6 +20,13 @@
 #ifndef PROBE_REQUIRED
 #define PROBE_REQUIRED 0
 #endif
+#ifndef PROBE_KNOWN
+#define PROBE_KNOWN ~0ull
+#endif
+#ifdef PROBE_MARKER
+/* A symbol that no other library may find. */
+__attribute__((visibility("default"))) int pxg_probe_marker;
+#endif
 
 #define S(t) {(const uint8_t *)t, sizeof t - 1, 0}
 static const pxg_str filters[] = {S("probe"), S("probe-two")};
@@ -27,6 +35,68 @@ const pxg_host *the_host;
 static pxg_host host_at_init;
 
 extern uint64_t act_random(void);
+extern void extra_handlers(void);
+
+/* What a configuration's answer points to: memory of the thread, which the next hook overwrites (PXG-CFG-002). */
+static _Thread_local struct {
+  pxg_attr_want attrs[32];
+  pxg_projection projection[32];
+  uint8_t names[8192];
+  size_t used;
+} answer;
+
+static void entered(void) {
+  act_entered();
+  if (answer.used) memset(&answer, 0xdd, sizeof answer);
+  answer.used = 0;
+}
+
+static void lend_name(pxg_str *s) {
+  if (answer.used + s->len > sizeof answer.names) return;
+  uint8_t *p = memcpy(answer.names + answer.used, s->ptr, s->len);
+  answer.used += s->len;
+  s->ptr = p;
+}
+
+static void lend_answer(const config *c, pxg_config_out *out) {
+  answer.used = 1;
+  memcpy(answer.attrs, c->attrs, sizeof c->attrs), memcpy(answer.projection, c->projection, sizeof c->projection);
+  for (uint64_t i = 0; i < c->n_attrs; i++) lend_name(&answer.attrs[i].name);
+  for (uint64_t i = 0; i < c->n_projection; i++) lend_name(&answer.projection[i].name);
+  out->attrs = c->n_attrs ? answer.attrs : NULL, out->n_attrs = c->n_attrs;
+  out->projection = c->n_projection ? answer.projection : NULL, out->n_projection = c->n_projection;
+  if (c->null_attrs) out->attrs = NULL, out->n_attrs = c->null_attrs;
+}
+
+/* Strings of a view: what is absent says so by its flag alone, and nothing else does. */
+static void view_string(const pxg_str *s, const char *what, int may_be_absent) {
+  if (s->flags & ~(PXG_STR_ABSENT | PXG_STR_SENSITIVE)) note("PXG-ABI-005", "flags %#x of %s", s->flags, what);
+  if (!(s->flags & PXG_STR_ABSENT)) {
+    if (s->len && !s->ptr) note("PXG-ABI-012", "%s: %u bytes at NULL", what, s->len);
+    return;
+  }
+  if (!may_be_absent) note("PXG-ABI-008", "%s is ABSENT", what);
+  if (s->len || s->ptr) note("PXG-ABI-012", "%s is ABSENT and has %u bytes", what, s->len);
+}
+
+static void view_fields(const pxg_field *f, uint64_t n, const char *what) {
+  if (n && !f) {
+    note("PXG-ABI-012", "%llu %s at NULL", (unsigned long long)n, what);
+    return;
+  }
+  for (uint64_t i = 0; i < n; i++) view_string(&f[i].name, what, 0), view_string(&f[i].value, what, 0);
+}
+
+static void view(const pxg_event *ev) {
+  view_fields(ev->fields, ev->n_fields, "fields");
+  view_fields(ev->trailers, ev->n_trailers, "trailers");
+  view_fields(ev->peer_fields, ev->n_peer_fields, "peer_fields");
+  view_fields(ev->peer_trailers, ev->n_peer_trailers, "peer_trailers");
+  if (ev->n_chunks && !ev->chunks) note("PXG-ABI-012", "%llu chunks at NULL", (unsigned long long)ev->n_chunks);
+  for (uint64_t i = 0; ev->chunks && i < ev->n_chunks; i++) view_string(&ev->chunks[i], "a chunk", 0);
+  if (ev->n_attrs && !ev->attrs) note("PXG-ABI-012", "%llu attributes at NULL", (unsigned long long)ev->n_attrs);
+  for (uint64_t i = 0; ev->attrs && i < ev->n_attrs; i++) view_string(&ev->attrs[i], "an attribute", 1);
+}
 
 /* ---- configurations and places ---- */
 
@@ -93,7 +163,7 @@ static void same_table(void) {
 
 static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) {
   (void)ctx;
-  act_entered();
+  entered();
   char *error = NULL;
   config *c = config_parse(in->bytes.ptr, in->bytes.len, &error);
   if (c && c->record) record_to(c->record);
@@ -117,8 +187,6 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
   record_end(t);
 
   int32_t status = PXG_OK;
-  static _Thread_local pxg_attr_want attrs[32];
-  static _Thread_local pxg_projection projection[32];
   int known = 0;
   for (size_t i = 0; i < sizeof filters / sizeof *filters; i++)
     known |= in->filter.len == filters[i].len && !memcmp(in->filter.ptr, filters[i].ptr, filters[i].len);
@@ -182,15 +250,23 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
     for (int d = 0; d < 2; d++) out->body_mode[d] = c->mode[d], out->max_body[d] = c->max_body[d];
     out->pend_ns = c->pend_ns;
     if (c->out_size) out->size = c->out_size;
-    /* In the thread's memory: the next hook overwrites it (PXG-CFG-002). */
-    memcpy(attrs, c->attrs, sizeof attrs), memcpy(projection, c->projection, sizeof projection);
-    out->attrs = c->n_attrs ? attrs : NULL, out->n_attrs = c->n_attrs;
-    out->projection = c->n_projection ? projection : NULL, out->n_projection = c->n_projection;
+    lend_answer(c, out);
+    status = c->answer;
+    for (uint64_t got = 0; got < c->scratch; got += 4096) {
+      uint8_t *p = the_host->scratch_more(the_host->ctx, 4096);
+      int dirty = 0;
+      for (int k = 0; p && k < 4096; k++) dirty |= p[k];
+      if (!p) note("PXG-MEM-014", "scratch_more in on_config_new: NULL after %llu bytes", (unsigned long long)got);
+      if (dirty) note("PXG-MEM-010", "scratch_more in on_config_new: not zeroed");
+      if ((uintptr_t)p & 15) note("PXG-ABI-010", "scratch_more in on_config_new: not aligned");
+      if (!p) break;
+      memset(p, 0xa5, 4096);
+    }
   }
   t = record_begin("on_config_new", 1);
   j_bytes(t, "instance", in->name.ptr, in->name.len);
   j_i32(t, "status", status);
-  if (status == PXG_OK) {
+  if (status >= PXG_OK) {
     j_u64(t, "config", out->config);
     j_u64(t, "parent", in->parent);
     char answer[300];
@@ -206,7 +282,7 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
 
 static void on_config_drop(uint64_t ctx, uint64_t conf) {
   (void)ctx;
-  act_entered();
+  entered();
   config *c = config_of(conf);
   text *t = record_begin("on_config_drop", 0);
   j_u64(t, "config", conf);
@@ -230,13 +306,14 @@ static void event_exit(const pxg_event *ev, const state *s, const pxg_result *ou
 
 static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   (void)ctx;
-  act_entered();
+  entered();
   state *s = state_of(ev->config, ev->stream, 1);
   if (!s) {
     note("PXG-ABI-009", "an event of a configuration that was never made: %llu", (unsigned long long)ev->config);
     return;
   }
   choose(s, ev);
+  case_now = s->id;
   s->previous_token = s->token ? s->token : s->previous_token;
   s->token = ev->token;
   if (!s->quiet) {
@@ -262,6 +339,7 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     record_end(t);
   }
   same_table();
+  view(ev);
   /* Another value each time, sometimes a small one: what comes back with the next event is compared. */
   uint64_t user = act_random();
   out->user = user & 1 ? user : 1 + user % 4095;
@@ -274,12 +352,13 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   }
   act_event(s, ev, out, lines, n, NULL);
   s->user = out->user;
+  case_now = NULL;
   if (!s->quiet) event_exit(ev, s, out);
 }
 
 static void on_cancel(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t stream, uint64_t token, uint32_t worker) {
   (void)ctx;
-  act_entered();
+  entered();
   state *s = state_of(conf, stream, 0);
   text *t = record_begin("on_cancel", 0);
   who(t, s);
@@ -295,7 +374,7 @@ static void on_cancel(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t strea
 
 static void on_stream_end(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t stream, uint32_t worker) {
   (void)ctx;
-  act_entered();
+  entered();
   state *s = state_of(conf, stream, 0);
   text *t = record_begin("on_stream_end", 0);
   who(t, s);
@@ -310,7 +389,7 @@ static void on_stream_end(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t s
 
 static void on_batch_end(uint64_t ctx, uint32_t worker) {
   (void)ctx;
-  act_entered();
+  entered();
   text *t = record_begin("on_batch_end", 0);
   j_u64(t, "worker", worker);
   record_end(t);
@@ -319,7 +398,7 @@ static void on_batch_end(uint64_t ctx, uint32_t worker) {
 
 static void on_worker(uint64_t ctx, uint32_t worker, uint32_t up) {
   (void)ctx;
-  act_entered();
+  entered();
   size_t stack = 0;
   pthread_attr_t attr;
   if (!pthread_getattr_np(pthread_self(), &attr)) {
@@ -366,6 +445,35 @@ static void record_init(const pxg_host *h) {
   record_end(t);
 }
 
+/* Loaded by an absolute path (PXG-LOAD-003). */
+static void located(void) {
+  Dl_info at;
+  if (dladdr((void *)buckets, &at) && at.dli_fname && *at.dli_fname != '/')
+    note("PXG-LOAD-003", "loaded as %s, which is no absolute path", at.dli_fname);
+}
+
+#ifdef PROBE_TABLE
+/* A table that a host refuses (PXG-LOAD-010). */
+static void bad_table(pxg_guest *out) {
+  static const pxg_str nameless[] = {S("probe"), {(const uint8_t *)"", 0, 0}}, twins[] = {S("probe"), S("probe")};
+  switch (PROBE_TABLE) {
+    case 1: out->on_config_new = NULL; break;
+    case 2: out->on_config_drop = NULL; break;
+    case 3: out->on_event = NULL; break;
+    case 4: out->on_cancel = NULL; break;
+    case 5: out->on_stream_end = NULL; break;
+    case 6: out->n_filters = 0; break;
+    case 7: out->filters = nameless; break;
+    case 8: out->filters = twins; break;
+    case 9: out->filters = NULL; break;
+    case 10: out->size = 16; break;
+    case 11: out->major = PXG_VERSION_MAJOR + 1; break;
+    case 12: out->flags = 1u << 30; break;
+    default: break;
+  }
+}
+#endif
+
 int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   if (host->major != PXG_VERSION_MAJOR) return PXG_E_VERSION;
   const char *dir = getenv("PXG_PROBE_DIR");
@@ -373,17 +481,32 @@ int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   the_host = host;
   memcpy(&host_at_init, host, host->size < sizeof host_at_init ? host->size : sizeof host_at_init);
   record_init(host);
+  located();
+  if (host->page && host->page->size < sizeof *host->page) note("PXG-ABI-002", "a page of %u bytes", host->page->size);
+#ifdef PROBE_HANDLERS
+  extra_handlers();
+#endif
+#ifdef PROBE_INIT
+  static const char why[] = "the probe was built to refuse";
+  if (host->log) host->log(host->ctx, PXG_LOG_ERROR, (const uint8_t *)why, sizeof why - 1);
+  return PROBE_INIT;
+#endif
   if (out->size > sizeof *out) out->size = sizeof *out;
   out->major = PXG_VERSION_MAJOR, out->minor = PXG_VERSION_MINOR, out->flags = PXG_GUEST_ABORTS;
   out->name = (pxg_str)S(PROBE_NAME), out->version = (pxg_str)S("1");
   out->required[0] = PROBE_REQUIRED;
-  for (int i = 0; i < 4; i++) out->known[i] = ~0ull;
+  for (int i = 0; i < 4; i++) out->known[i] = PROBE_KNOWN;
   out->ctx = 77;
   out->filters = filters, out->n_filters = sizeof filters / sizeof *filters;
   out->on_config_new = on_config_new, out->on_config_drop = on_config_drop;
   out->on_event = on_event, out->on_cancel = on_cancel, out->on_stream_end = on_stream_end;
+#ifndef PROBE_BARE
   out->on_worker = on_worker;
   out->on_batch_end = on_batch_end;
+#endif
+#ifdef PROBE_TABLE
+  bad_table(out);
+#endif
   record_end(record_begin("init", 1));
   return PXG_OK;
 }

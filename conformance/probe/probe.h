@@ -4,6 +4,7 @@
  *   script.c  the configuration: general lines, and cases with their steps
  *   record.c  one JSON object a line, one write(2) each
  *   act.c     steps: building results, calling the host, threads that call it later
+ *   extra.c   steps beside results: metrics, signals, children, calls that are not legal
  *   probe.c   the hooks and the entry
  *
  * The schema of the records is conformance/src/hostcheck/record.rs; the script language is in README.md. */
@@ -63,6 +64,9 @@ typedef struct config {
   uint64_t n_attrs;
   pxg_projection projection[32];
   uint64_t n_projection;
+  int32_t answer;       /* A status beside an acceptance. */
+  uint64_t null_attrs;  /* A count without an array. */
+  uint64_t scratch;     /* Bytes to ask scratch_more for, in pieces of 4 KiB. */
   uint64_t set_value; /* The configuration's value, if `has_value`. */
   int has_value;
   uint32_t out_size; /* `size` to leave in the answer, 0 for the host's. */
@@ -86,6 +90,8 @@ typedef struct {
 
 extern const pxg_host *the_host;
 extern _Thread_local uint64_t thread_now; /* `seq` of the hook that runs on this thread, 0 outside. */
+
+extern _Thread_local const char *case_now; /* The case of the hook that runs on this thread. */
 
 void record_to(const char *dir);
 text *record_begin(const char *fn, int exit); /* The thread's line; one at a time. */

@@ -13,6 +13,7 @@
 #include "probe.h"
 
 _Thread_local uint64_t thread_now;
+_Thread_local const char *case_now;
 
 static atomic_ullong sequence;
 static char directory[512];
@@ -100,6 +101,9 @@ text *record_begin(const char *fn, int exit) {
          (unsigned long long)atomic_fetch_add(&sequence, 1) + 1,
          (unsigned long long)now.tv_sec * 1000000000u + (unsigned long long)now.tv_nsec, (int)getpid(),
          (int)syscall(SYS_gettid), fn, exit ? "exit" : "enter");
+#ifdef PROBE_LIBRARY
+  format(t, ",\"library\":\"%s\"", PROBE_LIBRARY);
+#endif
   return t;
 }
 
@@ -253,6 +257,7 @@ void note(const char *rule, const char *f, ...) {
   vsnprintf(buffer, sizeof buffer, f, args);
   va_end(args);
   text *t = record_begin("note", 0);
+  if (case_now) j_text(t, "case", case_now);
   j_text(t, "rule", rule);
   j_text(t, "text", buffer);
   record_end(t);

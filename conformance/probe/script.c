@@ -180,6 +180,16 @@ static int general_line(config *c, word *w, int n, char **error) {
     c->pend_ns = strtoull(cstr(&w[1]), NULL, 0);
   } else if (is(&w[0], "value") && n == 2) {
     c->set_value = strtoull(cstr(&w[1]), NULL, 0), c->has_value = 1;
+  } else if (is(&w[0], "answer") && n == 2) {
+    c->answer = (int32_t)strtol(cstr(&w[1]), NULL, 0);
+  } else if (is(&w[0], "null-attrs") && n == 2) {
+    c->null_attrs = strtoull(cstr(&w[1]), NULL, 0);
+  } else if (is(&w[0], "scratch") && n == 2) {
+    c->scratch = strtoull(cstr(&w[1]), NULL, 0);
+  } else if (is(&w[0], "attr-flags") && n == 2 && c->n_attrs) { /* Of the last one. */
+    c->attrs[c->n_attrs - 1].flags |= (uint32_t)strtoul(cstr(&w[1]), NULL, 0);
+  } else if (is(&w[0], "attr-reserved") && n == 2 && c->n_attrs) {
+    c->attrs[c->n_attrs - 1].reserved0 = (uint32_t)strtoul(cstr(&w[1]), NULL, 0);
   } else if (is(&w[0], "out-size") && n == 2) {
     c->out_size = (uint32_t)strtoul(cstr(&w[1]), NULL, 0);
   } else if (is(&w[0], "refuse") && n == 3) {

@@ -36,7 +36,7 @@ impl Workshop {
 
     /// A build of the probe with these definitions, in a file of its own.
     pub(crate) fn probe(&self, name: &str, defines: &[&str]) -> Result<PathBuf> {
-        let sources: Vec<PathBuf> = ["script.c", "record.c", "act.c", "probe.c"]
+        let sources: Vec<PathBuf> = ["script.c", "record.c", "act.c", "extra.c", "probe.c"]
             .iter()
             .map(|f| self.dir.join("probe").join(f))
             .collect();
