@@ -165,12 +165,13 @@ impl Outcome {
             .collect()
     }
 
-    /// The strings and arrays that the guest keeps in memory of its own until its next call.
+    /// The strings that the guest keeps in memory of its own until its next call. OWNED bytes live until their release.
     pub fn borrowed(&self) -> Vec<(u64, Vec<u8>)> {
         let mut out = Vec::new();
         let mut put = |t: &Text| {
             if let (Region::Guest, Some(b)) = (t.region, &t.bytes)
                 && !b.is_empty()
+                && t.flags & 0x20 == 0
             {
                 out.push((t.ptr, b.clone()));
             }
