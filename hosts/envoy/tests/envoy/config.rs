@@ -16,7 +16,10 @@ pub(crate) fn text(config: &str) -> Value {
 
 /// Our filter with one guest.
 pub(crate) fn pxg(filter: &str, guest: &Path, config: Value) -> Value {
-    pxg_with(filter, json!({ "guest": guest, "config": config }))
+    pxg_with(
+        filter,
+        json!({ "guest": guest, "filter": filter, "config": config }),
+    )
 }
 
 /// Our filter with these settings.
@@ -50,9 +53,14 @@ pub(crate) fn route(prefix: &str, cluster: &str) -> Value {
     json!({ "match": { "prefix": prefix }, "route": { "cluster": cluster, "timeout": "0s" } })
 }
 
-/// Another with HTTP/2 to the upstream below `/h2`; all else goes to `app`.
+/// To the upstream that each path is for.
 pub(crate) fn routes() -> Vec<Value> {
-    vec![route("/h2", "h2"), route("/", "app")]
+    vec![
+        route("/h2", "h2"),
+        route("/upgrade", "raw"),
+        route("/early", "raw"),
+        route("/", "app"),
+    ]
 }
 
 /// A listener on a free port, with these filters before the router.

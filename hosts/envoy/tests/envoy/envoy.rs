@@ -158,6 +158,10 @@ impl Envoy {
         *address.unwrap_or_else(|| panic!("Envoy has no listener {listener}: {:?}", self.listeners))
     }
 
+    pub(crate) fn has_listener(&self, listener: &str) -> bool {
+        self.listeners.contains_key(listener)
+    }
+
     pub(crate) fn connect(&self, listener: &str) -> Client {
         Client::new(self.address(listener))
     }
@@ -231,13 +235,6 @@ impl Envoy {
             status.is_some()
         });
         status.expect("it has ended")
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("ask for the state of Envoy")
-            .is_none()
     }
 
     /// Resident memory in bytes.

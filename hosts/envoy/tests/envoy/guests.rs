@@ -81,14 +81,14 @@ pub(crate) fn header_policy() -> PathBuf {
     )
 }
 
-/// The examples in Go: one library with all of them.
+/// The examples in Go and those that the tests need: one library with all of them.
 pub(crate) fn go() -> PathBuf {
-    built("go-examples", |out| {
+    built("go", |out| {
         let mut go = Command::new("go");
-        go.current_dir(root().join("guest-sdk/go"));
+        go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/go"));
         go.args(["build", "-buildmode=c-shared", "-o"])
             .arg(out)
-            .arg("./examples/bundle");
+            .arg(".");
         go.env("GOTOOLCHAIN", "local").env("CGO_ENABLED", "1");
         go
     })

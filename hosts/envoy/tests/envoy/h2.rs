@@ -1,11 +1,13 @@
 //! A client of HTTP/2 by prior knowledge.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
@@ -60,6 +62,22 @@ pub(crate) fn with_body(
         request = request.header(*name, *value);
     }
     request.body(body).expect("a request")
+}
+
+/// A body of these frames.
+pub(crate) fn frames(frames: Vec<Frame<Bytes>>) -> Body {
+    struct Frames(std::vec::IntoIter<Frame<Bytes>>);
+    impl hyper::body::Body for Frames {
+        type Data = Bytes;
+        type Error = std::io::Error;
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+            Poll::Ready(self.0.next().map(Ok))
+        }
+    }
+    Frames(frames.into_iter()).boxed()
 }
 
 /// Reads all of it, or says why that ends early.

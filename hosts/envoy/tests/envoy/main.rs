@@ -19,10 +19,24 @@ mod record;
 mod suite;
 mod support;
 
+mod asynchronous;
+mod bodies;
+mod chains;
+mod faults;
 mod phases;
+mod replies;
+mod restarts;
+mod updates;
 
 fn main() -> std::process::ExitCode {
-    let suite = suite::Suite::default();
-    // phases::add(&mut suite);
+    let mut suite = suite::Suite::default();
+    phases::add(&mut suite);
+    bodies::add(&mut suite);
+    replies::add(&mut suite);
+    asynchronous::add(&mut suite);
+    chains::add(&mut suite);
+    faults::add(&mut suite);
+    updates::add(&mut suite);
+    restarts::add(&mut suite);
     suite.run()
 }

@@ -11,20 +11,25 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use tokio::sync::{mpsc, watch};
 
+use crate::client::Client;
 use crate::config::Clusters;
 use crate::upstream::{Body, Upstream, mirror};
 
 /// Upstreams that all tests share. The last segment of a path says what they do:
 ///
-/// - `trailers`: the body `hello`, the trailer `x-end: 1`;
+/// - `trailers`: the body `hello`, the trailer `x-end: 1`, once the request has ended;
 /// - `bytes-N`: N bytes;
 /// - `gate-KEY`: `first`, and `second` when the test opens that gate;
 /// - `shut-KEY`: nothing before the test opens that gate;
 /// - `break`: some bytes, and then the connection breaks;
 /// - all else: what came, in JSON.
+///
+/// A third one sees bytes: below `/upgrade` it accepts a WebSocket and echoes what comes, below `/early` it answers 413
+/// without reading the body.
 pub(crate) struct Origins {
     http1: Upstream,
     http2: Upstream,
+    raw: Upstream,
     gates: Arc<Gates>,
 }
 
@@ -53,6 +58,7 @@ impl Origins {
         Self {
             http1: Upstream::http1(answer(Arc::clone(&gates))),
             http2: Upstream::http2(answer(Arc::clone(&gates))),
+            raw: Upstream::raw(raw),
             gates,
         }
     }
@@ -61,6 +67,7 @@ impl Origins {
         Clusters::from([
             ("app", (self.http1.address, false)),
             ("h2", (self.http2.address, true)),
+            ("raw", (self.raw.address, false)),
         ])
     }
 
@@ -86,6 +93,10 @@ async fn answer(request: Request<Incoming>, gates: Arc<Gates>) -> Response<Body>
     let (what, key) = (what.to_owned(), key.to_owned());
     if !["trailers", "gate", "break"].contains(&what.as_str()) {
         return mirror(request).await;
+    }
+    if what == "trailers" {
+        // The request has ended before the response does.
+        let _ = request.into_body().collect().await;
     }
     let (frames, body) = mpsc::channel(4);
     tokio::spawn(async move { write(&what, &key, &frames, &gates).await });
@@ -120,6 +131,31 @@ async fn write(what: &str, key: &str, frames: &Frames, gates: &Gates) {
                 .await;
         }
     }
+}
+
+fn raw(mut client: Client, _: usize) {
+    let head = std::iter::from_fn(|| Some(client.line()).filter(|line| !line.is_empty()));
+    let first = head
+        .collect::<Vec<_>>()
+        .into_iter()
+        .next()
+        .unwrap_or_default();
+    if !first.contains("/upgrade") {
+        client.send(
+            "HTTP/1.1 413 Payload Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+        );
+        // Until the proxy has read it and closes.
+        client.rest();
+        return;
+    }
+    client.send(
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    );
+    let mut reader = client
+        .stream
+        .try_clone()
+        .expect("a second handle of the connection");
+    let _ = std::io::copy(&mut reader, &mut client.stream);
 }
 
 /// Frames from a channel.

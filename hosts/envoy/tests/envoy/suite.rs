@@ -70,18 +70,16 @@ impl Suite {
                 let (world, run) = (Arc::clone(world), *run);
                 let name = format!("{}::{name}", world.version);
                 let trial = Trial::test(name, move || {
-                    let failed =
-                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&world)));
-                    if let Err(panic) = failed {
-                        world.show_log();
-                        std::panic::resume_unwind(panic);
-                    }
+                    run(&world);
                     Ok(())
                 });
                 trials.push(trial.with_ignored_flag(*is_long));
             }
         }
         let conclusion = libtest_mimic::run(&arguments, trials);
+        if conclusion.has_failed() {
+            worlds.iter().for_each(|world| world.show_log());
+        }
         // The trials have gone, and the proxies end with the last that refers to them.
         drop(worlds);
         conclusion.exit_code()

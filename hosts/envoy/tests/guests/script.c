@@ -8,6 +8,8 @@
  *   flags duplex|resizes_request|resizes_response|peer ...
  *   max_body DIRECTION N
  *   mode DIRECTION MODE        a body mode for all streams
+ *   watch KEY PATH             what pends until KEY is released once there is such a file
+ *   features                   the features that the configuration has are written down
  *   case NAME                  begins the script of the streams whose request has the field `x-case: NAME`; `*`: of
  *                              all others, also of those whose request never came here. Without one they pass unseen
  *   PHASE [@N|@end] STEP ...   a step of it, in the N-th call of the phase, in that with BODY_END, or in each
@@ -74,7 +76,7 @@ typedef struct pending {
   const script *script;
   const step *rest; /* the steps that go with the completion */
   uint32_t phase, nth, flags;
-  uint64_t token, stream;
+  uint64_t token, len;
   pxg_str key;
   long wait_ms;
 } pending;
@@ -265,8 +267,8 @@ static pxg_str value_of(pxg_str s, const pxg_event *ev) {
   return copy;
 }
 
-/* Runs the steps of a phase from `at` on. `ev` is null in a completion. Answers the step after which it pends. */
-static const step *run(const script *s, const step *at, uint32_t phase, uint32_t flags, uint32_t nth,
+/* Runs the steps of a phase from `at` on, for a view of `len` bytes. `ev` is null in a completion. Answers the step after which it pends. */
+static const step *run(const script *s, const step *at, uint32_t phase, uint32_t flags, uint32_t nth, uint64_t len,
                        const pxg_event *ev, pxg_result *out) {
   out->action = PXG_ACT_CONTINUE;
   memset(&r.reply, 0, sizeof r.reply);
@@ -294,7 +296,7 @@ static const step *run(const script *s, const step *at, uint32_t phase, uint32_t
       if (PXGG_EQ(what, "set_at")) o->val = pxgg_borrowed(rest);
     } else if (PXGG_EQ(what, "pass") || PXGG_EQ(what, "drop")) {
       pxg_op *o = op(out, PXGG_EQ(what, "pass") ? PXG_OP_PASS : PXG_OP_DROP);
-      o->u0 = PXGG_EQ(rest, "all") && ev ? pxgg_body_len(ev) : number(rest);
+      o->u0 = PXGG_EQ(rest, "all") ? len : number(rest);
     } else if (PXGG_EQ(what, "inject")) {
       op(out, PXG_OP_INJECT)->val = pxgg_borrowed(rest);
     } else if (PXGG_EQ(what, "meta")) {
@@ -381,7 +383,7 @@ static int32_t complete(const pending *p) {
   pxg_result out;
   memset(&out, 0, sizeof out);
   out.size = sizeof out;
-  run(p->script, p->rest, p->phase, p->flags, p->nth, NULL, &out);
+  run(p->script, p->rest, p->phase, p->flags, p->nth, p->len, NULL, &out);
   int32_t status = host->complete(host->ctx, p->token, &out);
   record_status("complete", p->script, p->phase, status);
   return status;
@@ -430,6 +432,19 @@ static void detached(void *(*function)(void *), void *arg) {
   pthread_attr_destroy(&a);
 }
 
+typedef struct watch {
+  pxg_str key;
+  char path[4096];
+} watch;
+
+static void *watcher(void *arg) {
+  watch *w = arg;
+  while (access(w->path, F_OK) != 0) sleep_ms(5);
+  release_all(w->key);
+  free(w);
+  return NULL;
+}
+
 static int pend(const script *s, const step *at, const pxg_event *ev, uint32_t nth, pxg_str how) {
   pxg_str word = pxgg_next_word(&how);
   if (PXGG_EQ(word, "forever")) return 0;
@@ -440,7 +455,7 @@ static int pend(const script *s, const step *at, const pxg_event *ev, uint32_t n
                  .nth = nth,
                  .flags = ev->flags,
                  .token = ev->token,
-                 .stream = ev->stream,
+                 .len = pxgg_body_len(ev),
                  .key = how};
   if (PXGG_EQ(word, "until")) {
     pthread_mutex_lock(&lock);
@@ -525,7 +540,7 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   const script *s = st->script;
   uint32_t nth = ++st->calls[ev->phase];
   record_event(s, ev, nth);
-  const step *at = run(s, s->steps, ev->phase, ev->flags, nth, ev, out);
+  const step *at = run(s, s->steps, ev->phase, ev->flags, nth, pxgg_body_len(ev), ev, out);
   if (at) {
     pxg_str rest = at->text;
     pxgg_next_word(&rest);
@@ -618,6 +633,17 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
       if (c->record < 0) return pxgg_config_error(out, PXG_E_ARG, "line %u: %s: %s", n, path, strerror(errno));
     } else if (PXGG_EQ(word, "refuse")) {
       return pxgg_config_error(out, PXG_E_ARG, "%.*s", (int)text.len, (const char *)text.ptr);
+    } else if (PXGG_EQ(word, "watch")) {
+      if (in->flags & PXG_CFG_IN_VALIDATE_ONLY) continue;
+      watch *w = calloc(1, sizeof *w);
+      w->key = pxgg_next_word(&text);
+      snprintf(w->path, sizeof w->path, "%.*s", (int)text.len, (const char *)text.ptr);
+      detached(watcher, w);
+    } else if (PXGG_EQ(word, "features")) {
+      line l = {.n = 0};
+      put(&l, "{\"call\":\"features\",\"case\":\"-\",\"host\":%llu,\"config\":%llu}\n",
+          (unsigned long long)host->features[0], (unsigned long long)in->features[0]);
+      if (c->record >= 0) (void)!write(c->record, l.text, l.n);
     } else if (PXGG_EQ(word, "sees")) {
       if (!in->parent) return pxgg_config_error(out, PXG_E_ARG, "line %u: there is no parent", n);
     } else if (PXGG_EQ(word, "attr") && c->n_attrs < MAX_ATTRS) {

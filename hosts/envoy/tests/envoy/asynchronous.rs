@@ -1,0 +1,342 @@
+//! PENDING: completions from threads, deadlines, streams that die.
+
+use std::time::Duration;
+
+use proxy_golang_abi::Status;
+use serde_json::{Value, json};
+
+use crate::config::{listener, pxg, pxg_with};
+use crate::guests;
+use crate::h2;
+use crate::phases::seen;
+use crate::suite::{Setup, Suite, World};
+use crate::support::{run, until};
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.scripts(
+        "
+case pend-all
+request_headers pend 1
+request_headers set x-a 1
+request_headers mode request stream
+request_headers mode response stream
+request_body pend 1
+request_trailers pend 1
+request_trailers tset x-b 1
+response_headers pend 1
+response_headers set x-c 1
+response_body pend 1
+response_trailers pend 1
+response_trailers tset x-d 1
+case pend-early
+request_headers pend early
+request_headers set x-a early
+response_headers pend early
+response_headers set x-b early
+case pend-storm
+request_headers pend 0
+request_headers set x-a 1
+case pend-storm-early
+request_headers pend early
+request_headers set x-a 1
+case pend-gone
+request_headers pend until gone-key
+request_headers set x-a 1
+case release-gone
+request_headers release gone-key
+case pend-siblings
+request_headers pend until siblings-key
+case release-siblings
+request_headers release siblings-key
+case pend-whole
+request_headers mode request whole
+request_body pend 1
+request_body set x-a 1
+request_body drop all
+request_body inject later
+case pend-response-gone
+response_headers pend until response-gone-key
+",
+    );
+    suite.listeners(listeners);
+    suite.test("async::in_every_phase", every_phase);
+    suite.test("async::completed_before_it_returned", early);
+    suite.test("async::a_whole_body_changed_later", whole);
+    suite.test("async::many_at_once_on_every_connection", storm);
+    suite.test("async::the_stream_goes_first", gone);
+    suite.test("async::a_stream_that_dies_takes_no_wakeup_along", siblings);
+    suite.test("async::nobody_decides_until_the_deadline", deadline);
+    suite.test(
+        "async::nobody_decides_and_the_filter_may_fail_open",
+        deadline_open,
+    );
+    suite.test("async::over_the_cap_of_pending_streams", cap);
+    suite.test("async::the_example_in_go", example);
+}
+
+fn listeners(setup: &Setup) -> Vec<Value> {
+    let record = format!("record {}\n", setup.record.display());
+    let script = guests::script();
+    let never = format!(
+        "{record}case never\nrequest_headers pend forever\ncase never-open\nrequest_headers pend forever\n\
+         case never-response\nresponse_headers pend forever\n"
+    );
+    let settings = |more: Value| {
+        let mut settings =
+            json!({ "guest": script, "filter": "script", "config": never, "pend_limit": "200ms" });
+        for (key, value) in more.as_object().expect("a table") {
+            settings[key] = value.clone();
+        }
+        settings
+    };
+    let cap = format!(
+        "{record}case cap\nrequest_headers pend until cap-key\ncase release-cap\nlog log 0 .\n"
+    );
+    let cap = json!({ "guest": script, "filter": "script", "config": cap, "max_pending": 3 });
+    let authority = format!("http://{}/authority", setup.clusters["app"].0);
+    vec![
+        listener("deadline", vec![pxg_with("script", settings(json!({})))]),
+        listener(
+            "deadline-open",
+            vec![pxg_with(
+                "script",
+                settings(json!({ "failure_mode": "open" })),
+            )],
+        ),
+        listener("cap", vec![pxg_with("script", cap)]),
+        listener(
+            "go",
+            vec![
+                pxg("trace-id", &guests::go(), json!({})),
+                pxg(
+                    "token-check",
+                    &guests::go(),
+                    json!({ "authority": authority, "timeout_ms": 5000 }),
+                ),
+            ],
+        ),
+    ]
+}
+
+fn every_phase(w: &World) {
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue};
+    use hyper::body::Frame;
+    let address = w.envoy().address("script");
+    let ask = |path: &'static str| {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-kept", HeaderValue::from_static("1"));
+        let frames = vec![
+            Frame::data(Bytes::from_static(b"hello")),
+            Frame::trailers(trailers),
+        ];
+        h2::with_body("POST", path, &[("x-case", "pend-all")], h2::frames(frames))
+    };
+    let (mirror, ended) = run(async {
+        let mut sender = h2::connect(address).await;
+        let mirror = h2::whole(sender.send_request(ask("/h2/mirror")).await.unwrap())
+            .await
+            .unwrap();
+        let ended = h2::whole(sender.send_request(ask("/h2/trailers")).await.unwrap())
+            .await
+            .unwrap();
+        (mirror, ended)
+    });
+    assert_eq!(mirror.fields["x-c"], "1");
+    let mirror = mirror.json();
+    assert_eq!(seen(&mirror, "x-a"), ["1"]);
+    assert_eq!(
+        (mirror["body"].as_str(), &mirror["trailers"]),
+        (Some("hello"), &json!([["x-kept", "1"], ["x-b", "1"]]))
+    );
+    assert_eq!(
+        (&ended.body[..], &ended.trailers["x-d"]),
+        (&b"hello"[..], &HeaderValue::from_static("1"))
+    );
+    let record = w.record("pend-all");
+    record.calls("end", 2);
+    let lines = record.lines();
+    assert!(lines.iter().all(|l| l["call"] != "cancel"));
+    for line in lines.iter().filter(|l| l["call"] == "complete") {
+        assert_eq!(line["status"], Status::OK.0, "{line}");
+    }
+}
+
+fn early(w: &World) {
+    let reply = w.envoy().case("pend-early", "/");
+    assert_eq!((reply.status, reply.field("x-b")), (200, Some("early")));
+    assert_eq!(seen(&reply.json(), "x-a"), ["early"]);
+}
+
+fn whole(w: &World) {
+    let reply =
+        w.envoy()
+            .connect("script")
+            .request("POST", "/", "x-case: pend-whole\r\n", b"sooner");
+    let mirror = reply.json();
+    assert_eq!(mirror["body"], "later");
+    assert_eq!(seen(&mirror, "content-length"), ["5"]);
+}
+
+fn storm(w: &World) {
+    const STREAMS: usize = 100;
+    const CONNECTIONS: usize = 4;
+    let address = w.envoy().address("script");
+    for case in ["pend-storm", "pend-storm-early"] {
+        run(async {
+            let mut tasks = tokio::task::JoinSet::new();
+            for _ in 0..CONNECTIONS {
+                let sender = h2::connect(address).await;
+                for _ in 0..STREAMS {
+                    let mut sender = sender.clone();
+                    tasks.spawn(async move {
+                        sender.ready().await.unwrap();
+                        let answer = sender
+                            .send_request(h2::get("/", &[("x-case", case)]))
+                            .await
+                            .unwrap();
+                        h2::whole(answer).await.unwrap()
+                    });
+                }
+            }
+            let mut n = 0;
+            while let Some(whole) = tasks.join_next().await {
+                assert_eq!(seen(&whole.unwrap().json(), "x-a"), ["1"]);
+                n += 1;
+            }
+            assert_eq!(n, STREAMS * CONNECTIONS);
+        });
+    }
+}
+
+/// Waits until a stream of this case pends.
+fn pends(w: &World, case: &'static str, n: usize) {
+    let record = w.record(case);
+    until(&format!("{n} streams of {case} pend"), || {
+        record
+            .lines()
+            .iter()
+            .filter(|l| l["call"] == "event")
+            .count()
+            >= n
+    });
+}
+
+fn gone(w: &World) {
+    let envoy = w.envoy();
+    for case in ["pend-gone", "pend-response-gone"] {
+        let mut client = envoy.connect("script");
+        client.send(format!(
+            "GET / HTTP/1.1\r\nhost: test\r\nx-case: {case}\r\n\r\n"
+        ));
+        pends(w, case, 1);
+        drop(client);
+    }
+    for case in ["pend-gone", "pend-response-gone"] {
+        let record = w.record(case);
+        record.calls("cancel", 1);
+        record.calls("end", 1);
+    }
+    // A later completion is answered, and changes nothing.
+    assert_eq!(envoy.case("release-gone", "/").status, 200);
+    let complete = w.record("pend-gone").calls("complete", 1);
+    assert_eq!(complete[0]["status"], Status::STALE.0);
+}
+
+/// Many completions in one batch, some for streams that die in the same moment: the wake-up of the others must not be
+/// bound to a stream that has gone.
+fn siblings(w: &World) {
+    let envoy = w.envoy();
+    const ROUNDS: usize = 10;
+    const EACH: usize = 16;
+    for round in 0..ROUNDS {
+        let mut clients: Vec<_> = (0..EACH).map(|_| envoy.connect("script")).collect();
+        for client in &mut clients {
+            client.send("GET / HTTP/1.1\r\nhost: test\r\nx-case: pend-siblings\r\n\r\n");
+        }
+        let events = |n| {
+            let record = w.record("pend-siblings");
+            until("all of them pend", || {
+                let lines = record.lines();
+                lines
+                    .iter()
+                    .filter(|l| l["phase"] == "request_headers" && l["call"] == "event")
+                    .count()
+                    >= n
+            });
+        };
+        events((round + 1) * EACH);
+        // Every second one dies while the batch is completed.
+        let (dying, living): (Vec<_>, Vec<_>) = clients
+            .into_iter()
+            .enumerate()
+            .partition(|(i, _)| i % 2 == 0);
+        let killer = std::thread::spawn(move || drop(dying));
+        assert_eq!(envoy.case("release-siblings", "/").status, 200);
+        killer.join().unwrap();
+        for (i, mut client) in living {
+            assert_eq!(client.reply().status, 200, "round {round}, stream {i}");
+        }
+    }
+}
+
+fn deadline(w: &World) {
+    let envoy = w.envoy();
+    for case in ["never", "never-response"] {
+        let reply =
+            envoy
+                .connect("deadline")
+                .request("GET", "/", &format!("x-case: {case}\r\n"), b"");
+        assert_eq!(reply.status, 500, "{case}");
+        let record = w.record(case);
+        record.calls("end", 1);
+        record.calls("cancel", 1);
+    }
+}
+
+fn deadline_open(w: &World) {
+    let reply =
+        w.envoy()
+            .connect("deadline-open")
+            .request("GET", "/", "x-case: never-open\r\n", b"");
+    assert_eq!(reply.status, 200);
+    w.record("never-open").calls("cancel", 1);
+}
+
+fn cap(w: &World) {
+    let envoy = w.envoy();
+    // Each worker has its own cap, and which worker a connection gets is the kernel's choice: of nine, three pend on one
+    // of the two workers at least, and six at most.
+    let mut clients: Vec<_> = (0..9).map(|_| envoy.connect("cap")).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nhost: test\r\nx-case: cap\r\n\r\n");
+        client
+            .stream
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+    }
+    let answered = clients
+        .iter()
+        .filter(|c| matches!(c.stream.peek(&mut [0]), Ok(1)))
+        .count();
+    assert!((3..=6).contains(&answered), "{answered} of 9 were refused");
+}
+
+fn example(w: &World) {
+    let envoy = w.envoy();
+    let reply = envoy.connect("go").get("/");
+    assert_eq!(
+        (reply.status, reply.field("www-authenticate")),
+        (401, Some("Bearer"))
+    );
+    let reply = envoy
+        .connect("go")
+        .request("GET", "/", "authorization: Bearer x\r\n", b"");
+    let mirror = reply.json();
+    let id = seen(&mirror, "x-trace-id");
+    assert_eq!(
+        (reply.status, reply.field("x-trace-id")),
+        (200, id.first().copied())
+    );
+    assert_eq!(id[0].len(), 32);
+}
