@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bootstrap::{self, Need, Tools};
+use crate::bootstrap::{self, Need, Tools, envoy};
 use crate::proc::{end_children_on_interrupt, run_logged};
 use crate::root::{logs, root};
 use counts::Counts;
-use stages::{STAGES, Stage};
+use stages::{ENVOY, STAGES, Stage};
 
 /// How much of a failed stage's output is shown.
 const SHOWN_LINES: usize = 60;
@@ -124,6 +124,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .collect();
     end_children_on_interrupt()?;
     let tools = bootstrap::bring(Need::Tests)?;
+    if chosen.iter().any(|stage| stage.name == ENVOY)
+        && let Err(error) = envoy::bring(&envoy::RELEASES)
+    {
+        // The other stages do without, and that one fails.
+        println!("{error:#}");
+    }
     let all = Instant::now();
     let mut ended = Vec::new();
     for (i, stage) in chosen.iter().enumerate() {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::counts::{self, Counts};
 use super::{Run, conformance, files, generated, licences, links};
+use crate::bootstrap::envoy;
 use crate::lab::Lab;
 use crate::proc::run_logged;
 use crate::root::{root, target};
@@ -34,6 +35,8 @@ impl Stage {
 
 const GO: &str = "guest-sdk/go";
 const LOOM: &str = "loom";
+/// The stage that needs Envoys.
+pub(super) const ENVOY: &str = "envoy";
 
 /// Quick ones first.
 pub(super) const STAGES: &[Stage] = &[
@@ -107,10 +110,25 @@ pub(super) const STAGES: &[Stage] = &[
     },
     Stage {
         name: "rust-tests",
-        about: "cargo test of the whole workspace, documentation examples included",
+        about: "cargo test of the whole workspace but what is in the stage envoy, documentation examples included",
         needs: &[],
         run: |c| {
-            c.run(".", "cargo test --workspace --locked --no-fail-fast")?;
+            let cargo =
+                "cargo test --workspace --exclude proxy-golang-envoy --locked --no-fail-fast";
+            c.run(".", cargo)?;
+            some_ran(c, counts::cargo)
+        },
+        counts: Some(("Rust tests", counts::cargo)),
+    },
+    Stage {
+        name: ENVOY,
+        about: "guests in real Envoys of each supported version: every phase, every fault, updates and restarts",
+        needs: &["hosts/envoy"],
+        run: |c| {
+            c.run(".", "cargo build --locked -p body-rewrite")?;
+            let folder = envoy::folder().display().to_string();
+            let cargo = "cargo test --locked --no-fail-fast -p proxy-golang-envoy";
+            c.run_with(".", cargo, &[("PXG_ENVOY_DIR", folder.as_str())])?;
             some_ran(c, counts::cargo)
         },
         counts: Some(("Rust tests", counts::cargo)),
