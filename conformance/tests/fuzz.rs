@@ -265,6 +265,21 @@ fn a_case_is_recorded_and_repeated() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("PXG-MEM-008"), "{text}");
 
+    // Configurations that come and go are recorded too, and which loop thread did what.
+    let (code, text) = program(&["guest", "--only", "thr/reload", "--trace", &file], &clean);
+    assert_eq!(code, 0, "{text}");
+    let recorded = std::fs::read_to_string(&file).unwrap();
+    let lines = |what: &str| recorded.lines().filter(|l| l.contains(what)).count();
+    let (opened, elsewhere) = (lines("\"do\":\"open\""), lines("\"lane\":1"));
+    assert!(opened > 0 && elsewhere > 0, "{recorded}");
+    let (made, dropped) = (lines("\"do\":\"configure\""), lines("\"do\":\"drop\""));
+    assert!(
+        made > 0 && made == dropped,
+        "{made} made, {dropped} dropped"
+    );
+    let (code, text) = program(&["guest", "--replay", &file], &clean);
+    assert_eq!(code, 0, "{text}");
+
     let (code, text) = program(&["guest", "--only", "run", "--trace", &file], &clean);
     assert_eq!(code, 2, "{text}");
     let (code, text) = program(

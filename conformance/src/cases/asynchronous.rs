@@ -82,11 +82,7 @@ fn completes(run: &mut Run) {
     if pending(run, &confs) {
         let mut pended = 0;
         for c in confs.iter().filter(may_pend) {
-            for e in [
-                messages::get(),
-                messages::post(&[200, 200]),
-                messages::chunked(),
-            ] {
+            for e in messages::shapes(&[200, 200]) {
                 let ran = rig.run(c, &e, Options::default());
                 pended += ran.pended;
                 run.checked(1);

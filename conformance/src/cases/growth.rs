@@ -61,11 +61,7 @@ fn request_growth(run: &mut Run) {
             for c in &confs {
                 any = true;
                 for k in 0..REQUESTS {
-                    let e = [
-                        messages::get(),
-                        messages::post(&[60, 60]),
-                        messages::chunked(),
-                    ];
+                    let e = messages::shapes(&[60, 60]);
                     let o = Options {
                         abort_pending: k % 5 == 4,
                         ..Options::default()
@@ -244,11 +240,7 @@ fn one_go_heap(run: &mut Run, rig: &Rig, heap: &GoHeap, s: &Subject) -> bool {
         let confs = rig.configure(std::slice::from_ref(s));
         for c in &confs {
             for k in 0..n {
-                let e = [
-                    messages::get(),
-                    messages::post(&[60, 60]),
-                    messages::chunked(),
-                ];
+                let e = messages::shapes(&[60, 60]);
                 let o = Options {
                     abort_pending: k % 5 == 4,
                     ..Options::default()

@@ -132,11 +132,7 @@ fn late_system_call(run: &mut Run) {
 fn use_and_wait(run: &mut Run, rig: &Rig) {
     let confs = run.confs(rig);
     for c in &confs {
-        for e in [
-            messages::get(),
-            messages::post(&[700, 700]),
-            messages::chunked(),
-        ] {
+        for e in messages::shapes(&[700, 700]) {
             run.checked(rig.run(c, &e, Options::default()).events);
         }
     }
@@ -148,11 +144,7 @@ fn left_aligned(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
     for c in &confs {
-        for e in [
-            messages::get(),
-            messages::post(&[700, 3]),
-            messages::chunked(),
-        ] {
+        for e in messages::shapes(&[700, 3]) {
             let o = Options {
                 layout: calls::left(),
                 ..Options::default()

@@ -58,11 +58,7 @@ fn in_call(run: &mut Run) {
     let Some(rig) = run.rig() else { return };
     let confs = run.confs(&rig);
     for c in &confs {
-        for e in [
-            messages::get(),
-            messages::post(&[700, 700]),
-            messages::chunked(),
-        ] {
+        for e in messages::shapes(&[700, 700]) {
             run.checked(rig.run(c, &e, Options::default()).events);
             let aborted = Options {
                 abort_pending: true,

@@ -131,6 +131,11 @@ pub(crate) fn post(sizes: &[usize]) -> Exchange {
     )
 }
 
+/// One of each shape: without bodies, with bodies in chunks of these sizes, with trailers.
+pub(crate) fn shapes(sizes: &[usize]) -> [Exchange; 3] {
+    [get(), post(sizes), chunked()]
+}
+
 /// Bodies without a length, with trailers.
 pub(crate) fn chunked() -> Exchange {
     let tail = || vec![field("x-checksum", "abc"), field("x-empty", "")];
