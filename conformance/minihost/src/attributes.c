@@ -4,9 +4,31 @@
 
 #include "minihost.h"
 
-enum getter { A_ID, A_PROTOCOL, A_START, A_EARLY, A_REQUEST_BYTES, A_RAW, A_NORMAL, A_SOURCE, A_PEER, A_LOCAL, A_CONNECTION,
-  A_REQUESTS, A_TLS, A_ROUTE, A_CLUSTER, A_ADDRESS, A_ATTEMPTS, A_UPSTREAM_NS, A_CODE, A_DETAILS, A_RESPONSE_BYTES,
-  A_DURATION, A_OWN };
+enum getter {
+  A_ID,
+  A_PROTOCOL,
+  A_START,
+  A_EARLY,
+  A_REQUEST_BYTES,
+  A_RAW,
+  A_NORMAL,
+  A_SOURCE,
+  A_PEER,
+  A_LOCAL,
+  A_CONNECTION,
+  A_REQUESTS,
+  A_TLS,
+  A_ROUTE,
+  A_CLUSTER,
+  A_ADDRESS,
+  A_ATTEMPTS,
+  A_UPSTREAM_NS,
+  A_CODE,
+  A_DETAILS,
+  A_RESPONSE_BYTES,
+  A_DURATION,
+  A_OWN
+};
 
 /* `l4`: also on connections; `from`: the first phase that knows it. */
 static const struct {
@@ -14,16 +36,37 @@ static const struct {
   enum getter get;
   bool l4;
   uint32_t from;
-} table[] = {{"request.id", A_ID, true, 1}, {"request.protocol", A_PROTOCOL, false, 1}, {"request.start_ns", A_START, true, 1},
-    {"request.early_data", A_EARLY, false, 1}, {"request.body_bytes", A_REQUEST_BYTES, false, 2}, {"path.raw", A_RAW, false, 1},
-    {"path.normalized", A_NORMAL, false, 1}, {"source.address", A_SOURCE, true, 1}, {"source.peer_address", A_PEER, true, 1},
-    {"destination.address", A_LOCAL, true, 1}, {"connection.id", A_CONNECTION, true, 1}, {"connection.requests", A_REQUESTS, false, 1},
-    {"tls.version", A_TLS, true, 1}, {"tls.cipher", A_TLS, true, 1}, {"tls.alpn", A_TLS, true, 1}, {"tls.sni", A_TLS, true, 1},
-    {"tls.peer.verified", A_TLS, true, 1}, {"tls.peer.subject", A_TLS, true, 1}, {"tls.peer.uri_san", A_TLS, true, 1},
-    {"tls.peer.dns_san", A_TLS, true, 1}, {"tls.peer.sha256", A_TLS, true, 1}, {"route.name", A_ROUTE, false, 1},
-    {"upstream.cluster", A_CLUSTER, true, 4}, {"upstream.address", A_ADDRESS, true, 4}, {"upstream.attempts", A_ATTEMPTS, false, 4},
-    {"upstream.duration_ns", A_UPSTREAM_NS, false, 4}, {"response.code", A_CODE, false, 7}, {"response.code_details", A_DETAILS, false, 4},
-    {"response.body_bytes", A_RESPONSE_BYTES, false, 5}, {"duration_ns", A_DURATION, true, 1}, {"x.minihost.mutant", A_OWN, true, 1}};
+} table[] = {{"request.id", A_ID, true, 1},
+             {"request.protocol", A_PROTOCOL, false, 1},
+             {"request.start_ns", A_START, true, 1},
+             {"request.early_data", A_EARLY, false, 1},
+             {"request.body_bytes", A_REQUEST_BYTES, false, 2},
+             {"path.raw", A_RAW, false, 1},
+             {"path.normalized", A_NORMAL, false, 1},
+             {"source.address", A_SOURCE, true, 1},
+             {"source.peer_address", A_PEER, true, 1},
+             {"destination.address", A_LOCAL, true, 1},
+             {"connection.id", A_CONNECTION, true, 1},
+             {"connection.requests", A_REQUESTS, false, 1},
+             {"tls.version", A_TLS, true, 1},
+             {"tls.cipher", A_TLS, true, 1},
+             {"tls.alpn", A_TLS, true, 1},
+             {"tls.sni", A_TLS, true, 1},
+             {"tls.peer.verified", A_TLS, true, 1},
+             {"tls.peer.subject", A_TLS, true, 1},
+             {"tls.peer.uri_san", A_TLS, true, 1},
+             {"tls.peer.dns_san", A_TLS, true, 1},
+             {"tls.peer.sha256", A_TLS, true, 1},
+             {"route.name", A_ROUTE, false, 1},
+             {"upstream.cluster", A_CLUSTER, true, 4},
+             {"upstream.address", A_ADDRESS, true, 4},
+             {"upstream.attempts", A_ATTEMPTS, false, 4},
+             {"upstream.duration_ns", A_UPSTREAM_NS, false, 4},
+             {"response.code", A_CODE, false, 7},
+             {"response.code_details", A_DETAILS, false, 4},
+             {"response.body_bytes", A_RESPONSE_BYTES, false, 5},
+             {"duration_ns", A_DURATION, true, 1},
+             {"x.minihost.mutant", A_OWN, true, 1}};
 
 #define N (sizeof table / sizeof *table)
 
@@ -85,7 +128,8 @@ const char *attribute_get(const stream *s, const attr *a, uint32_t phase, char r
   case A_ATTEMPTS: return s->contacted ? number(room, len, s->attempts) : NULL;
   case A_UPSTREAM_NS: return s->up_first ? number(room, len, s->up_first - s->up_start) : NULL;
   case A_CODE: return s->code ? number(room, len, s->code) : NULL;
-  case A_DETAILS: return s->m[RSP].details ? text(len, s->m[RSP].details) : s->began[RSP] ? text(len, "via_upstream") : NULL;
+  case A_DETAILS:
+    return s->m[RSP].details ? text(len, s->m[RSP].details) : s->began[RSP] ? text(len, "via_upstream") : NULL;
   case A_RESPONSE_BYTES: return number(room, len, s->bytes_out[RSP]);
   case A_DURATION: return number(room, len, now_ns() - s->start);
   case A_OWN: return text(len, bug_name ? bug_name : "none");

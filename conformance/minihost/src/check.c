@@ -42,55 +42,72 @@ static bool route_allowed(const config *c, const char *name) {
 static void check_metadata(decision *d, const op *o, const config *c) {
   if (o->u0 > o->key_len) return refuse(d, PXG_E_ARG, "METADATA_SET: found a namespace longer than key");
   size_t n = (size_t)o->u0;
-  if (n && !word(o->key, n, "_-/")) return refuse(d, PXG_E_ARG, "METADATA_SET: found a namespace that is not a word of 16.5");
-  if (!word(o->key + n, o->key_len - n, "_-/.")) return refuse(d, PXG_E_ARG, "METADATA_SET: found a key that is not a word of 16.5");
+  if (n && !word(o->key, n, "_-/"))
+    return refuse(d, PXG_E_ARG, "METADATA_SET: found a namespace that is not a word of 16.5");
+  if (!word(o->key + n, o->key_len - n, "_-/."))
+    return refuse(d, PXG_E_ARG, "METADATA_SET: found a key that is not a word of 16.5");
   if (n && !granted(c, o->key, n))
-    return refuse(d, PXG_E_ARG, "METADATA_SET: found the namespace %.*s, expected a grant of the operator [PXG-CHN-003]", (int)n, o->key);
-  if (o->target || (o->val_flags & PXG_STR_ABSENT)) return refuse(d, PXG_E_ARG, "METADATA_SET: found a target or ABSENT [PXG-MUT-006]");
-  if (o->val.len > 64 << 10) refuse(d, PXG_E_LIMIT, "METADATA_SET: found %zu bytes, expected at most 64 KiB", o->val.len);
+    return refuse(d, PXG_E_ARG,
+                  "METADATA_SET: found the namespace %.*s, expected a grant of the operator [PXG-CHN-003]", (int)n,
+                  o->key);
+  if (o->target || (o->val_flags & PXG_STR_ABSENT))
+    return refuse(d, PXG_E_ARG, "METADATA_SET: found a target or ABSENT [PXG-MUT-006]");
+  if (o->val.len > 64 << 10)
+    refuse(d, PXG_E_LIMIT, "METADATA_SET: found %zu bytes, expected at most 64 KiB", o->val.len);
 }
 
 static void check_field(decision *d, const op *o, uint32_t phase, enum source by) {
   bool named = o->kind <= PXG_OP_HEADER_DELETE;
   if (by == BY_APPLY || !((HEADERS_PHASES | BODY_PHASES | TRAILERS_PHASES) >> phase & 1)) {
-    if (!BUG("operations-everywhere")) refuse(d, PXG_E_ARG, "operation %u: found in %s, where it is not legal [PXG-MUT-006]", o->kind, by == BY_APPLY ? "apply" : phase_name(phase));
+    if (!BUG("operations-everywhere"))
+      refuse(d, PXG_E_ARG, "operation %u: found in %s, where it is not legal [PXG-MUT-006]", o->kind,
+             by == BY_APPLY ? "apply" : phase_name(phase));
     return;
   }
-  if (o->target > PXG_TARGET_TRAILERS) return refuse(d, PXG_E_ARG, "operation %u: found target %u, expected 0 or 1", o->kind, o->target);
+  if (o->target > PXG_TARGET_TRAILERS)
+    return refuse(d, PXG_E_ARG, "operation %u: found target %u, expected 0 or 1", o->kind, o->target);
   bool no_value = o->kind == PXG_OP_HEADER_DELETE || o->kind == PXG_OP_DELETE_AT;
   bool zero = o->val.len == 0 && !o->val_flags && !o->val.owner;
   if (((named && o->u0) || (!named && o->key_len) || (no_value && !zero)) && !BUG("unused-members-ignored"))
-    return refuse(d, PXG_E_ARG, "operation %u: found a member that it does not use, expected zero [PXG-MUT-006]", o->kind);
+    return refuse(d, PXG_E_ARG, "operation %u: found a member that it does not use, expected zero [PXG-MUT-006]",
+                  o->kind);
   if ((o->val_flags & PXG_STR_ABSENT) && !no_value && !BUG("absent-value-is-empty"))
     return refuse(d, PXG_E_ARG, "operation %u: found an ABSENT value [PXG-HDR-002]", o->kind);
   const char *fault = NULL;
   if (named) {
     fault = field_fault((const uint8_t *)o->key, o->key_len, o->val.ptr, o->val.len, o->kind == PXG_OP_HEADER_SET,
-        o->target == PXG_TARGET_TRAILERS, direction_of(phase));
+                        o->target == PXG_TARGET_TRAILERS, direction_of(phase));
   } else if (!value_is_clean(o->val.ptr, o->val.len) && !BUG("values-unchecked")) {
     fault = "a value with a byte that is not legal in values";
   }
-  if (fault) refuse(d, PXG_E_ARG, "operation %u on `%.40s`: found %s [PXG-HDR-005]", o->kind, o->key ? o->key : "", fault);
+  if (BUG("complete-judges-nothing-early") && by == BY_COMPLETE) return;
+  if (fault)
+    refuse(d, PXG_E_ARG, "operation %u on `%.40s`: found %s [PXG-HDR-005]", o->kind, o->key ? o->key : "", fault);
 }
 
 static void check_body(decision *d, const op *o, uint32_t phase, uint32_t flags, enum source by, bool l4) {
   bool inject = o->kind == PXG_OP_INJECT;
   bool elsewhere = inject && l4 && (by == BY_APPLY || phase == PXG_PHASE_WAKE);
   if (!elsewhere && (by == BY_APPLY || !is_body_phase(phase))) {
-    if (!BUG("operations-everywhere")) refuse(d, PXG_E_ARG, "operation %u: found in %s, where it is not legal [PXG-MUT-006]", o->kind, by == BY_APPLY ? "apply" : phase_name(phase));
+    if (!BUG("operations-everywhere"))
+      refuse(d, PXG_E_ARG, "operation %u: found in %s, where it is not legal [PXG-MUT-006]", o->kind,
+             by == BY_APPLY ? "apply" : phase_name(phase));
     return;
   }
-  bool target = o->target == 0 || (inject && l4 && (o->target == PXG_TARGET_UPSTREAM || o->target == PXG_TARGET_CLIENT));
+  bool target =
+      o->target == 0 || (inject && l4 && (o->target == PXG_TARGET_UPSTREAM || o->target == PXG_TARGET_CLIENT));
   if (elsewhere && o->target == 0) target = false;
   if (!target) refuse(d, PXG_E_ARG, "operation %u: found target %u", o->kind, o->target);
   bool zero = inject ? !o->u0 : !o->val.len && !o->val_flags && !o->val.owner;
   if ((o->key_len || !zero) && !BUG("unused-members-ignored"))
     refuse(d, PXG_E_ARG, "operation %u: found a member that it does not use, expected zero [PXG-MUT-006]", o->kind);
-  if (d->action == PXG_ACT_MORE && (flags & PXG_EV_HEADERS_HELD) && o->kind != PXG_OP_DROP && !BUG("bytes-overtake-headers"))
+  if (d->action == PXG_ACT_MORE && (flags & PXG_EV_HEADERS_HELD) && o->kind != PXG_OP_DROP &&
+      !BUG("bytes-overtake-headers"))
     refuse(d, PXG_E_ARG, "operation %u: found with MORE while the headers are held [PXG-BODY-013]", o->kind);
 }
 
-static void check_route(decision *d, const op *o, const config *c, uint32_t phase, uint32_t flags, enum source by, bool l4) {
+static void check_route(decision *d, const op *o, const config *c, uint32_t phase, uint32_t flags, enum source by,
+                        bool l4) {
   bool here = by == BY_APPLY || phase == PXG_PHASE_REQUEST_HEADERS || phase == PXG_PHASE_L4_OPEN ||
               (phase == PXG_PHASE_REQUEST_BODY && (flags & PXG_EV_HEADERS_HELD));
   if (!here && !BUG("operations-everywhere"))
@@ -100,7 +117,8 @@ static void check_route(decision *d, const op *o, const config *c, uint32_t phas
     if (o->val.len) refuse(d, PXG_E_ARG, "ROUTE recompute: found a value, expected none");
     return;
   }
-  if (o->key_len != 7 || memcmp(o->key, "cluster", 7)) return refuse(d, PXG_E_ARG, "ROUTE: found `%.40s`, expected cluster or recompute", o->key);
+  if (o->key_len != 7 || memcmp(o->key, "cluster", 7))
+    return refuse(d, PXG_E_ARG, "ROUTE: found `%.40s`, expected cluster or recompute", o->key);
   cluster *to = o->val.len < 64 ? cluster_find((const char *)o->val.ptr, o->val.len) : NULL;
   if ((!to || !route_allowed(c, to->name)) && !BUG("any-cluster-accepted"))
     refuse(d, PXG_E_ARG, "ROUTE: found a cluster that does not exist or is not allowed [PXG-MUT-004]");
@@ -124,11 +142,13 @@ static void check_op(decision *d, op *o, const config *c, uint32_t phase, uint32
   case PXG_OP_BODY_WRITE:
     if ((by != BY_APPLY && phase != PXG_PHASE_WAKE) || l4)
       refuse(d, PXG_E_ARG, "BODY_WRITE: found in %s, expected apply or wake [PXG-MUT-006]", phase_name(phase));
-    if (o->key_len || o->u0 || o->target) refuse(d, PXG_E_ARG, "BODY_WRITE: found a member that it does not use [PXG-MUT-006]");
+    if (o->key_len || o->u0 || o->target)
+      refuse(d, PXG_E_ARG, "BODY_WRITE: found a member that it does not use [PXG-MUT-006]");
     return;
   case PXG_OP_METADATA_SET: return check_metadata(d, o, c);
   case PXG_OP_METRIC:
-    if (o->key_len || o->val.len || o->val_flags) refuse(d, PXG_E_ARG, "METRIC: found a member that it does not use [PXG-MUT-006]");
+    if (o->key_len || o->val.len || o->val_flags)
+      refuse(d, PXG_E_ARG, "METRIC: found a member that it does not use [PXG-MUT-006]");
     return;
   case PXG_OP_ROUTE: return check_route(d, o, c, phase, flags, by, l4);
   default:
@@ -152,8 +172,8 @@ static void check_reply(decision *d, bool l4) {
   for (int t = 0; t < 2; t++) {
     const fields *f = t ? &r->trailers : &r->fields;
     for (size_t i = 0; i < f->n; i++) {
-      const char *fault = field_fault((const uint8_t *)f->at[i].name, f->at[i].name_len, (const uint8_t *)f->at[i].value,
-          f->at[i].value_len, false, t, RSP);
+      const char *fault = field_fault((const uint8_t *)f->at[i].name, f->at[i].name_len,
+                                      (const uint8_t *)f->at[i].value, f->at[i].value_len, false, t, RSP);
       if (fault && !BUG("reply-fields-unchecked"))
         refuse(d, PXG_E_ARG, "reply field `%.40s`: found %s [PXG-HDR-005]", f->at[i].name, fault);
     }
@@ -177,18 +197,20 @@ static void check_action(decision *d, enum source by, uint32_t phase, uint32_t f
   if (flags & (PXG_EV_END_STREAM | PXG_EV_BODY_END)) can_more = false;
   bool legal = a == PXG_ACT_CONTINUE || a == PXG_ACT_REPLY || a == PXG_ACT_RESET || a == PXG_ACT_ERROR ||
                (a == PXG_ACT_MORE && can_more);
-  if (!legal && !BUG("complete-takes-any-action")) refuse(d, PXG_E_STATE, "action: found %u, which is not legal here [PXG-ASY-010]", a);
+  if (!legal) refuse(d, PXG_E_STATE, "action: found %u, which is not legal here [PXG-ASY-010]", a);
 }
 
 void decision_check(decision *d, enum source by, const config *c, uint32_t phase, uint32_t flags) {
   bool limited = d->n_ops > (BUG("operations-limited-to-256") ? 256 : set.max_ops);
   if (limited) {
     d->status = PXG_E_LIMIT;
-    snprintf(d->why, sizeof d->why, "ops: found %zu operations, over the limit of %llu [PXG-HDR-009]", d->n_ops, (unsigned long long)set.max_ops);
+    snprintf(d->why, sizeof d->why, "ops: found %zu operations, over the limit of %llu [PXG-HDR-009]", d->n_ops,
+             (unsigned long long)set.max_ops);
     return;
   }
   for (int k = 0; k < 2; k++)
-    if (d->mode[k] > PXG_BODY_OBSERVE) refuse(d, PXG_E_UNSUPPORTED, "body_mode[%d]: found %u, expected 0 to 4", k, d->mode[k]);
+    if (d->mode[k] > PXG_BODY_OBSERVE)
+      refuse(d, PXG_E_UNSUPPORTED, "body_mode[%d]: found %u, expected 0 to 4", k, d->mode[k]);
   if (d->has_reply != (d->action == PXG_ACT_REPLY) && d->action != PXG_ACT_PENDING)
     refuse(d, PXG_E_ARG, "reply: found %s, expected one exactly with REPLY", d->has_reply ? "one" : "none");
   check_reply(d, has_feature(c->features, PXG_F_L4));

@@ -316,7 +316,9 @@ void client_head(stream *s) {
   s->code = (uint32_t)atoi(status);
   if (!c) return;
   /* A client that was not told to send its body may do so or not: the connection cannot be used again. */
-  if (s->expect_100 || (!c->body_done && BUG("rest-of-the-request-is-a-request") == 0 && c->body.framing == F_LENGTH && c->body.left > 64 << 20)) c->close_after = true;
+  if (s->expect_100 || (!c->body_done && BUG("rest-of-the-request-is-a-request") == 0 && c->body.framing == F_LENGTH &&
+                        c->body.left > 64 << 20))
+    c->close_after = true;
   bool none = s->head_method || s->code == 204 || s->code == 304 || s->upgraded;
   bool length = fields_get(h, "content-length") != NULL;
   c->framing = none ? F_NONE : length ? F_LENGTH : c->minor ? F_CHUNKED : F_CLOSE;

@@ -48,7 +48,8 @@ static bool bad(fault *f, int32_t status, const char *format, ...) {
 static bool string_ok(const pxg_str *s, const call *lent, fault *f, const char *what) {
   if (s->flags & ~PXG_STR_SENSITIVE) return bad(f, PXG_E_ARG, "%s: found flags 0x%x, expected 0", what, s->flags);
   if (!s->len || !s->ptr) return bad(f, PXG_E_ARG, "%s: found an empty or NULL string, expected text", what);
-  if (call_overruns(lent, s->ptr, s->len)) return bad(f, PXG_E_ARG, "%s: found a string that leaves the lent scratch [PXG-MEM-012]", what);
+  if (call_overruns(lent, s->ptr, s->len))
+    return bad(f, PXG_E_ARG, "%s: found a string that leaves the lent scratch [PXG-MEM-012]", what);
   return true;
 }
 
@@ -58,23 +59,29 @@ static bool features_ok(const config *c, const pxg_config_out *o, fault *f) {
     unsigned feature;
     const char *name;
   } flags[] = {{PXG_CFG_RESIZES_REQUEST, PXG_F_RESIZE_REQUEST, "RESIZES_REQUEST"},
-      {PXG_CFG_RESIZES_RESPONSE, PXG_F_RESIZE_RESPONSE, "RESIZES_RESPONSE"}, {PXG_CFG_ORPHAN, PXG_F_ORPHAN, "ORPHAN"},
-      {PXG_CFG_SUBREQUESTS, PXG_F_SUBREQUESTS, "SUBREQUESTS"},
-      {PXG_CFG_UPGRADE_BODY, PXG_F_UPGRADE_BODY, "UPGRADE_BODY"}};
+               {PXG_CFG_RESIZES_RESPONSE, PXG_F_RESIZE_RESPONSE, "RESIZES_RESPONSE"},
+               {PXG_CFG_ORPHAN, PXG_F_ORPHAN, "ORPHAN"},
+               {PXG_CFG_SUBREQUESTS, PXG_F_SUBREQUESTS, "SUBREQUESTS"},
+               {PXG_CFG_UPGRADE_BODY, PXG_F_UPGRADE_BODY, "UPGRADE_BODY"}};
   for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
     if ((o->flags & flags[i].bit) && !has_feature(c->features, flags[i].feature))
       return bad(f, PXG_E_UNSUPPORTED, "flags: found %s, whose feature %u is clear [PXG-CFG-009]", flags[i].name,
-          flags[i].feature);
+                 flags[i].feature);
   for (uint32_t p = 1; p < 32; p++) {
     if (!(o->pend_phases >> p & 1)) continue;
-    unsigned feature = p <= PXG_PHASE_RESPONSE_TRAILERS ? p - 1 : p == PXG_PHASE_L4_OPEN ? PXG_F_PEND_L4_OPEN : PXG_F_PEND_L4_DATA;
+    unsigned feature = p <= PXG_PHASE_RESPONSE_TRAILERS ? p - 1
+                       : p == PXG_PHASE_L4_OPEN         ? PXG_F_PEND_L4_OPEN
+                                                        : PXG_F_PEND_L4_DATA;
     if (!has_feature(c->features, feature))
-      return bad(f, PXG_E_UNSUPPORTED, "pend_phases: found %s, whose feature %u is clear [PXG-CFG-009]", phase_name(p), feature);
+      return bad(f, PXG_E_UNSUPPORTED, "pend_phases: found %s, whose feature %u is clear [PXG-CFG-009]", phase_name(p),
+                 feature);
   }
-  static const unsigned modes[] = {0, 0, PXG_F_BODY_STREAM_REQUEST, PXG_F_BODY_WHOLE_REQUEST, PXG_F_BODY_OBSERVE_REQUEST};
+  static const unsigned modes[] = {0, 0, PXG_F_BODY_STREAM_REQUEST, PXG_F_BODY_WHOLE_REQUEST,
+                                   PXG_F_BODY_OBSERVE_REQUEST};
   for (int d = 0; d < 2; d++)
     if (o->body_mode[d] > PXG_BODY_SKIP && !has_feature(c->features, modes[o->body_mode[d]] + (unsigned)d))
-      return bad(f, PXG_E_UNSUPPORTED, "body_mode[%d]: found mode %u, whose feature is clear [PXG-CFG-009]", d, o->body_mode[d]);
+      return bad(f, PXG_E_UNSUPPORTED, "body_mode[%d]: found mode %u, whose feature is clear [PXG-CFG-009]", d,
+                 o->body_mode[d]);
   return true;
 }
 
@@ -85,24 +92,31 @@ static bool declared_ok(const config *c, const pxg_config_out *o, const call *le
   if (o->size < sizeof *o) return bad(f, PXG_E_ARG, "size: found %u, expected %zu", o->size, sizeof *o);
   if (o->subscribe & ~phases)
     return bad(f, PXG_E_UNSUPPORTED, "subscribe: found 0x%llx, expected bits of 0x%llx [PXG-CFG-009]",
-        (unsigned long long)o->subscribe, (unsigned long long)phases);
+               (unsigned long long)o->subscribe, (unsigned long long)phases);
   if (o->pend_phases & ~(HTTP_PHASES | L4_PHASES))
-    return bad(f, PXG_E_UNSUPPORTED, "pend_phases: found 0x%llx with undefined bits [PXG-CFG-009]", (unsigned long long)o->pend_phases);
+    return bad(f, PXG_E_UNSUPPORTED, "pend_phases: found 0x%llx with undefined bits [PXG-CFG-009]",
+               (unsigned long long)o->pend_phases);
   if ((o->flags & ~0x7fu) && !BUG("undefined-bits-ignored"))
     return bad(f, PXG_E_UNSUPPORTED, "flags: found 0x%x, expected bits of 0x7f [PXG-CFG-009]", o->flags);
   for (int d = 0; d < 2; d++)
     if (o->body_mode[d] > PXG_BODY_OBSERVE)
       return bad(f, PXG_E_UNSUPPORTED, "body_mode[%d]: found %u, expected 0 to 4 [PXG-CFG-009]", d, o->body_mode[d]);
-  const uint64_t never = PXG_PHASE_BIT(PXG_PHASE_LOG) | PXG_PHASE_BIT(PXG_PHASE_WAKE) | PXG_PHASE_BIT(PXG_PHASE_L4_CLOSE);
+  const uint64_t never =
+      PXG_PHASE_BIT(PXG_PHASE_LOG) | PXG_PHASE_BIT(PXG_PHASE_WAKE) | PXG_PHASE_BIT(PXG_PHASE_L4_CLOSE);
   if (o->pend_phases & (~o->subscribe | never))
-    return bad(f, PXG_E_ARG, "pend_phases: found 0x%llx, expected phases of subscribe (0x%llx) without log, wake and l4_close [PXG-CFG-009]",
+    return bad(
+        f, PXG_E_ARG,
+        "pend_phases: found 0x%llx, expected phases of subscribe (0x%llx) without log, wake and l4_close [PXG-CFG-009]",
         (unsigned long long)o->pend_phases, (unsigned long long)o->subscribe);
   if (!features_ok(c, o, f)) return false;
   for (int d = 0; d < 2; d++)
-    if (o->body_mode[d] > PXG_BODY_SKIP && !(o->subscribe & PXG_PHASE_BIT(d ? PXG_PHASE_RESPONSE_BODY : PXG_PHASE_REQUEST_BODY)))
-      return bad(f, PXG_E_ARG, "body_mode[%d]: found %u, expected its body phase in subscribe [PXG-CFG-009]", d, o->body_mode[d]);
+    if (o->body_mode[d] > PXG_BODY_SKIP &&
+        !(o->subscribe & PXG_PHASE_BIT(d ? PXG_PHASE_RESPONSE_BODY : PXG_PHASE_REQUEST_BODY)))
+      return bad(f, PXG_E_ARG, "body_mode[%d]: found %u, expected its body phase in subscribe [PXG-CFG-009]", d,
+                 o->body_mode[d]);
   if ((o->n_attrs && !o->attrs) || (o->n_projection && !o->projection) || o->n_attrs > 1024 || o->n_projection > 1024)
-    return bad(f, PXG_E_ARG, "attrs or projection: found NULL or too many elements, expected an array of at most 1024 [PXG-ABI-012]");
+    return bad(f, PXG_E_ARG,
+               "attrs or projection: found NULL or too many elements, expected an array of at most 1024 [PXG-ABI-012]");
   if (call_overruns(lent, o->attrs, o->n_attrs * sizeof *o->attrs) ||
       call_overruns(lent, o->projection, o->n_projection * sizeof *o->projection))
     return bad(f, PXG_E_ARG, "attrs or projection: found an array that leaves the lent scratch [PXG-MEM-012]");
@@ -113,8 +127,9 @@ static bool declared_ok(const config *c, const pxg_config_out *o, const call *le
       return bad(f, PXG_E_UNSUPPORTED, "attrs[%llu]: found undefined bits [PXG-CFG-009]", (unsigned long long)i);
     if ((a->flags & PXG_ATTR_REQUIRED) && attribute_find((const char *)a->name.ptr, a->name.len) == -1 &&
         !BUG("required-attribute-ignored"))
-      return bad(f, PXG_E_NOTFOUND, "attrs[%llu]: found the required attribute %.*s, expected one that this host has [PXG-ATT-003]",
-          (unsigned long long)i, (int)a->name.len, (const char *)a->name.ptr);
+      return bad(f, PXG_E_NOTFOUND,
+                 "attrs[%llu]: found the required attribute %.*s, expected one that this host has [PXG-ATT-003]",
+                 (unsigned long long)i, (int)a->name.len, (const char *)a->name.ptr);
   }
   for (uint64_t i = 0; i < o->n_projection; i++) {
     const pxg_str *name = &o->projection[i].name;
@@ -123,7 +138,8 @@ static bool declared_ok(const config *c, const pxg_config_out *o, const call *le
       return bad(f, PXG_E_UNSUPPORTED, "projection[%llu]: found undefined bits [PXG-CFG-009]", (unsigned long long)i);
     bool pseudo = name->ptr[0] == ':';
     if (!name_is_token(name->ptr + pseudo, name->len - pseudo, false))
-      return bad(f, PXG_E_ARG, "projection[%llu]: found a name that is not a field's in lower case [PXG-HDR-010]", (unsigned long long)i);
+      return bad(f, PXG_E_ARG, "projection[%llu]: found a name that is not a field's in lower case [PXG-HDR-010]",
+                 (unsigned long long)i);
   }
   return true;
 }
@@ -221,9 +237,12 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
   c->stats = stats_of(l->name, c->filter, c->instance);
   c->pending = zalloc(set.workers * sizeof *c->pending);
   if (BUG("config-cut-at-nul")) len = strnlen(text, len);
-  pxg_config_in in = {.size = sizeof in, .flags = in_flags, .filter = {(uint8_t *)c->filter, (uint32_t)strlen(c->filter), 0},
-      .name = {(uint8_t *)c->instance, (uint32_t)strlen(c->instance), 0}, .bytes = {(uint8_t *)text, (uint32_t)len, 0},
-      .parent = parent ? parent->value : 0};
+  pxg_config_in in = {.size = sizeof in,
+                      .flags = in_flags,
+                      .filter = {(uint8_t *)c->filter, (uint32_t)strlen(c->filter), 0},
+                      .name = {(uint8_t *)c->instance, (uint32_t)strlen(c->instance), 0},
+                      .bytes = {(uint8_t *)text, (uint32_t)len, 0},
+                      .parent = parent ? parent->value : 0};
   if (BUG("override-without-parent")) in.parent = 0;
   memcpy(in.features, c->features, sizeof in.features);
   call lent = {.scratch = must(aligned_alloc(16, SCRATCH_BYTES)), .scratch_cap = SCRATCH_BYTES};
@@ -232,7 +251,8 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
   bool ok = false;
   for (int i = 0; i < 4 && !f.status; i++)
     if (l->table.required[i] & ~c->features[i] && !BUG("required-ignored"))
-      bad(&f, PXG_E_UNSUPPORTED, "the library requires features that this configuration lacks: 0x%llx of word %d [PXG-NEG-003]",
+      bad(&f, PXG_E_UNSUPPORTED,
+          "the library requires features that this configuration lacks: 0x%llx of word %d [PXG-NEG-003]",
           (unsigned long long)(l->table.required[i] & ~c->features[i]), i);
   if (!f.status) {
     call_begin(&lent);
@@ -252,7 +272,8 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
         pxg_config_out again = {.size = sizeof again, .scratch = lent.scratch, .scratch_cap = lent.scratch_cap};
         pxg_config_in other = in;
         other.flags |= PXG_CFG_IN_VALIDATE_ONLY;
-        if (l->table.on_config_new(l->table.ctx, &other, &again) >= 0) l->table.on_config_drop(l->table.ctx, again.config);
+        if (l->table.on_config_new(l->table.ctx, &other, &again) >= 0)
+          l->table.on_config_drop(l->table.ctx, again.config);
       }
       ok = declared_ok(c, &out, &lent, &f);
       if (ok) take(c, &out);
@@ -265,15 +286,14 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
   free(lent.scratch);
   free(text);
   if (!ok) {
-    say(PXG_LOG_ERROR, "guest=%s filter=%s config=%s file=%s: the configuration is refused: %s (%d): %s", l->name, c->filter,
-        c->instance, l->path, status_name(f.status), f.status, f.text);
+    say(PXG_LOG_ERROR, "guest=%s filter=%s config=%s file=%s: the configuration is refused: %s (%d): %s", l->name,
+        c->filter, c->instance, l->path, status_name(f.status), f.status, f.text);
     config_free(c);
     return NULL;
   }
   if (parent && !BUG("parent-dropped-first")) c->parent = config_ref(parent);
   alive = must(realloc(alive, (live + 1) * sizeof *alive));
   alive[live++] = c;
-  if (BUG("validated-config-used") && in_flags) say(PXG_LOG_WARN, "used");
   return c;
 }
 
@@ -294,6 +314,13 @@ void config_unref(config *c) {
   pthread_mutex_unlock(&lock);
   uint64_t one = 1;
   if (write(config_event, &one, sizeof one) < 0) say(PXG_LOG_ERROR, "eventfd");
+}
+
+void configs_drop_now(void) {
+  for (size_t i = 0; i < live; i++) {
+    alive[i]->lib->table.on_config_drop(alive[i]->lib->table.ctx, alive[i]->value);
+    alive[i]->value = 0;
+  }
 }
 
 bool configs_drop(void) {
@@ -329,7 +356,8 @@ bool world_load(uint32_t in_flags, world **out) {
   for (size_t k = 0; ok && k < set.n_chains; k++)
     for (size_t i = 0; ok && i < set.chains[k].n; i++) {
       const int of = set.chains[k].filters[i];
-      if (set.chains[k].files[i]) ok = (w->overrides[k][i] = make(set.filters[of], set.chains[k].files[i], w->instances[of], in_flags));
+      if (set.chains[k].files[i])
+        ok = (w->overrides[k][i] = make(set.filters[of], set.chains[k].files[i], w->instances[of], in_flags));
     }
   *out = ok ? w : NULL;
   if (!ok) world_free(w);
@@ -364,9 +392,15 @@ size_t world_take(const char *path, config **chain) {
   pthread_mutex_lock(&lock);
   if (serving && found < MAX_CHAINS) {
     const chain_spec *c = &set.chains[found];
-    for (; n < c->n; n++) chain[n] = serving->overrides[found][n] ? serving->overrides[found][n] : serving->instances[c->filters[n]];
+    for (; n < c->n; n++)
+      chain[n] = serving->overrides[found][n] ? serving->overrides[found][n] : serving->instances[c->filters[n]];
   } else if (serving && !set.n_chains) {
     for (; n < serving->n && n < MAX_PLACES; n++) chain[n] = serving->instances[n];
+  }
+  for (size_t i = 0; BUG("chain-in-reverse") && i < n / 2; i++) {
+    config *c = chain[i];
+    chain[i] = chain[n - 1 - i];
+    chain[n - 1 - i] = c;
   }
   for (size_t i = 0; i < n; i++) config_ref(chain[i]);
   pthread_mutex_unlock(&lock);

@@ -94,7 +94,8 @@ static bool zeros_behind(const void *s, uint32_t size, size_t known) {
 }
 
 static void take_reply(decision *d, const pxg_reply *r, const call *lent) {
-  if (call_overruns(lent, r, sizeof *r)) return refuse(d, PXG_E_ARG, "reply: found one that leaves the lent scratch [PXG-MEM-012]");
+  if (call_overruns(lent, r, sizeof *r))
+    return refuse(d, PXG_E_ARG, "reply: found one that leaves the lent scratch [PXG-MEM-012]");
   if (r->size < sizeof *r) {
     refuse(d, PXG_E_ARG, "reply.size: found %u, expected %zu [PXG-ABI-005]", r->size, sizeof *r);
     return;
@@ -156,7 +157,8 @@ void decision_read(decision *d, const pxg_result *r, enum source by, const call 
   if (r->reserved0 && !BUG("undefined-bits-ignored"))
     refuse(d, PXG_E_UNSUPPORTED, "reserved0: found %u, expected 0 [PXG-ABI-005]", r->reserved0);
   if (r->n_ops && !r->ops) {
-    if (!BUG("null-arrays-accepted")) refuse(d, PXG_E_ARG, "ops: found NULL with count %llu [PXG-ABI-012]", (unsigned long long)r->n_ops);
+    if (!BUG("null-arrays-accepted"))
+      refuse(d, PXG_E_ARG, "ops: found NULL with count %llu [PXG-ABI-012]", (unsigned long long)r->n_ops);
   } else if (r->n_ops > READABLE || call_overruns(lent, r->ops, r->n_ops * sizeof *r->ops)) {
     refuse(d, PXG_E_ARG, "ops: found an array that leaves the lent scratch or is no array [PXG-MEM-012]");
   } else if (r->n_ops) {
@@ -172,6 +174,8 @@ void decision_read(decision *d, const pxg_result *r, enum source by, const call 
 }
 
 void decision_free(decision *d) {
+  if (BUG("frees-a-buffer-of-the-guest") && d->n_ops && d->ops[0].val.owner && d->ops[0].val.owner->release)
+    free((void *)(uintptr_t)d->ops[0].val.ptr);
   for (size_t i = 0; i < d->n_ops; i++) {
     free(d->ops[i].key);
     if (!BUG("owned-leaked-on-refusal") || !d->status) block_unref(d->ops[i].val.owner);

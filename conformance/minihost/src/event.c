@@ -35,7 +35,8 @@ static void reserve(worker *w, size_t n) {
   w->fields = must(realloc(w->fields, w->fields_cap * sizeof *w->fields));
 }
 
-static const pxg_field *show(worker *w, size_t *used, fields *list, bool mark, const place *p, uint32_t phase, uint64_t *count) {
+static const pxg_field *show(worker *w, size_t *used, fields *list, bool mark, const place *p, uint32_t phase,
+                             uint64_t *count) {
   pxg_field *to = w->fields + *used;
   size_t n = 0;
   bool projected = false;
@@ -44,6 +45,7 @@ static const pxg_field *show(worker *w, size_t *used, fields *list, bool mark, c
     field *f = &list->at[i];
     bool wanted = !projected || !BUG("projection-too-narrow");
     if (BUG("empty-values-left-out") && !f->value_len) wanted = false;
+    if (BUG("fields-as-they-came") && f->changed) wanted = false;
     if (mark) f->seen = wanted ? (int64_t)n : -1;
     if (!wanted) continue;
     if (BUG("upper-case-names"))
@@ -73,7 +75,8 @@ static void show_fields(place *p, int d, pxg_event *ev) {
   reserve(w, s->m[0].head.n + s->m[0].trailers.n + s->m[1].head.n + s->m[1].trailers.n);
   if (own < 0 || s->l4) return;
   bool heads = log || is_headers_phase(phase) || (ev->flags & PXG_EV_HEADERS_HELD);
-  bool trailers = log || phase == PXG_PHASE_REQUEST_TRAILERS || phase == PXG_PHASE_RESPONSE_TRAILERS || (ev->flags & PXG_EV_WHOLE_BODY);
+  bool trailers = log || phase == PXG_PHASE_REQUEST_TRAILERS || phase == PXG_PHASE_RESPONSE_TRAILERS ||
+                  (ev->flags & PXG_EV_WHOLE_BODY);
   if (BUG("fields-in-every-event")) heads = true;
   if (BUG("whole-without-trailers") && (ev->flags & PXG_EV_WHOLE_BODY)) trailers = false;
   message *m = &s->m[own];
@@ -113,9 +116,11 @@ static void show_attributes(place *p, view *v) {
   for (size_t i = 0; i < c->n_attrs; i++) {
     size_t len = 0;
     bool wants = c->attrs[i].phases >> v->ev.phase & 1;
-    const char *text = wants || BUG("attributes-unasked") ? attribute_get(p->s, &c->attrs[i], v->ev.phase, v->rooms[i], &len) : NULL;
+    const char *text =
+        wants || BUG("attributes-unasked") ? attribute_get(p->s, &c->attrs[i], v->ev.phase, v->rooms[i], &len) : NULL;
     size_t at = BUG("attributes-in-reverse") ? c->n_attrs - 1 - i : i;
-    v->attrs[at] = text ? (pxg_str){(const uint8_t *)text, (uint32_t)len, 0} : (pxg_str){NULL, 0, BUG("absent-attribute-is-empty") ? 0 : PXG_STR_ABSENT};
+    v->attrs[at] = text ? (pxg_str){(const uint8_t *)text, (uint32_t)len, 0}
+                        : (pxg_str){NULL, 0, BUG("absent-attribute-is-empty") ? 0 : PXG_STR_ABSENT};
   }
   v->ev.attrs = v->attrs;
   v->ev.n_attrs = c->n_attrs;
@@ -139,6 +144,29 @@ static void *on_thread(void *of) {
   return NULL;
 }
 
+/* A mutant's second event of the same place. */
+static void *beside(void *of) {
+  void **a = of;
+  const pxg_guest *g = a[0];
+  pxg_event ev = *(const pxg_event *)a[1];
+  pxg_op ops[32] = {{0}};
+  _Alignas(16) uint8_t scratch[4096];
+  call lent = {.ops = ops, .ops_cap = 32, .scratch = scratch, .scratch_cap = sizeof scratch};
+  pxg_result out = {.size = sizeof out,
+                    .user = ev.user,
+                    .scratch_ops = ops,
+                    .scratch_ops_cap = 32,
+                    .scratch = scratch,
+                    .scratch_cap = sizeof scratch};
+  ev.phase = PXG_PHASE_WAKE;
+  ev.token = ev.n_fields = 0;
+  ev.fields = NULL;
+  call_begin(&lent);
+  g->on_event(g->ctx, &ev, &out);
+  call_end(&lent);
+  return NULL;
+}
+
 static void cross(lib *l, const pxg_event *ev, pxg_result *out, call *lent) {
   pthread_t t;
   bool scribbled = BUG("view-changes-during-the-call") && ev->n_chunks;
@@ -146,12 +174,16 @@ static void cross(lib *l, const pxg_event *ev, pxg_result *out, call *lent) {
     atomic_store(&scribbling, true);
     if (pthread_create(&t, NULL, scribble, (void *)(uintptr_t)ev->chunks[0].ptr)) abort();
   }
+  bool twice = BUG("concurrent-events") && ev->phase == PXG_PHASE_REQUEST_HEADERS;
+  pthread_t second;
+  if (twice && pthread_create(&second, NULL, beside, (void *[]){&l->table, (void *)(uintptr_t)ev})) abort();
   if (BUG("event-on-another-thread") && ev->phase >= PXG_PHASE_RESPONSE_HEADERS) {
     if (pthread_create(&t, NULL, on_thread, (void *[]){&l->table, (void *)(uintptr_t)ev, out, lent})) abort();
     pthread_join(t, NULL);
   } else {
     l->table.on_event(l->table.ctx, ev, out);
   }
+  if (twice) pthread_join(second, NULL);
   if (scribbled) {
     atomic_store(&scribbling, false);
     pthread_join(t, NULL);
@@ -165,7 +197,12 @@ static void emit(place *p, const pxg_event *ev, decision *dec, uint32_t *action,
   if (BUG("scratch-ops-dirty")) memset(w->scratch_ops, 0xa5, SCRATCH_OPS * sizeof *w->scratch_ops);
   if (BUG("little-scratch")) lent.ops_cap = 16;
   if (BUG("scratch-not-aligned")) lent.scratch += 8, lent.scratch_cap -= 8;
-  pxg_result out = {.size = sizeof out, .user = ev->user, .scratch_ops = lent.ops, .scratch_ops_cap = lent.ops_cap, .scratch = lent.scratch, .scratch_cap = lent.scratch_cap};
+  pxg_result out = {.size = sizeof out,
+                    .user = ev->user,
+                    .scratch_ops = lent.ops,
+                    .scratch_ops_cap = lent.ops_cap,
+                    .scratch = lent.scratch,
+                    .scratch_cap = lent.scratch_cap};
   if (BUG("user-not-preset")) out.user = 0;
   if (BUG("action-preset-continue")) out.action = PXG_ACT_CONTINUE;
   loop_enter(w, l);
@@ -175,14 +212,16 @@ static void emit(place *p, const pxg_event *ev, decision *dec, uint32_t *action,
   cross(l, ev, &out, &lent);
   uint64_t ns = now_ns() - start;
   p->s->in_call = false;
-  if (BUG("hook-inside-a-hook") && ev->phase == PXG_PHASE_REQUEST_HEADERS) {}
   p->c->stats->calls[ev->phase] += !BUG("calls-uncounted");
   stats_time(p->c->stats, ev->phase, ns);
   if (!BUG("user-kept-from-the-first-event") || !p->user) p->user = out.user;
+  if (BUG("user-of-the-first-place"))
+    for (int i = 0; i < p->s->n; i++) p->s->places[i].user = p->user;
   if (BUG("user-is-a-pointer")) p->user &= ~7ull;
   *action = out.action;
   *over = lent.over;
-  if (BUG("borrowed-read-after-the-next-call") && out.action == PXG_ACT_CONTINUE && ev->phase == PXG_PHASE_REQUEST_HEADERS && l->table.on_worker)
+  if (BUG("borrowed-read-after-the-next-call") && out.action == PXG_ACT_CONTINUE &&
+      ev->phase == PXG_PHASE_REQUEST_HEADERS && l->table.on_worker)
     l->table.on_worker(l->table.ctx, w->index, 0);
   decision_read(dec, &out, BY_EVENT, &lent);
   call_end(&lent);
@@ -190,10 +229,12 @@ static void emit(place *p, const pxg_event *ev, decision *dec, uint32_t *action,
 
 static bool pending_is_legal(const place *p, uint32_t phase, decision *d) {
   if (d->action != PXG_ACT_PENDING) return false;
-  if (!(p->c->pend_phases >> phase & 1)) {
+  if (!(p->c->pend_phases >> phase & 1) && !BUG("pending-anywhere")) {
     refuse(d, PXG_E_STATE, "PENDING: found outside pend_phases [PXG-ACT-006]");
-  } else if (d->n_ops || d->has_reply || d->unsubscribe || d->mode[0] || d->mode[1] || d->flags || d->more_bytes || (d->error && *d->error)) {
-    if (!BUG("pending-with-operations")) refuse(d, PXG_E_ARG, "PENDING: found more than user and pend_ns [PXG-ACT-008]");
+  } else if (d->n_ops || d->has_reply || d->unsubscribe || d->mode[0] || d->mode[1] || d->flags || d->more_bytes ||
+             (d->error && *d->error)) {
+    if (!BUG("pending-with-operations"))
+      refuse(d, PXG_E_ARG, "PENDING: found more than user and pend_ns [PXG-ACT-008]");
   }
   return !d->status;
 }
@@ -228,14 +269,33 @@ static uint32_t event_flags(const place *p, int d, uint32_t phase) {
   return flags;
 }
 
+/* A mutant. */
+static void take_newest(place *p) {
+  config *chain[MAX_PLACES];
+  size_t n = world_take(p->s->raw_path, chain);
+  for (size_t i = 0; i < n; i++) {
+    config *c = chain[i];
+    if (!strcmp(c->instance, p->c->instance)) chain[i] = p->c, p->c = c;
+  }
+  for (size_t i = 0; i < n; i++) config_unref(chain[i]);
+}
+
 void deliver(place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint64_t arg) {
   stream *s = p->s;
   struct dir *x = d >= 0 ? &p->d[d] : NULL;
+  if (BUG("newest-configuration-for-all")) take_newest(p);
   bool pends = p->c->pend_phases >> phase & 1;
-  if (pends && (uint64_t)atomic_load(&p->c->pending[s->w->index]) >= p->c->spec->pending_cap && !BUG("pending-uncapped"))
+  if (pends && (uint64_t)atomic_load(&p->c->pending[s->w->index]) >= p->c->spec->pending_cap &&
+      !BUG("pending-uncapped"))
     return fail(p, d, phase, R_CAP, "as many places are PENDING as the cap allows [PXG-SEC-002]");
-  view v = {.ev = {.size = sizeof v.ev, .phase = phase, .flags = flags | event_flags(p, d, phase), .worker = s->w->index, .config = p->c->value,
-                .user = p->user, .stream = p->handle, .arg = arg}};
+  view v = {.ev = {.size = sizeof v.ev,
+                   .phase = phase,
+                   .flags = flags | event_flags(p, d, phase),
+                   .worker = s->w->index,
+                   .config = p->c->value,
+                   .user = p->user,
+                   .stream = p->handle,
+                   .arg = arg}};
   pxg_event *ev = &v.ev;
   if (BUG("event-size-zero")) ev->size = 0;
   if (BUG("worker-out-of-range")) ev->worker += set.workers;
@@ -250,8 +310,9 @@ void deliver(place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint
   bool over;
   emit(p, ev, &dec, &action, &over);
   bool pending = pending_is_legal(p, phase, &dec);
-  if (!ev->token && pending) pending = false;
+  if (!ev->token && pending && d < 0) pending = false;
   if (pending) start_pending(p, d, ev, len, &dec);
+  if (pending && BUG("leaves-while-pending") && d == REQ && is_headers_phase(phase) && x->held) pass_headers(p, d);
   if (ev->token) token_returned(p, ev->token, pending);
   if (!pending) take_result(p, d, phase, ev->flags, len, &dec, BY_EVENT);
   decision_free(&dec);
@@ -270,7 +331,8 @@ void call_cancel(place *p, uint64_t token) {
   lib *l = p->c->lib;
   loop_enter(p->s->w, l);
   p->c->stats->cancels += !BUG("cancels-uncounted");
-  l->table.on_cancel(l->table.ctx, p->c->value, BUG("cancel-without-user") ? 0 : p->user, p->handle, token, p->s->w->index);
+  l->table.on_cancel(l->table.ctx, p->c->value, BUG("cancel-without-user") ? 0 : p->user, p->handle, token,
+                     p->s->w->index);
   if (BUG("cancel-twice")) l->table.on_cancel(l->table.ctx, p->c->value, p->user, p->handle, token, p->s->w->index);
 }
 

@@ -7,7 +7,8 @@
 #include "minihost.h"
 
 static void field_fill(field *f, const void *name, size_t nn, const void *value, size_t vn, uint32_t flags) {
-  *f = (field){copy_text(name, nn), copy_text(value, vn), (uint32_t)nn, (uint32_t)vn, flags & PXG_STR_SENSITIVE, -1};
+  *f = (field){
+      copy_text(name, nn), copy_text(value, vn), (uint32_t)nn, (uint32_t)vn, flags & PXG_STR_SENSITIVE, -1, false};
   static const char *const secret[] = {"authorization", "proxy-authorization", "cookie", "set-cookie"};
   for (size_t i = 0; i < sizeof secret / sizeof *secret; i++)
     if (!strcmp(f->name, secret[i])) f->flags |= PXG_STR_SENSITIVE;
@@ -117,8 +118,9 @@ bool value_is_clean(const uint8_t *p, size_t n) {
 }
 
 bool name_is_owned(const uint8_t *p, size_t n) {
-  static const char *const owned[] = {"connection", "content-length", "host", "keep-alive", "proxy-connection", "te",
-      "trailer", "transfer-encoding", "upgrade", "expect"};
+  static const char *const owned[] = {
+      "connection", "content-length",    "host",    "keep-alive", "proxy-connection", "te",
+      "trailer",    "transfer-encoding", "upgrade", "expect"};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
     if (strlen(owned[i]) == n && !memcmp(owned[i], p, n)) return true;
   return false;
@@ -148,7 +150,7 @@ static const char *pseudo_fault(const uint8_t *name, size_t nn, const uint8_t *v
 }
 
 const char *field_fault(const uint8_t *name, size_t nn, const uint8_t *v, size_t vn, bool is_set, bool trailers,
-    int direction) {
+                        int direction) {
   if (nn && name[0] == ':') {
     if (BUG("pseudo-header-added") && !trailers) return NULL;
     if (!is_set || trailers) return "a pseudo-header, which can only be set";

@@ -5,7 +5,10 @@
 #include "minihost.h"
 
 static uint32_t phase_of(const stream *s, int d, uint32_t request_phase) {
-  if (s->l4) return request_phase == PXG_PHASE_REQUEST_HEADERS ? PXG_PHASE_L4_OPEN : d ? PXG_PHASE_L4_UPSTREAM : PXG_PHASE_L4_DOWNSTREAM;
+  if (s->l4)
+    return request_phase == PXG_PHASE_REQUEST_HEADERS ? PXG_PHASE_L4_OPEN
+           : d                                        ? PXG_PHASE_L4_UPSTREAM
+                                                      : PXG_PHASE_L4_DOWNSTREAM;
   return request_phase + (d == RSP ? 3 : 0);
 }
 
@@ -133,7 +136,8 @@ void to_next_bytes(place *p, int d, bytes *b, uint64_t n) {
 }
 
 void to_next_inject(place *p, int d, slice *v) {
-  if (p->d[d].end_out || p->d[d].state == S_CUT || p->s->over[d] || (d == RSP && !p->d[REQ].head_out)) return count_skipped(p);
+  if (p->d[d].end_out || p->d[d].state == S_CUT || p->s->over[d] || (d == RSP && !p->d[REQ].head_out))
+    return count_skipped(p);
   bytes b = {0};
   p->d[d].changed = true;
   bytes_add(&b, *v);
@@ -222,7 +226,7 @@ static uint32_t ending(const place *p, int d) {
   const struct dir *x = &p->d[d];
   if (!x->ended) return 0;
   if (BUG("body-end-never")) return 0;
-  bool trailers = p->s->m[d].trailers.n && !x->tunnel;
+  bool trailers = p->s->m[d].trailers.n && !x->tunnel && !BUG("end-stream-twice");
   return PXG_EV_BODY_END | (trailers ? 0 : PXG_EV_END_STREAM);
 }
 
@@ -266,6 +270,7 @@ static bool step_hold(place *p, int d) {
   if (x->mode == PXG_BODY_SKIP || x->mode == PXG_BODY_OBSERVE) {
     x->state = S_FLOW;
     x->hold_since = 0;
+    if (BUG("skip-drops-what-is-held")) bytes_drop(&x->view, x->view.len);
     pass_all(p, d);
     return true;
   }
@@ -313,9 +318,7 @@ static void observe(place *p, int d) {
   if (flags) x->body_end_seen = true;
   deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), flags, n, 0);
   bytes_free(&x->view);
-  if (BUG("observe-before-forwarding") && x->state != S_CUT) {
-    to_next_bytes(p, d, &later, n);
-  }
+  if (BUG("observe-before-forwarding") && x->state != S_CUT) { to_next_bytes(p, d, &later, n); }
   x->view = later;
   x->offset += n;
 }
@@ -327,6 +330,12 @@ static bool step_flow(place *p, int d) {
   uint32_t mode = body ? x->mode : PXG_BODY_SKIP;
   if (BUG("skip-is-shown") && body) mode = PXG_BODY_STREAM;
   bool last = x->ended && !x->body_end_seen && !x->end_at_head;
+  if (BUG("trailers-before-the-body") && last && p->s->m[d].trailers.n && !x->trailers_seen &&
+      subscribed(p, phase_of(p->s, d, PXG_PHASE_REQUEST_TRAILERS))) {
+    x->trailers_seen = true;
+    deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_TRAILERS), 0, 0, 0);
+    return true;
+  }
   if (x->view.len || last) {
     if (mode == PXG_BODY_STREAM) {
       deliver_body(p, d, x->view.len > p->c->max_body[d] ? PXG_EV_OVER_LIMIT : 0);
@@ -375,11 +384,23 @@ static bool step_bypass(place *p, int d) {
 
 bool node_step(place *p, int d) {
   if (d == RSP && p->skip_response) return false;
+  if (p->again && d == REQ) {
+    p->again = false;
+    deliver(p, -1, PXG_PHASE_REQUEST_HEADERS, 0, 0, 0);
+    return true;
+  }
   switch (p->d[d].state) {
   case S_WAIT: return step_wait(p, d);
   case S_HOLD: return step_hold(p, d);
   case S_FLOW: return step_flow(p, d);
   case S_BYPASS: return step_bypass(p, d);
+  case S_DONE:
+    if (BUG("delivered-after-the-end") && d == RSP && !p->d[d].resumed && subscribed(p, PXG_PHASE_RESPONSE_BODY) &&
+        !p->s->l4 && !p->d[d].tunnel) {
+      p->d[d].resumed = true;
+      deliver(p, d, PXG_PHASE_RESPONSE_BODY, PXG_EV_BODY_END, 0, 0);
+    }
+    return false;
   default: return false;
   }
 }

@@ -55,7 +55,7 @@ void call_begin(call *c) {
 
 void call_end(call *c) {
   call_now = NULL;
-  for (size_t i = 0; i < c->n_more; i++) free(c->more[i]);
+  for (size_t i = 0; i < c->n_more && !BUG("scratch-handed-out-twice"); i++) free(c->more[i]);
   c->n_more = 0;
   /* What a guest left there is of no use to anyone. */
   memset(c->scratch, 0xdb, c->scratch_cap);
@@ -71,6 +71,7 @@ uint8_t *guest_scratch_more(uint64_t ctx, uint64_t n) {
     return NULL;
   }
   uint64_t size = (n + 31) & ~15ull;
+  if (BUG("scratch-handed-out-twice") && c->n_more && n <= c->more_len[0]) return c->more[0];
   uint8_t *more = must(aligned_alloc(16, size + 16));
   memset(more, BUG("scratch-more-dirty") ? 0xa5 : 0, size);
   c->more[c->n_more] = more;
@@ -108,7 +109,6 @@ const pxg_host *host_table(void) {
   h->n_workers = set.workers;
   /* All of version 1.0 but subrequests: this host makes none. */
   h->features[0] = (F(PXG_F_APPLY + 1) - 1) & ~F(PXG_F_SUBREQUESTS);
-  if (BUG("stream-reply-not-declared")) h->features[0] |= F(PXG_F_SUBREQUESTS);
   h->name = (pxg_str){(const uint8_t *)name, sizeof name - 1, 0};
   h->version = (pxg_str){(const uint8_t *)version, sizeof version - 1, 0};
   h->page = &page;
@@ -149,7 +149,8 @@ static char *table_fault(const pxg_guest *g, const pxg_host *h) {
   if (g->major != PXG_VERSION_MAJOR) return text("found major %u, expected %u", g->major, PXG_VERSION_MAJOR);
   char missing[256];
   name_features(missing, sizeof missing, g->required, h->features);
-  if (*missing && !BUG("required-ignored")) return text("requires features that this host lacks: %s [PXG-NEG-003]", missing);
+  if (*missing && !BUG("required-ignored"))
+    return text("requires features that this host lacks: %s [PXG-NEG-003]", missing);
   if ((g->flags & ~PXG_GUEST_ABORTS) && !BUG("undefined-bits-ignored"))
     return text("UNSUPPORTED: flags 0x%x, expected no bit but ABORTS [PXG-ABI-005]", g->flags);
   if (BUG("table-unchecked")) return NULL;
@@ -162,11 +163,12 @@ static char *table_fault(const pxg_guest *g, const pxg_host *h) {
   if (hook) return text("the hook %s is NULL, expected a function [PXG-LOAD-010]", hook);
   if (!g->n_filters || !g->filters) return text("found no filter, expected at least one [PXG-LOAD-010]");
   for (uint64_t i = 0; i < g->n_filters; i++) {
-    if (!g->filters[i].len || !g->filters[i].ptr) return text("filter %llu has no name [PXG-LOAD-010]", (unsigned long long)i);
+    if (!g->filters[i].len || !g->filters[i].ptr)
+      return text("filter %llu has no name [PXG-LOAD-010]", (unsigned long long)i);
     for (uint64_t k = 0; k < i; k++)
       if (g->filters[i].len == g->filters[k].len && !memcmp(g->filters[i].ptr, g->filters[k].ptr, g->filters[i].len))
         return text("two filters are named %.*s, expected distinct names [PXG-LOAD-010]", (int)g->filters[i].len,
-            (const char *)g->filters[i].ptr);
+                    (const char *)g->filters[i].ptr);
   }
   return NULL;
 }
@@ -175,7 +177,8 @@ static char *table_fault(const pxg_guest *g, const pxg_host *h) {
  * dynamic linker would take it for the loaded one. */
 static char *load_name(const char *path, const struct stat *st) {
   for (lib *l = lib_first(); l; l = l->next)
-    if (!strcmp(l->path, path) && l->inode != st->st_ino) return text("/proc/self/fd/%d", open(path, O_RDONLY | O_CLOEXEC));
+    if (!strcmp(l->path, path) && l->inode != st->st_ino)
+      return text("/proc/self/fd/%d", open(path, O_RDONLY | O_CLOEXEC));
   return copy_text(path, strlen(path));
 }
 
@@ -252,7 +255,8 @@ lib *lib_load(const char *given, char **why) {
     return NULL;
   }
   for (lib *l = lib_first(); l; l = l->next)
-    if (l->name && ((l->device == st.st_dev && l->inode == st.st_ino) || (BUG("same-path-same-guest") && !strcmp(l->path, path))))
+    if (l->name &&
+        ((l->device == st.st_dev && l->inode == st.st_ino) || (BUG("same-path-same-guest") && !strcmp(l->path, path))))
       return l;
   bool go;
   char *fault = elf_check(path, &go);

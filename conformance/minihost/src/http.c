@@ -66,7 +66,8 @@ static const char *read_framing(head *h, bool request) {
   if (lengths > 1) return "several content-length fields";
   if (lengths && codings && !BUG("conflicting-framing-taken")) return "content-length with transfer-encoding";
   if (codings) {
-    if (codings > 1 || strcasecmp(fields_get(f, "transfer-encoding"), "chunked") || h->minor == 0) return "a transfer-encoding that is not chunked alone";
+    if (codings > 1 || strcasecmp(fields_get(f, "transfer-encoding"), "chunked") || h->minor == 0)
+      return "a transfer-encoding that is not chunked alone";
     h->framing = F_CHUNKED;
     fields_delete(f, "content-length", 14);
   } else if (lengths) {
@@ -84,21 +85,20 @@ static const char *read_framing(head *h, bool request) {
 /* Removes what is between two neighbours only. */
 static void strip_hop(head *h) {
   static const char *const hop[] = {"keep-alive", "proxy-connection", "te", "transfer-encoding", "trailer"};
-  if (!BUG("hop-fields-forwarded"))
-    for (size_t i = 0; i < h->list.n; i++) {
-      if (strcmp(h->list.at[i].name, "connection")) continue;
-      char *names = copy_text(h->list.at[i].value, h->list.at[i].value_len), *save;
-      for (char *t = strtok_r(names, ", \t", &save); t; t = strtok_r(NULL, ", \t", &save)) {
-        for (char *c = t; *c; c++) *c = (char)tolower((unsigned char)*c);
-        if (strcmp(t, "upgrade") && strcmp(t, "connection") && t[0] != ':') {
-          size_t before = h->list.n;
-          fields_delete(&h->list, t, strlen(t));
-          if (h->list.n != before) i = (size_t)-1;
-        }
-        if (i == (size_t)-1) break;
+  for (size_t i = 0; i < h->list.n; i++) {
+    if (strcmp(h->list.at[i].name, "connection")) continue;
+    char *names = copy_text(h->list.at[i].value, h->list.at[i].value_len), *save;
+    for (char *t = strtok_r(names, ", \t", &save); t; t = strtok_r(NULL, ", \t", &save)) {
+      for (char *c = t; *c; c++) *c = (char)tolower((unsigned char)*c);
+      if (strcmp(t, "upgrade") && strcmp(t, "connection") && t[0] != ':') {
+        size_t before = h->list.n;
+        fields_delete(&h->list, t, strlen(t));
+        if (h->list.n != before) i = (size_t)-1;
       }
-      free(names);
+      if (i == (size_t)-1) break;
     }
+    free(names);
+  }
   for (size_t i = 0; i < sizeof hop / sizeof *hop; i++) fields_delete(&h->list, hop[i], strlen(hop[i]));
   fields_delete(&h->list, "connection", 10);
   if (!h->upgrade) fields_delete(&h->list, "upgrade", 7);
@@ -110,7 +110,8 @@ char *path_normal(const char *path) {
   size_t end = query ? (size_t)(query - out) : n, w = 0;
   char *decoded = must(malloc(n + 1));
   for (size_t i = 0; i < end; i++) {
-    if (out[i] == '%' && i + 2 < end + 1 && isxdigit((unsigned char)out[i + 1]) && isxdigit((unsigned char)out[i + 2])) {
+    if (out[i] == '%' && i + 2 < end + 1 && isxdigit((unsigned char)out[i + 1]) &&
+        isxdigit((unsigned char)out[i + 2])) {
       char c = (char)strtoul((char[]){out[i + 1], out[i + 2], 0}, NULL, 16);
       if (isalnum((unsigned char)c) || strchr("-._~", c ? c : '/')) {
         decoded[w++] = c;
@@ -172,11 +173,14 @@ static const char *read_target(head *h, const char *method, char *target) {
     fields_put(&pseudo, ":scheme", "http");
     char *normal = strcmp(path, "*") && !BUG("path-not-normalised") ? path_normal(path) : copy_text(path, strlen(path));
     fields_put(&pseudo, ":path", normal);
-    if (field_fault((const uint8_t *)":path", 5, (uint8_t *)normal, strlen(normal), true, false, REQ)) fault = "a bad request target";
+    if (field_fault((const uint8_t *)":path", 5, (uint8_t *)normal, strlen(normal), true, false, REQ))
+      fault = "a bad request target";
     free(normal);
   }
   if (authority) {
-    if (*authority && field_fault((const uint8_t *)":authority", 10, (uint8_t *)authority, strlen(authority), true, false, REQ)) fault = "a bad authority";
+    if (*authority &&
+        field_fault((const uint8_t *)":authority", 10, (uint8_t *)authority, strlen(authority), true, false, REQ))
+      fault = "a bad authority";
     fields_put(&pseudo, ":authority", authority);
   } else if (h->minor) {
     fault = "no host";
@@ -192,7 +196,9 @@ static const char *read_target(head *h, const char *method, char *target) {
 static bool stripped(const char *name) {
   for (size_t i = 0; i < set.n_strip; i++) {
     const char *a = name, *b = set.strip[i];
-    while (*a && *b && (tolower((unsigned char)*b) == *a || (!BUG("strip-by-exact-name") && strchr("-_", *b) && strchr("-_", *a)))) a++, b++;
+    while (*a && *b &&
+           (tolower((unsigned char)*b) == *a || (!BUG("strip-by-exact-name") && strchr("-_", *b) && strchr("-_", *a))))
+      a++, b++;
     if (!*a && !*b) return true;
   }
   return false;
@@ -202,9 +208,11 @@ int head_request(head *h, const char *buf, size_t len, const char **why) {
   const char *eol = memchr(buf, '\n', len);
   char *line = copy_text(buf, eol ? (size_t)(eol - buf) : len), *save;
   line[strcspn(line, "\r")] = 0;
-  char *method = strtok_r(line, " ", &save), *target = strtok_r(NULL, " ", &save), *version = strtok_r(NULL, " ", &save);
+  char *method = strtok_r(line, " ", &save), *target = strtok_r(NULL, " ", &save),
+       *version = strtok_r(NULL, " ", &save);
   *why = NULL;
-  if (!eol || eol == buf || eol[-1] != '\r' || !version || strtok_r(NULL, " ", &save) || (strcmp(version, "HTTP/1.1") && strcmp(version, "HTTP/1.0")) ||
+  if (!eol || eol == buf || eol[-1] != '\r' || !version || strtok_r(NULL, " ", &save) ||
+      (strcmp(version, "HTTP/1.1") && strcmp(version, "HTTP/1.0")) ||
       !name_is_token((uint8_t *)method, strlen(method), true) || memchr(buf, 0, len))
     *why = "a bad request line";
   if (!*why) h->minor = version[7] - '0';
@@ -212,8 +220,10 @@ int head_request(head *h, const char *buf, size_t len, const char **why) {
   if (!*why) *why = read_lines(&h->list, eol + 1, buf + len, false);
   if (!*why) *why = read_framing(h, true);
   if (!*why) {
-    h->keep_alive = h->minor ? !has_token(&h->list, "connection", "close") : has_token(&h->list, "connection", "keep-alive");
-    h->upgrade = h->minor && has_token(&h->list, "connection", "upgrade") && fields_get(&h->list, "upgrade") && h->framing == F_NONE;
+    h->keep_alive =
+        h->minor ? !has_token(&h->list, "connection", "close") : has_token(&h->list, "connection", "keep-alive");
+    h->upgrade = h->minor && has_token(&h->list, "connection", "upgrade") && fields_get(&h->list, "upgrade") &&
+                 h->framing == F_NONE;
     h->expect = h->minor && has_token(&h->list, "expect", "100-continue") && h->framing != F_NONE;
     strip_hop(h);
     fields_delete(&h->list, "expect", 6);
@@ -228,7 +238,8 @@ int head_request(head *h, const char *buf, size_t len, const char **why) {
 int head_response(head *h, const char *buf, size_t len, bool to_head, bool to_connect, const char **why) {
   const char *eol = memchr(buf, '\n', len);
   *why = NULL;
-  if (!eol || len < 14 || strncmp(buf, "HTTP/1.", 7) || !isdigit((unsigned char)buf[9]) || !isdigit((unsigned char)buf[10]) || !isdigit((unsigned char)buf[11])) {
+  if (!eol || len < 14 || strncmp(buf, "HTTP/1.", 7) || !isdigit((unsigned char)buf[9]) ||
+      !isdigit((unsigned char)buf[10]) || !isdigit((unsigned char)buf[11])) {
     *why = "a bad status line";
     return 502;
   }
@@ -327,7 +338,8 @@ static void print_fields(bytes *to, const fields *f) {
 
 void print_request(bytes *to, const stream *s, enum framing f) {
   const fields *h = &s->m[REQ].head;
-  const char *path = fields_get(h, ":path"), *authority = fields_get(h, ":authority"), *method = fields_get(h, ":method");
+  const char *path = fields_get(h, ":path"), *authority = fields_get(h, ":authority"),
+             *method = fields_get(h, ":method");
   line(to, "%s %s HTTP/1.1\r\n", method, path ? path : authority ? authority : "/");
   if (authority) line(to, "host: %s\r\n", authority);
   print_fields(to, h);
@@ -342,7 +354,8 @@ void print_response(bytes *to, const stream *s, enum framing f, bool close, int 
   print_fields(to, h);
   if (f == F_CHUNKED) line(to, "transfer-encoding: chunked\r\n");
   bool upgrade = !strcmp(status, "101");
-  if (upgrade || close || minor == 0) line(to, "connection: %s\r\n", upgrade ? "upgrade" : close ? "close" : "keep-alive");
+  if (upgrade || close || minor == 0)
+    line(to, "connection: %s\r\n", upgrade ? "upgrade" : close ? "close" : "keep-alive");
   line(to, "\r\n");
 }
 

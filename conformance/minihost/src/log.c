@@ -15,16 +15,23 @@ pxg_page page = {.size = sizeof(pxg_page), .log_level = PXG_LOG_INFO};
 const char *const reason_names[N_REASONS] = {"error", "panic", "invalid", "deadline", "limit", "cap"};
 
 const char *phase_name(uint32_t phase) {
-  static const char *const names[] = {"none", "request_headers", "request_body", "request_trailers", "response_headers",
-      "response_body", "response_trailers", "log", "wake"};
+  static const char *const names[] = {"none",
+                                      "request_headers",
+                                      "request_body",
+                                      "request_trailers",
+                                      "response_headers",
+                                      "response_body",
+                                      "response_trailers",
+                                      "log",
+                                      "wake"};
   static const char *const l4[] = {"l4_open", "l4_downstream", "l4_upstream", "l4_close"};
   if (phase <= PXG_PHASE_WAKE) return names[phase];
   return phase >= PXG_PHASE_L4_OPEN && phase <= PXG_PHASE_L4_CLOSE ? l4[phase - PXG_PHASE_L4_OPEN] : "unknown";
 }
 
 const char *status_name(int32_t status) {
-  static const char *const names[] = {"OK", "STALE", "STATE", "ARG", "UNSUPPORTED", "LIMIT", "THREAD", "VERSION",
-      "NOTFOUND", "INTERNAL"};
+  static const char *const names[] = {"OK",    "STALE",  "STATE",   "ARG",      "UNSUPPORTED",
+                                      "LIMIT", "THREAD", "VERSION", "NOTFOUND", "INTERNAL"};
   if (status > 0) return "OK";
   return status > -10 ? names[-status] : "INTERNAL";
 }

@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "minihost.h"
@@ -118,13 +119,17 @@ static void batch_end(worker *w) {
   for (lib *l = lib_first(); l; l = l->next) {
     if (l->ctx >= w->n_libs || !w->lib_pended[l->ctx]) continue;
     w->lib_pended[l->ctx] = false;
-    if (l->table.on_batch_end && !BUG("batch-end-never")) l->table.on_batch_end(l->table.ctx, w->index);
+    if ((l->table.on_batch_end || BUG("optional-hooks-called")) && !BUG("batch-end-never"))
+      l->table.on_batch_end(l->table.ctx, w->index);
     if (l->table.on_batch_end && BUG("batch-end-twice")) l->table.on_batch_end(l->table.ctx, w->index);
   }
 }
 
+_Thread_local bool loop_thread;
+
 static void *run(void *of) {
   worker *w = of;
+  loop_thread = true;
   for (lib *l = lib_first(); l; l = l->next)
     if (l->name) loop_enter(w, l);
   while (!atomic_load(&w->stop)) {
@@ -141,6 +146,9 @@ static void *run(void *of) {
       handler *h = events[i].data.ptr;
       if (h->fd >= 0) h->ready(h, events[i].events);
     }
+    if (BUG("waits-for-any-child")) waitpid(-1, NULL, WNOHANG);
+    if (BUG("reload-cuts-streams") && atomic_exchange(&w->cut, false))
+      while (w->streams) stream_reset(w->streams, PXG_END_ERROR);
     timers(w);
     batch_end(w);
     sweep(w);

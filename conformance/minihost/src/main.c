@@ -64,7 +64,9 @@ static void admin_answer(int listener) {
   }
   fclose(f);
   char head[128];
-  int h = snprintf(head, sizeof head, "HTTP/1.1 %d \r\ncontent-type: text/plain\r\ncontent-length: %zu\r\nconnection: close\r\n\r\n", status, len);
+  int h = snprintf(head, sizeof head,
+                   "HTTP/1.1 %d \r\ncontent-type: text/plain\r\ncontent-length: %zu\r\nconnection: close\r\n\r\n",
+                   status, len);
   if (send(fd, head, (size_t)h, MSG_NOSIGNAL) == h) {
     for (size_t at = 0; at < len;) {
       ssize_t k = send(fd, text + at, len - at, MSG_NOSIGNAL);
@@ -178,8 +180,7 @@ int main(int argc, char **argv) {
   printf("listening %.*s:%u\n", (int)(strrchr(set.listen, ':') - set.listen), set.listen, port);
   fflush(stdout);
   serve(signals, admin);
-  bool early = BUG("configs-dropped-before-the-streams");
-  if (early) world_serve(NULL);
+  if (BUG("configs-dropped-before-the-streams")) configs_drop_now();
   workers_stop();
   world_serve(NULL);
   while (!configs_drop()) usleep(1000);

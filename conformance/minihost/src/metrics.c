@@ -70,7 +70,7 @@ static char *escape_label(const pxg_str *v) {
 }
 
 static int32_t define(uint64_t ctx, uint32_t kind, const pxg_str *name, const pxg_field *labels, uint64_t n_labels,
-    uint32_t *id) {
+                      uint32_t *id) {
   lib *l = lib_by_ctx(ctx);
   if (!l || !name || !id || !identifier(name) || (n_labels && !labels) || n_labels > 32) return PXG_E_ARG;
   if (kind < PXG_METRIC_COUNTER || kind > PXG_METRIC_HISTOGRAM) return PXG_E_ARG;
@@ -127,6 +127,7 @@ static int32_t define(uint64_t ctx, uint32_t kind, const pxg_str *name, const px
 /* OK, NOTFOUND, or ARG for a counter that would fall. */
 static int32_t record(uint64_t ctx, uint32_t id, int64_t value) {
   int32_t status = PXG_E_NOTFOUND;
+  if (BUG("metrics-on-loop-threads-only") && !loop_thread) return status;
   pthread_mutex_lock(&lock);
   for (series *s = all_series; s; s = s->next) {
     if (s->id != id || (s->lib != ctx && !BUG("foreign-metric-recorded"))) continue;
@@ -172,7 +173,7 @@ static void by_phase(FILE *to, const char *name, size_t offset) {
       uint64_t v = ((counter *)((char *)s + offset))[p];
       if (v)
         fprintf(to, "%s{guest=\"%s\",filter=\"%s\",config=\"%s\",phase=\"%s\"} %llu\n", name, s->guest, s->filter,
-            s->instance, phase_name(p), (unsigned long long)v);
+                s->instance, phase_name(p), (unsigned long long)v);
     }
 }
 
@@ -180,7 +181,7 @@ static void plain(FILE *to, const char *name, size_t offset) {
   type_of(to, name, "counter");
   for (stats *s = all_stats; s; s = s->next)
     fprintf(to, "%s{guest=\"%s\",filter=\"%s\",config=\"%s\"} %llu\n", name, s->guest, s->filter, s->instance,
-        (unsigned long long)*(counter *)((char *)s + offset));
+            (unsigned long long)*(counter *)((char *)s + offset));
 }
 
 static const uint64_t call_bounds[8] = {1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000, UINT64_MAX};
@@ -193,15 +194,15 @@ static void seconds(FILE *to) {
       if (!s->calls[p]) continue;
       char labels[512];
       snprintf(labels, sizeof labels, "guest=\"%s\",filter=\"%s\",config=\"%s\",phase=\"%s\"", s->guest, s->filter,
-          s->instance, phase_name(p));
+               s->instance, phase_name(p));
       uint64_t sum = 0;
       for (int i = 0; i < 8; i++) {
         sum += s->buckets[p][i];
         fprintf(to, "pxg_guest_call_seconds_bucket{%s,le=\"%s\"} %llu\n", labels, call_names[i],
-            (unsigned long long)sum);
+                (unsigned long long)sum);
       }
       fprintf(to, "pxg_guest_call_seconds_sum{%s} %g\npxg_guest_call_seconds_count{%s} %llu\n", labels,
-          (double)s->ns[p] / 1e9, labels, (unsigned long long)sum);
+              (double)s->ns[p] / 1e9, labels, (unsigned long long)sum);
     }
 }
 
@@ -223,11 +224,11 @@ void metrics_print(FILE *to) {
   for (stats *s = all_stats; s; s = s->next)
     for (int r = 0; r < N_REASONS; r++)
       fprintf(to, "pxg_guest_failures_total{guest=\"%s\",filter=\"%s\",config=\"%s\",reason=\"%s\"} %llu\n", s->guest,
-          s->filter, s->instance, reason_names[r], (unsigned long long)s->failures[r]);
+              s->filter, s->instance, reason_names[r], (unsigned long long)s->failures[r]);
   type_of(to, "pxg_guest_pending", "gauge");
   for (stats *s = all_stats; s; s = s->next)
     fprintf(to, "pxg_guest_pending{guest=\"%s\",filter=\"%s\",config=\"%s\"} %d\n", s->guest, s->filter, s->instance,
-        (int)s->pending);
+            (int)s->pending);
   plain(to, "pxg_guest_stale_completions_total", offsetof(stats, stale));
   plain(to, "pxg_guest_cancels_total", offsetof(stats, cancels));
   plain(to, "pxg_guest_operations_skipped_total", offsetof(stats, skipped));
@@ -246,11 +247,11 @@ void metrics_print(FILE *to) {
     }
     for (int i = 0; i < 7; i++)
       fprintf(to, "%s%s_bucket{%s%sle=\"%lld\"} %llu\n", name, s->name, s->labels, *s->labels ? "," : "",
-          (long long)bounds[i], (unsigned long long)s->buckets[i]);
+              (long long)bounds[i], (unsigned long long)s->buckets[i]);
     fprintf(to, "%s%s_bucket{%s%sle=\"+Inf\"} %llu\n", name, s->name, s->labels, *s->labels ? "," : "",
-        (unsigned long long)s->count);
+            (unsigned long long)s->count);
     fprintf(to, "%s%s_sum%s%s%s %g\n%s%s_count%s%s%s %llu\n", name, s->name, open, s->labels, close, s->sum, name,
-        s->name, open, s->labels, close, (unsigned long long)s->count);
+            s->name, open, s->labels, close, (unsigned long long)s->count);
   }
   pthread_mutex_unlock(&lock);
 }

@@ -72,6 +72,7 @@ typedef struct field {
   uint32_t name_len, value_len;
   uint32_t flags; /* PXG_STR_SENSITIVE. */
   int64_t seen;   /* Index in the view that was delivered last, or -1. */
+  bool changed;   /* By a guest; only a mutant looks at it. */
 } field;
 
 typedef struct fields {
@@ -93,7 +94,7 @@ bool value_is_clean(const uint8_t *p, size_t n);
 bool name_is_owned(const uint8_t *p, size_t n);
 /* What is wrong with a field of a guest's, or NULL. `is_set` allows pseudo-headers of the direction. */
 const char *field_fault(const uint8_t *name, size_t name_len, const uint8_t *value, size_t value_len, bool is_set,
-    bool trailers, int direction);
+                        bool trailers, int direction);
 
 /* ---- settings.c: the command line -------------------------------------------------------------------------------- */
 
@@ -101,7 +102,7 @@ enum { MAX_FILTERS = 64, MAX_CHAINS = 64, MAX_PLACES = 32 };
 
 typedef struct filter_spec {
   char *path, *filter, *instance, *file;
-  bool open; /* Failure mode. */
+  bool open;                        /* Failure mode. */
   const char *grants[8], *allow[8]; /* Namespaces; clusters, none: all. */
   size_t n_grants, n_allow;
   uint64_t pend_limit_ms, hold_span_ms, pending_cap, max_body_limit;
@@ -264,8 +265,9 @@ void world_free(world *w);
 size_t world_take(const char *path, config **chain); /* References for a new stream. */
 config *config_ref(config *c);
 void config_unref(config *c);
-bool configs_drop(void); /* [config-thread] Drops those without users; whether none is left at all. */
-extern int config_event; /* An eventfd: something is to drop. */
+void configs_drop_now(void); /* A mutant's. */
+bool configs_drop(void);     /* [config-thread] Drops those without users; whether none is left at all. */
+extern int config_event;     /* An eventfd: something is to drop. */
 
 /* ---- decision.c: what a guest decided, copied -------------------------------------------------------------------- */
 
@@ -335,14 +337,14 @@ typedef struct credit {
 typedef struct dir {
   enum state state;
   uint32_t mode;
-  bool head_in, held, head_out;    /* Headers: have arrived; are held here; have passed. */
-  bool end_at_head;                /* The message ended at its headers. */
-  bool ended, body_end_seen;       /* All has arrived; BODY_END was delivered. */
-  bool end_seen, end_out;          /* END_STREAM was delivered; the end has passed. */
-  bool trailers_seen;              /* With the WHOLE_BODY event, or by TRAILERS. */
-  bool changed, resumed, resizes;  /* See 7.11, RESUMED, 7.6. */
-  bool tunnel;                     /* 7.8. */
-  bool modes_final;                /* The HEADERS result has been taken. */
+  bool head_in, held, head_out;   /* Headers: have arrived; are held here; have passed. */
+  bool end_at_head;               /* The message ended at its headers. */
+  bool ended, body_end_seen;      /* All has arrived; BODY_END was delivered. */
+  bool end_seen, end_out;         /* END_STREAM was delivered; the end has passed. */
+  bool trailers_seen;             /* With the WHOLE_BODY event, or by TRAILERS. */
+  bool changed, resumed, resizes; /* See 7.11, RESUMED, 7.6. */
+  bool tunnel;                    /* 7.8. */
+  bool modes_final;               /* The HEADERS result has been taken. */
   bytes view;
   uint64_t offset;
   uint64_t need, kept, last_event; /* A MORE: due at this length; kept; ns of the last event. */
@@ -368,7 +370,7 @@ struct place {
   int index;
   uint64_t user, handle, subscribe;
   dir d[2];
-  bool reached, failed, replied, open, skip_response, logged;
+  bool reached, failed, replied, open, skip_response, recomputed, again; /* The last two: a mutant's. */
   uint64_t open_since;
   fields open_trailers;
   /* Guarded by the lock of tokens.c. */
@@ -396,14 +398,14 @@ struct stream {
   worker *w;
   atomic_int refs;
   bool tunnel, tunnel_due; /* 7.8. */
-  bool ready; /* On the worker's list; guarded by its lock. */
+  bool ready;              /* On the worker's list; guarded by its lock. */
   stream *ready_next;
   bool l4, running, again, dead, upgraded, replied, final_route, in_call, head_method, sent_100, expect_100;
   int n;
   place *places;
   message m[2];
-  uint32_t why;       /* PXG_END_*; 0: not ended. */
-  uint8_t dirend[2];  /* PXG_DIREND_*; 0 while it runs. */
+  uint32_t why;                                 /* PXG_END_*; 0: not ended. */
+  uint8_t dirend[2];                            /* PXG_DIREND_*; 0 while it runs. */
   bool began[2], in_done[2], over[2], finished; /* `over`: the direction has ended. */
   cluster *cluster;
   char *cluster_name;
@@ -414,7 +416,7 @@ struct stream {
   uint64_t id, start_wall, start, bytes_in[2], bytes_out[2], up_start, up_first, requests;
   char *raw_path, *norm_path, *protocol;
   uint32_t attempts, code;
-  bool trailers_ok[2]; /* The receiver of that direction can take trailers. */
+  bool trailers_ok[2];             /* The receiver of that direction can take trailers. */
   _Atomic uint64_t client_waiting; /* Bytes that the client has not taken. */
 };
 
@@ -430,7 +432,7 @@ void stream_response(stream *s, fields *head, bool ends); /* Takes the list over
 void stream_bytes(stream *s, int d, bytes *b);
 void stream_ended(stream *s, int d, fields *trailers);
 bool stream_wants(const stream *s, int d); /* Whether its source is to be read. */
-void stream_drained(stream *s, int d); /* The sink has handed over all it has. */
+void stream_drained(stream *s, int d);     /* The sink has handed over all it has. */
 /* For the parts of the engine. */
 void stream_why(stream *s, uint32_t why); /* The first one counts. */
 void stream_over(stream *s, int d, uint8_t how);
@@ -483,7 +485,7 @@ void ops_apply(place *p, int dir, uint32_t phase, uint64_t view, decision *d, by
 
 /* ---- reply.c ----------------------------------------------------------------------------------------------------- */
 
-void make_reply(place *p, reply *r, const char *details);          /* Takes the content over. */
+void make_reply(place *p, reply *r, const char *details);                /* Takes the content over. */
 void make_local(stream *s, place *from, uint32_t status, char *details); /* `from` NULL: at the upstream end. */
 void body_write(place *p, op *o);
 void reply_room(stream *s); /* Raises WRITABLE where there is room again. */
@@ -549,11 +551,12 @@ struct worker {
 #define READ_SIZE 16384
 
 extern worker *workers;
+extern _Thread_local bool loop_thread;
 void handler_set(worker *w, handler *h, uint32_t interest); /* 0 removes. */
 bool workers_start(uint16_t *port);
 void workers_drain(void);
-void workers_stop(void); /* Returns when no worker has a stream. */
-void workers_end(void);  /* After the configurations: on_worker(down), and the threads end. */
+void workers_stop(void);      /* Returns when no worker has a stream. */
+void workers_end(void);       /* After the configurations: on_worker(down), and the threads end. */
 void worker_ready(stream *s); /* [any-thread] */
 uint32_t worker_streams(void);
 

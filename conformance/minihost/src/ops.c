@@ -18,6 +18,7 @@ static const char *header_late(const place *p, int dir, uint32_t phase) {
 }
 
 static const char *trailer_late(const place *p, int dir, uint32_t phase, uint32_t flags) {
+  if (BUG("trailers-out-declared-and-missing")) return "trailers are not changed by this host";
   bool at_trailers = phase == PXG_PHASE_REQUEST_TRAILERS || phase == PXG_PHASE_RESPONSE_TRAILERS;
   if (!at_trailers && !(is_body_phase(phase) && (flags & PXG_EV_END_STREAM)) && !BUG("trailers-anytime"))
     return "trailers are not to be changed here [PXG-TRL-001]";
@@ -27,7 +28,8 @@ static const char *trailer_late(const place *p, int dir, uint32_t phase, uint32_
 static bool pseudo_missing(const stream *s, const op *o) {
   const char *method = fields_get(&s->m[REQ].head, ":method");
   bool connect = method && !strcmp(method, "CONNECT");
-  return connect && ((o->key_len == 5 && !memcmp(o->key, ":path", 5)) || (o->key_len == 7 && !memcmp(o->key, ":scheme", 7)));
+  return connect &&
+         ((o->key_len == 5 && !memcmp(o->key, ":path", 5)) || (o->key_len == 7 && !memcmp(o->key, ":scheme", 7)));
 }
 
 static size_t view_count(const fields *f) {
@@ -46,7 +48,8 @@ static void judge_field(place *p, int dir, uint32_t phase, uint32_t flags, decis
   if (o->kind >= PXG_OP_SET_AT && !(late && !trailers)) {
     if (o->u0 >= view_count(list)) {
       if (BUG("bad-index-skipped")) return skip(p, d, o, "the index");
-      return refuse(d, PXG_E_ARG, "operation %u: found index %llu, expected one below the view's count [PXG-HDR-004]", o->kind, (unsigned long long)o->u0);
+      return refuse(d, PXG_E_ARG, "operation %u: found index %llu, expected one below the view's count [PXG-HDR-004]",
+                    o->kind, (unsigned long long)o->u0);
     }
     for (size_t i = 0; i < list->n; i++) {
       const field *f = &list->at[i];
@@ -84,16 +87,21 @@ static void judge_body(place *p, int dir, uint32_t phase, uint32_t flags, uint64
       continue;
     }
     if (o->kind == PXG_OP_INJECT) {
-      bool bodyless = dir == RSP && !l4 && x->end_at_head && (p->s->head_method || !strcmp(fields_get(&p->s->m[RSP].head, ":status"), "204") || !strcmp(fields_get(&p->s->m[RSP].head, ":status"), "304"));
-      if (bodyless) skip(p, d, o, "the message cannot have a body");
-      else if (o->target == 0) sent += o->val.len;
+      bool bodyless = dir == RSP && !l4 && x->end_at_head &&
+                      (p->s->head_method || !strcmp(fields_get(&p->s->m[RSP].head, ":status"), "204") ||
+                       !strcmp(fields_get(&p->s->m[RSP].head, ":status"), "304"));
+      if (bodyless)
+        skip(p, d, o, "the message cannot have a body");
+      else if (o->target == 0)
+        sent += o->val.len;
       continue;
     }
     uint64_t most = l4 ? (1ull << 63) - 1 : view;
     if (o->u0 > most || moved > most - o->u0) {
       if (!BUG("counts-clamped"))
-        return refuse(d, PXG_E_ARG, "operation %u: found %llu bytes, expected at most the %llu of the view [PXG-BODY-006]",
-            o->kind, (unsigned long long)(moved + o->u0), (unsigned long long)view);
+        return refuse(d, PXG_E_ARG,
+                      "operation %u: found %llu bytes, expected at most the %llu of the view [PXG-BODY-006]", o->kind,
+                      (unsigned long long)(moved + o->u0), (unsigned long long)view);
       o->u0 = most - moved;
     }
     moved += o->u0;
@@ -101,19 +109,22 @@ static void judge_body(place *p, int dir, uint32_t phase, uint32_t flags, uint64
   }
   if (l4 || x->mode == PXG_BODY_OBSERVE) return;
   uint64_t kept = view - moved;
-  if (d->action == PXG_ACT_MORE && kept > p->c->max_body[dir] && is_body_phase(phase) && !BUG("keeps-more-than-max-body"))
-    return refuse(d, PXG_E_ARG, "MORE: found %llu bytes kept, expected at most %llu [PXG-BODY-014]", (unsigned long long)kept,
-        (unsigned long long)p->c->max_body[dir]);
+  if (d->action == PXG_ACT_MORE && kept > p->c->max_body[dir] && is_body_phase(phase) &&
+      !BUG("keeps-more-than-max-body"))
+    return refuse(d, PXG_E_ARG, "MORE: found %llu bytes kept, expected at most %llu [PXG-BODY-014]",
+                  (unsigned long long)kept, (unsigned long long)p->c->max_body[dir]);
   if (d->action != PXG_ACT_CONTINUE && d->action != PXG_ACT_MORE) return;
   if (d->action == PXG_ACT_CONTINUE) sent += kept;
   int64_t most = whole || x->tunnel || !is_body_phase(phase) ? -1 : room(p, dir);
   if (most < 0 || BUG("length-unchecked")) return;
   if (sent > (uint64_t)most)
-    return refuse(d, PXG_E_ARG, "found %llu bytes to send, expected at most the %lld that content-length allows [PXG-HDR-007]",
-        (unsigned long long)sent, (long long)most);
+    return refuse(d, PXG_E_ARG,
+                  "found %llu bytes to send, expected at most the %lld that content-length allows [PXG-HDR-007]",
+                  (unsigned long long)sent, (long long)most);
   if (d->action == PXG_ACT_CONTINUE && (flags & PXG_EV_BODY_END) && sent < (uint64_t)most)
-    refuse(d, PXG_E_ARG, "found a body that ends %lld bytes short of content-length [PXG-HDR-007]", (long long)((uint64_t)most - sent));
-  }
+    refuse(d, PXG_E_ARG, "found a body that ends %lld bytes short of content-length [PXG-HDR-007]",
+           (long long)((uint64_t)most - sent));
+}
 
 static void judge_size(place *p, int dir, decision *d) {
   const fields *f = &p->s->m[dir].head;
@@ -126,13 +137,14 @@ static void judge_size(place *p, int dir, decision *d) {
     len += o->key_len + o->val.len;
   }
   if (n > set.max_fields || len > set.max_field_bytes)
-    refuse(d, PXG_E_LIMIT, "found %llu fields of %llu bytes, over the limit [PXG-HDR-009]", (unsigned long long)n, (unsigned long long)len);
+    refuse(d, PXG_E_LIMIT, "found %llu fields of %llu bytes, over the limit [PXG-HDR-009]", (unsigned long long)n,
+           (unsigned long long)len);
 }
 
 void ops_judge(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t view, decision *d) {
   for (size_t i = 0; i < d->n_ops; i++) {
     op *o = &d->ops[i];
-    bool late_route = p->s->final_route && !BUG("late-route-refused");
+    bool late_route = p->s->final_route && !BUG("late-route-unsaid");
     if (o->kind == 0 || o->skip) continue;
     if (o->kind <= PXG_OP_DELETE_AT && dir >= 0) {
       if (p->d[dir].mode == PXG_BODY_OBSERVE && is_body_phase(phase)) {
@@ -157,7 +169,7 @@ static void set_metadata(place *p, const op *o) {
   char key[512];
   size_t n = (size_t)o->u0;
   snprintf(key, sizeof key, "%.*s.%.*s", n ? (int)n : (int)strlen(p->c->instance), n ? o->key : p->c->instance,
-      (int)(o->key_len - n), o->key + n);
+           (int)(o->key_len - n), o->key + n);
   meta *m = p->s->meta;
   while (m && strcmp(m->key, key)) m = m->next;
   if (!m) {
@@ -198,6 +210,7 @@ static void route(place *p, const op *o) {
   }
   const char *path = fields_get(&s->m[REQ].head, ":path");
   s->cluster = route_of(path ? path : "/");
+  if (BUG("headers-twice") && !p->recomputed) p->recomputed = p->again = true;
   if (BUG("recompute-changes-the-chain")) {
     config *chain[MAX_PLACES];
     size_t n = world_take(path, chain);
@@ -226,6 +239,7 @@ static void change(place *p, int dir, const op *o) {
   case PXG_OP_HEADER_ADD:
     if (BUG("empty-value-is-no-field") && !o->val.len) return;
     fields_add(list, o->key, o->key_len, o->val.ptr, o->val.len, sensitive);
+    list->at[list->n - 1].changed = true;
     break;
   case PXG_OP_HEADER_DELETE: fields_delete(list, o->key, o->key_len); break;
   case PXG_OP_SET_AT:

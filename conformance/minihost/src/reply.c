@@ -10,9 +10,11 @@ static void cut_for(stream *s, int at) {
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
     tokens[i][REQ] = BUG("request-runs-on-after-a-reply") ? 0 : cut_quietly(p, REQ);
-    bool orphan = (p->c->flags & PXG_CFG_ORPHAN) && !p->failed && !p->d[RSP].head_in && i > at && !BUG("orphans-ignored");
+    bool orphan =
+        (p->c->flags & PXG_CFG_ORPHAN) && !p->failed && !p->d[RSP].head_in && i > at && !BUG("orphans-ignored");
     if (i < at || orphan) continue;
-    if (i > at && BUG("reply-seen-upstream-of-it") && !p->d[RSP].head_in) continue;
+    if (i > at && BUG("reply-seen-upstream-of-it") && p->reached && !p->d[RSP].head_in) continue;
+    if (i > at && BUG("response-without-request") && !p->reached) continue;
     if (i == at && BUG("replier-sees-its-reply")) {
       tokens[i][RSP] = cut_quietly(p, RSP);
       if (p->d[RSP].state == S_CUT) p->d[RSP].state = S_WAIT;
@@ -45,7 +47,7 @@ static void begin(stream *s, int at) {
   stream_why(s, PXG_END_REPLIED);
   upstream_close(s);
   cut_for(s, at);
-  stream_over(s, REQ, s->in_done[REQ] && s->m[REQ].sent ? PXG_DIREND_COMPLETE : PXG_DIREND_PROXY);
+  stream_over(s, REQ, s->in_done[REQ] ? PXG_DIREND_COMPLETE : PXG_DIREND_PROXY);
 }
 
 void make_reply(place *p, reply *r, const char *details) {
@@ -65,7 +67,8 @@ void make_reply(place *p, reply *r, const char *details) {
   }
   for (size_t i = 0; i < r->fields.n; i++) {
     const field *f = &r->fields.at[i];
-    if (!grpc || strcmp(f->name, "content-type")) fields_add(&head, f->name, f->name_len, f->value, f->value_len, f->flags);
+    if (!grpc || strcmp(f->name, "content-type"))
+      fields_add(&head, f->name, f->name_len, f->value, f->value_len, f->flags);
   }
   if (BUG("details-to-the-client") && r->details) fields_put(&head, "x-details", r->details);
   bool none = r->status == 204 || r->status == 304;
@@ -138,7 +141,9 @@ static void end_open(place *p) {
 static bool may_inject(const place *p, const op *o) {
   const struct dir *x = &p->d[RSP];
   const stream *s = p->s;
-  if (!x->head_out || x->end_out || x->state == S_CUT || x->end_at_head || x->tunnel || (o->flags & PXG_OPF_END) || s->m[RSP].local) return false;
+  if (!x->head_out || x->end_out || x->state == S_CUT || x->end_at_head || x->tunnel || (o->flags & PXG_OPF_END) ||
+      s->m[RSP].local)
+    return false;
   return x->room < 0;
 }
 

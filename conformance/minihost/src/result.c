@@ -44,8 +44,8 @@ void fail(place *p, int dir, uint32_t phase, enum reason why, const char *text) 
   stream *s = p->s;
   count(p, phase, why);
   if (!BUG("failure-unsaid"))
-    say(PXG_LOG_WARN, "guest=%s filter=%s config=%s phase=%s stream=%llu reason=%s: %s", p->c->lib->name, p->c->filter, p->c->instance,
-      phase_name(phase), (unsigned long long)s->id, reason_names[why], text ? text : "");
+    say(PXG_LOG_WARN, "guest=%s filter=%s config=%s phase=%s stream=%llu reason=%s: %s", p->c->lib->name, p->c->filter,
+        p->c->instance, phase_name(phase), (unsigned long long)s->id, reason_names[why], text ? text : "");
   if (phase == PXG_PHASE_LOG || phase == PXG_PHASE_L4_CLOSE) return;
   p->failed = !BUG("calls-after-a-failure");
   if (!BUG("handle-outlives-a-failure")) handle_retire(p->handle);
@@ -95,12 +95,15 @@ static void set_mode(place *p, int d, uint32_t mode, bool over_limit, decision *
     bool later = ((x->mode == PXG_BODY_STREAM || x->mode == PXG_BODY_OBSERVE) && mode == PXG_BODY_SKIP) ||
                  (x->mode == PXG_BODY_WHOLE && over_limit && (mode == PXG_BODY_STREAM || mode == PXG_BODY_SKIP));
     if (x->modes_final || x->head_out) {
-      if (!later) return refuse(dec, PXG_E_ARG, "body_mode[%d]: found a change from %u to %u that comes too late [PXG-BODY-015]", d, x->mode, mode);
+      if (!later)
+        return refuse(dec, PXG_E_ARG, "body_mode[%d]: found a change from %u to %u that comes too late [PXG-BODY-015]",
+                      d, x->mode, mode);
     }
     if (mode != PXG_BODY_SKIP && !(p->subscribe & body_bit(p->s, d)))
       return refuse(dec, PXG_E_ARG, "body_mode[%d]: found %u without its phase subscribed [PXG-BODY-015]", d, mode);
   }
   x->mode = mode;
+  for (int i = 0; BUG("mode-of-the-first-place") && i < p->s->n; i++) p->s->places[i].d[d].mode = mode;
 }
 
 static void take_settings(place *p, int dir, uint32_t phase, uint32_t flags, decision *d) {
@@ -108,8 +111,10 @@ static void take_settings(place *p, int dir, uint32_t phase, uint32_t flags, dec
     p->subscribe &= ~d->unsubscribe;
     place_sync(p);
     for (int k = 0; k < 2; k++)
-      if (!(p->subscribe & body_bit(p->s, k)) && !p->s->l4) p->d[k].mode = PXG_BODY_SKIP;
-      else if (!(p->subscribe & body_bit(p->s, k))) p->d[k].mode = PXG_BODY_SKIP;
+      if (!(p->subscribe & body_bit(p->s, k)) && !p->s->l4)
+        p->d[k].mode = PXG_BODY_SKIP;
+      else if (!(p->subscribe & body_bit(p->s, k)))
+        p->d[k].mode = PXG_BODY_SKIP;
   }
   for (int k = 0; k < 2; k++) set_mode(p, k, d->mode[k], k == dir && (flags & PXG_EV_OVER_LIMIT), d);
   if (d->flags & PXG_RES_RESIZES) {
@@ -133,7 +138,9 @@ static void judge_action(place *p, int dir, uint32_t phase, uint32_t flags, deci
     return;
   }
   if (a == PXG_ACT_CONTINUE || a == PXG_ACT_ERROR) return;
-  if (end) return refuse(d, PXG_E_STATE, "action: found %u in %s, expected CONTINUE [PXG-ACT-009]", a, phase_name(phase));
+  if (end && BUG("log-answer-is-obeyed")) return;
+  if (end)
+    return refuse(d, PXG_E_STATE, "action: found %u in %s, expected CONTINUE [PXG-ACT-009]", a, phase_name(phase));
   if (a == PXG_ACT_RESET) return;
   if (a == PXG_ACT_PENDING) return refuse(d, PXG_E_STATE, "PENDING: found where it is not legal [PXG-ACT-006]");
   bool observed = dir >= 0 && is_body_phase(phase) && p->d[dir].mode == PXG_BODY_OBSERVE;
@@ -143,7 +150,8 @@ static void judge_action(place *p, int dir, uint32_t phase, uint32_t flags, deci
     return;
   }
   if (BUG("more-anywhere") && dir >= 0) return;
-  bool mode = dir >= 0 && (p->d[dir].mode == PXG_BODY_STREAM || (is_headers_phase(phase) && p->d[dir].mode == PXG_BODY_WHOLE));
+  bool mode =
+      dir >= 0 && (p->d[dir].mode == PXG_BODY_STREAM || (is_headers_phase(phase) && p->d[dir].mode == PXG_BODY_WHOLE));
   bool here = (is_headers_phase(phase) && phase != PXG_PHASE_L4_OPEN) || is_body_phase(phase);
   if (!mode || !here || observed || (flags & (PXG_EV_END_STREAM | PXG_EV_BODY_END)) || p->d[dir].tunnel)
     refuse(d, PXG_E_STATE, "MORE: found in %s, where it is not legal [PXG-ACT-003]", phase_name(phase));
@@ -160,7 +168,10 @@ static void frame_whole(place *p, int d, uint64_t len) {
   if (d == RSP && (s->head_method || (status && (!strcmp(status, "204") || !strcmp(status, "304"))))) return;
   p->d[d].end_at_head = !len && !m->trailers.n;
   char text[24];
-  snprintf(text, sizeof text, "%llu", (unsigned long long)(BUG("length-of-the-original") && had ? strtoull(fields_get(&m->head, "content-length"), NULL, 10) : len));
+  snprintf(text, sizeof text, "%llu",
+           (unsigned long long)(BUG("length-of-the-original") && had
+                                    ? strtoull(fields_get(&m->head, "content-length"), NULL, 10)
+                                    : len));
   if (m->trailers.n) {
     fields_delete(&m->head, "content-length", 14);
   } else if (len || had || d == RSP) {
@@ -203,14 +214,13 @@ static void go_on(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vi
     x->state = S_HOLD;
     if (!x->hold_since) x->hold_since = now_ns();
     stream_later(s, x->hold_since + p->c->spec->hold_span_ms * 1000000);
-    if (BUG("whole-passes-the-headers")) {
-      pass_headers(p, dir);
-    }
+    if (BUG("whole-passes-the-headers")) { pass_headers(p, dir); }
     return;
   }
   uint64_t rest = view - cursor < x->view.len ? view - cursor : x->view.len;
   if (!observed) {
-    if (BUG("view-passed-twice") && rest) bytes_copy(&out, x->view.at[x->view.first].ptr, x->view.at[x->view.first].len);
+    if (BUG("view-passed-twice") && rest)
+      bytes_copy(&out, x->view.at[x->view.first].ptr, x->view.at[x->view.first].len);
     bytes_move(&out, &x->view, rest);
     x->offset += rest;
   }
@@ -252,7 +262,8 @@ void take_result(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vie
   if (!d->status || by == BY_EVENT) judge_action(p, dir, phase, flags, d);
   if (BUG("settings-after-the-action") && !d->status) take_settings(p, dir, phase, flags, d);
   if (!d->status && d->action != PXG_ACT_ERROR) ops_judge(p, dir, phase, flags, view, d);
-  if (!d->status && d->action == PXG_ACT_MORE && (flags & PXG_EV_OVER_LIMIT) && x && x->mode == PXG_BODY_WHOLE && !BUG("more-over-the-limit"))
+  if (!d->status && d->action == PXG_ACT_MORE && (flags & PXG_EV_OVER_LIMIT) && x && x->mode == PXG_BODY_WHOLE &&
+      !BUG("more-over-the-limit"))
     refuse(d, PXG_E_STATE, "MORE: found at OVER_LIMIT in WHOLE [PXG-BODY-014]");
   if (d->status) return fail(p, dir, phase, reason_of(d->status), d->why);
   if (phase == PXG_PHASE_LOG || phase == PXG_PHASE_L4_CLOSE) {
@@ -266,9 +277,7 @@ void take_result(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vie
     ops_effects(p, d);
     return fail(p, dir, phase, panic ? R_PANIC : R_ERROR, d->error);
   }
-  case PXG_ACT_RESET:
-    ops_effects(p, d);
-    return stream_reset(s, PXG_END_ERROR);
+  case PXG_ACT_RESET: ops_effects(p, d); return stream_reset(s, PXG_END_ERROR);
   case PXG_ACT_REPLY: return reply_or_late(p, d);
   default: break;
   }

@@ -29,11 +29,13 @@ settings set = {
 static const char usage[] =
     "usage: pxg-minihost --listen HOST:PORT --upstream HOST:PORT --filter PATH:FILTER:INSTANCE:FILE[:OPTION,...]\n"
     "  --workers N                                threads that serve (1)\n"
-    "  --filter ...                               an instance of a filter; FILE holds the configuration's bytes; options:\n"
+    "  --filter ...                               an instance of a filter; FILE holds the configuration's bytes; "
+    "options:\n"
     "                                             open (failure mode), grant=NAMESPACE, allow=CLUSTER (none: all),\n"
     "                                             pend-limit-ms=N, hold-span-ms=N, pending-cap=N, max-body-limit=N\n"
     "  --with OPTION                              a further option of the filter before it\n"
-    "  --chain PREFIX=INSTANCE[@FILE],...         the chain of paths with this prefix, each with this route's own FILE if\n"
+    "  --chain PREFIX=INSTANCE[@FILE],...         the chain of paths with this prefix, each with this route's own FILE "
+    "if\n"
     "                                             there is one; without any --chain: all instances in their order\n"
     "  --args FILE                                options, `NAME VALUE` a line\n"
     "  --cluster NAME=HOST:PORT                   a further upstream; --upstream is the cluster `default`\n"
@@ -43,7 +45,8 @@ static const char usage[] =
     "  --l4                                       connections instead of HTTP\n"
     "  --validate                                 make each configuration with VALIDATE_ONLY, and end\n"
     "  --log-level LEVEL                          trace, debug, info, warn, error, off\n"
-    "  --NUMBER N                                 pend-ms, pend-limit-ms, hold-time-ms, hold-span-ms, drain-ms, idle-ms,\n"
+    "  --NUMBER N                                 pend-ms, pend-limit-ms, hold-time-ms, hold-span-ms, drain-ms, "
+    "idle-ms,\n"
     "                                             reply-idle-ms, max-body, max-body-limit, watermark, pending-cap,\n"
     "                                             max-ops, max-fields, max-field-bytes, scratch-limit, max-series\n"
     "  --mutant NAME, --list-mutants              break one rule\n";
@@ -64,8 +67,10 @@ static bool option(filter_spec *f, const char *text) {
   static const struct {
     const char *name;
     size_t at;
-  } numbers[] = {{"pend-limit-ms=", offsetof(filter_spec, pend_limit_ms)}, {"hold-span-ms=", offsetof(filter_spec, hold_span_ms)},
-      {"pending-cap=", offsetof(filter_spec, pending_cap)}, {"max-body-limit=", offsetof(filter_spec, max_body_limit)}};
+  } numbers[] = {{"pend-limit-ms=", offsetof(filter_spec, pend_limit_ms)},
+                 {"hold-span-ms=", offsetof(filter_spec, hold_span_ms)},
+                 {"pending-cap=", offsetof(filter_spec, pending_cap)},
+                 {"max-body-limit=", offsetof(filter_spec, max_body_limit)}};
   if (!strcmp(text, "open") || !strcmp(text, "closed")) {
     f->open = *text == 'o';
     return true;
@@ -138,12 +143,22 @@ static bool number(const char *name, const char *value) {
   static const struct {
     const char *name;
     uint64_t *at;
-  } all[] = {{"pend-ms", &set.pend_ms}, {"pend-limit-ms", &set.pend_limit_ms}, {"hold-time-ms", &set.hold_time_ms},
-      {"hold-span-ms", &set.hold_span_ms}, {"drain-ms", &set.drain_ms}, {"idle-ms", &set.idle_ms},
-      {"reply-idle-ms", &set.reply_idle_ms}, {"max-body", &set.max_body}, {"max-body-limit", &set.max_body_limit},
-      {"watermark", &set.watermark}, {"pending-cap", &set.pending_cap}, {"max-ops", &set.max_ops},
-      {"max-fields", &set.max_fields}, {"max-field-bytes", &set.max_field_bytes},
-      {"scratch-limit", &set.scratch_limit}, {"max-series", &set.max_series}};
+  } all[] = {{"pend-ms", &set.pend_ms},
+             {"pend-limit-ms", &set.pend_limit_ms},
+             {"hold-time-ms", &set.hold_time_ms},
+             {"hold-span-ms", &set.hold_span_ms},
+             {"drain-ms", &set.drain_ms},
+             {"idle-ms", &set.idle_ms},
+             {"reply-idle-ms", &set.reply_idle_ms},
+             {"max-body", &set.max_body},
+             {"max-body-limit", &set.max_body_limit},
+             {"watermark", &set.watermark},
+             {"pending-cap", &set.pending_cap},
+             {"max-ops", &set.max_ops},
+             {"max-fields", &set.max_fields},
+             {"max-field-bytes", &set.max_field_bytes},
+             {"scratch-limit", &set.scratch_limit},
+             {"max-series", &set.max_series}};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
     if (!strcmp(name, all[i].name)) {
       char *end;
@@ -232,8 +247,8 @@ bool settings_read(int argc, char **argv) {
     if (!strcmp(name, "l4") || !strcmp(name, "validate")) {
       one(name, NULL);
     } else if (++i == argc || !one(name, argv[i])) {
-      fprintf(stderr, "pxg-minihost: --%s: found %s, which is not legal there\n%s", name, i < argc ? argv[i] : "nothing",
-          usage);
+      fprintf(stderr, "pxg-minihost: --%s: found %s, which is not legal there\n%s", name,
+              i < argc ? argv[i] : "nothing", usage);
       return false;
     }
   }

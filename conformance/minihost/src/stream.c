@@ -26,6 +26,8 @@ stream *stream_new(worker *w, struct client *c, bool l4) {
 }
 
 void stream_begin(stream *s, config **chain, size_t n) {
+  for (size_t i = 0; BUG("sensitive-values-logged") && i < s->m[REQ].head.n; i++)
+    say(PXG_LOG_INFO, "%s: %s", s->m[REQ].head.at[i].name, s->m[REQ].head.at[i].value);
   s->n = (int)n;
   s->places = zalloc(n * sizeof *s->places);
   s->began[REQ] = true;
@@ -45,7 +47,9 @@ void stream_begin(stream *s, config **chain, size_t n) {
       x->room = -1;
       x->credits_end = &x->credits;
       x->mode = p->c->mode[d];
-      if (s->l4) x->mode = p->subscribe & PXG_PHASE_BIT(d ? PXG_PHASE_L4_UPSTREAM : PXG_PHASE_L4_DOWNSTREAM) ? PXG_BODY_STREAM : PXG_BODY_SKIP;
+      if (s->l4)
+        x->mode = p->subscribe & PXG_PHASE_BIT(d ? PXG_PHASE_L4_UPSTREAM : PXG_PHASE_L4_DOWNSTREAM) ? PXG_BODY_STREAM
+                                                                                                    : PXG_BODY_SKIP;
     }
     if (s->l4) p->d[RSP].head_in = p->d[RSP].head_out = true, p->d[RSP].state = S_FLOW;
   }
@@ -111,11 +115,12 @@ bool stream_wants(const stream *s, int d) {
   for (int i = 0; i < s->n; i++) {
     const place *p = &s->places[i];
     const struct dir *x = &p->d[d];
-    if (x->state != S_DONE && x->state != S_CUT && x->view.len > p->c->max_body[d] && !BUG("reads-without-bound")) return false;
+    if (x->state != S_DONE && x->state != S_CUT && x->view.len > p->c->max_body[d] && !BUG("reads-without-bound"))
+      return false;
   }
   uint64_t out = d == REQ ? s->up ? s->up->out.len : 0 : s->client ? s->client->out.len : 0;
   if (d == REQ && s->l4 && !s->up) return !s->n || s->places[0].d[REQ].head_out;
-  return out <= set.watermark;
+  return out <= set.watermark || BUG("watermark-ignored");
 }
 
 static void set_why(stream *s, uint32_t why) {
@@ -183,6 +188,7 @@ static bool take_effect(place *p) {
       x->token = 0;
       unpend(p);
       x->resumed = !BUG("resumed-never-said");
+      if (BUG("pending-bytes-pass-unseen") && is_body_phase(x->pend_phase)) x->pend_len = x->view.len;
       take_result(p, d, x->pend_phase, x->pend_flags, x->pend_len, &e->d, BY_COMPLETE);
       break;
     }
@@ -251,7 +257,8 @@ void stream_timers(stream *s, uint64_t now) {
       if (BUG("no-hold-span")) span = 0;
       if ((span && span <= now) || (due && due <= now)) {
         if (x->state == S_PEND && !token_is_pending(x->token)) continue;
-        fail(p, d, x->state == S_PEND ? x->pend_phase : 0, R_DEADLINE, span && span <= now ? "the hold span is used up" : "the deadline of a PENDING");
+        fail(p, d, x->state == S_PEND ? x->pend_phase : 0, R_DEADLINE,
+             span && span <= now ? "the hold span is used up" : "the deadline of a PENDING");
         run = true;
         continue;
       }
@@ -312,15 +319,18 @@ void finish(stream *s) {
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[BUG("log-in-reverse") ? s->n - 1 - i : i];
     uint32_t phase = s->l4 ? PXG_PHASE_L4_CLOSE : PXG_PHASE_LOG;
-    bool skipped = (BUG("log-only-where-reached") && !p->reached) || (BUG("no-log-after-abort") && s->why == PXG_END_CLIENT_ABORT);
-    if ((p->subscribe >> phase & 1) && !p->failed && !skipped) deliver(p, -1, phase, s->m[RSP].local ? PXG_EV_LOCAL_ORIGIN : 0, 0, end_arg(s));
+    bool skipped =
+        (BUG("log-only-where-reached") && !p->reached) || (BUG("no-log-after-abort") && s->why == PXG_END_CLIENT_ABORT);
+    if (((p->subscribe >> phase & 1) || BUG("unsubscribed-phase-delivered")) && !p->failed && !skipped)
+      deliver(p, -1, phase, s->m[RSP].local ? PXG_EV_LOCAL_ORIGIN : 0, 0, end_arg(s));
   }
   for (int i = 0; i < s->n; i++)
     if (!BUG("handle-outlives-the-stream")) handle_retire(s->places[i].handle);
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
     effects_discard(p);
-    if ((p->user || BUG("stream-end-without-user")) && !BUG("stream-end-before-log") && !BUG("no-stream-end")) call_stream_end(p);
+    if ((p->user || BUG("stream-end-without-user")) && !BUG("stream-end-before-log") && !BUG("no-stream-end"))
+      call_stream_end(p);
     if (p->user && BUG("stream-end-twice")) call_stream_end(p);
   }
   for (int i = 0; i < s->n; i++) {

@@ -112,6 +112,9 @@ effect *effect_take(place *p) {
   effect *e = p->first;
   /* What completes a token waits until its event has returned; nothing overtakes it. */
   if (e && e->early) e = NULL;
+  if (e && BUG("wake-waits-for-pending") && e->kind == E_WAKE &&
+      (p->d[REQ].state == S_PEND || p->d[RSP].state == S_PEND))
+    e = NULL;
   if (e) unlink_effect(p, e);
   pthread_mutex_unlock(&tokens_lock);
   return e;
@@ -187,6 +190,7 @@ void token_returned(place *p, uint64_t token, bool pending) {
   }
   pthread_mutex_unlock(&tokens_lock);
   bool discard = kept && (!pending || BUG("early-completion-lost"));
+  if (discard && BUG("early-completion-leaks")) kept->d.n_ops = 0;
   if (discard) effect_free(kept);
 }
 
@@ -229,7 +233,8 @@ static void count_stale(uint64_t ctx) {
 /* What a refusal says goes to the log: the guest gets a number. */
 static void say_refused(uint64_t ctx, const char *what, const decision *d) {
   lib *l = lib_by_ctx(ctx);
-  say(PXG_LOG_WARN, "guest=%s %s is answered %s: %s", l && l->name ? l->name : "unknown", what, status_name(d->status), d->why);
+  say(PXG_LOG_WARN, "guest=%s %s is answered %s: %s", l && l->name ? l->name : "unknown", what, status_name(d->status),
+      d->why);
 }
 
 static effect *effect_new(int kind, const pxg_result *r, enum source by) {
@@ -256,14 +261,22 @@ static void die_of(const decision *d) {
   if (d->status == PXG_E_ARG && BUG("dies-of-a-bad-argument")) abort();
 }
 
+/* A mutant. */
+static void hook_inside(uint64_t ctx) {
+  lib *l = lib_by_ctx(ctx);
+  if (BUG("hook-inside-a-host-function") && l && l->table.on_batch_end) l->table.on_batch_end(l->table.ctx, 0);
+}
+
 int32_t guest_complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
+  hook_inside(ctx);
   effect *e = effect_new(E_COMPLETE, r, BY_COMPLETE);
   int32_t status = PXG_E_STALE;
   die_of(&e->d);
   pthread_mutex_lock(&tokens_lock);
   slot *s = find(token);
   if (!s && BUG("stale-complete-is-ok")) status = PXG_OK;
-  if (s && (s->state == ISSUED || s->state == PENDING || (BUG("second-completion-taken") && s->state == EARLY)) && !foreign(s, ctx)) {
+  if (s && (s->state == ISSUED || s->state == PENDING || (BUG("second-completion-taken") && s->state == EARLY)) &&
+      !foreign(s, ctx)) {
     place *p = s->p;
     wait_for_worker(p);
     decision_check(&e->d, BY_COMPLETE, p->c, s->phase, s->flags);
@@ -303,7 +316,8 @@ int32_t guest_apply(uint64_t ctx, uint64_t handle, const pxg_result *r) {
     place *p = s->p;
     uint64_t n = written(&e->d);
     decision_check(&e->d, BY_APPLY, p->c, 0, 0);
-    if (n && p->full && !BUG("write-after-full-taken")) refuse(&e->d, PXG_E_LIMIT, "a BODY_WRITE before WRITABLE [PXG-RPL-006]");
+    if (n && p->full && !BUG("write-after-full-taken"))
+      refuse(&e->d, PXG_E_LIMIT, "a BODY_WRITE before WRITABLE [PXG-RPL-006]");
     bool pending = p->d[REQ].state == S_PEND || p->d[RSP].state == S_PEND;
     if (pending && BUG("apply-refused-while-pending")) refuse(&e->d, PXG_E_STATE, "pending");
     status = e->d.status;
@@ -327,6 +341,7 @@ int32_t guest_apply(uint64_t ctx, uint64_t handle, const pxg_result *r) {
 
 int32_t guest_wake(uint64_t ctx, uint64_t handle, uint64_t arg) {
   int32_t status = PXG_E_STALE;
+  hook_inside(ctx);
   pthread_mutex_lock(&tokens_lock);
   slot *s = find(handle);
   if (s && s->state == HANDLE && !foreign(s, ctx)) {

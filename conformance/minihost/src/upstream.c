@@ -17,7 +17,7 @@ static void ready(handler *h, uint32_t events);
 static void update(upstream *u) {
   if (u->h.fd < 0) return;
   uint32_t want = 0;
-  if (!u->connected || u->out.len || (u->kick && u->in_len)) want |= EPOLLOUT;
+  if (!u->connected || u->out.len || (u->shut_when_drained && !u->out_shut) || (u->kick && u->in_len)) want |= EPOLLOUT;
   if (u->connected && !u->eof && !u->finished && (!u->head_done || stream_wants(u->s, RSP))) want |= EPOLLIN;
   handler_set(u->w, &u->h, want);
 }
@@ -191,7 +191,8 @@ static void take(upstream *u, stream *s) {
 static void got_eof(upstream *u, stream *s) {
   u->eof = true;
   if (u->finished) return;
-  if (s->l4 || (u->tunnel && s->client && s->client->tunnel) || (u->head_done && u->body.framing == F_CLOSE && !u->tunnel)) {
+  if (s->l4 || (u->tunnel && s->client && s->client->tunnel) ||
+      (u->head_done && u->body.framing == F_CLOSE && !u->tunnel)) {
     response_end(u, s);
     return stream_run(s);
   }
