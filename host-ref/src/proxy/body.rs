@@ -361,7 +361,8 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         let waker = {
             let mut state = self.channel.0.borrow_mut();
-            state.receiver_gone = true;
+            // With a known length hyper drops a body at its last byte, before it has seen the end: nobody has gone away.
+            state.receiver_gone = self.length != Some(0);
             state.frames.clear();
             state.sender.take()
         };
