@@ -38,6 +38,9 @@ pub(crate) struct Adapter {
     pub(crate) reload: Option<Act>,
     /// How it ends gracefully.
     pub(crate) stop: Act,
+    /// Its admin listener: counters, and the level of its log.
+    #[serde(default)]
+    pub(crate) admin: Option<Admin>,
     /// Files to write, and the pieces of which they are made.
     #[serde(default)]
     pub(crate) config: Config,
@@ -111,6 +114,26 @@ pub(crate) struct Listen {
     /// ...and what in the answer is the address: its first group.
     #[serde(default)]
     pub(crate) matches: Option<String>,
+}
+
+/// A listener for operators.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Admin {
+    /// A line of output with its address in the first group...
+    #[serde(default)]
+    pub(crate) line: Option<String>,
+    /// ...or a file that holds it.
+    #[serde(default)]
+    pub(crate) file: Option<String>,
+    /// `GET` of this path answers the counters in Prometheus' text form.
+    pub(crate) metrics: String,
+    /// What stands before the names of chapter 15.4.
+    #[serde(default)]
+    pub(crate) prefix: String,
+    /// Method and path that set the level of the log to `{value}`: trace, debug, info, warn, error or off.
+    #[serde(default)]
+    pub(crate) log_level: Option<(String, String)>,
 }
 
 /// A signal or a command.
@@ -306,7 +329,21 @@ impl Adapter {
                 self.file.display()
             ),
         }
+        if let Some(a) = &self.admin
+            && a.line.is_some() == a.file.is_some()
+        {
+            bail!(
+                "{}: [admin]: expected either `line` or `file`",
+                self.file.display()
+            );
+        }
+        let no_line = None;
         for (key, text, groups) in [
+            (
+                "admin.line",
+                self.admin.as_ref().map_or(&no_line, |a| &a.line),
+                1,
+            ),
             ("ready.line", &self.ready.line, 0),
             ("listen.line", &l.line, 1),
             ("listen.matches", &l.matches, 1),
@@ -368,6 +405,12 @@ impl Adapter {
         }
         for (key, v) in &self.start.env {
             all.push((format!("start.env.{key}"), v, vec![]));
+        }
+        if let Some(f) = self.admin.as_ref().and_then(|a| a.file.as_ref()) {
+            all.push(("admin.file".into(), f, vec![]));
+        }
+        if let Some((_, path)) = self.admin.as_ref().and_then(|a| a.log_level.as_ref()) {
+            all.push(("admin.log_level".into(), path, vec![&["value"]]));
         }
         for (i, f) in c.files.iter().enumerate() {
             all.push((format!("config.files[{i}].path"), &f.path, vec![]));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use proxy_golang_abi::Phase;
 use proxy_golang_abi::feature::Feature;
 
 use super::adapter::Adapter;
@@ -57,6 +58,18 @@ struct Inner {
     unknown: Cell<bool>,
     /// The case looks at its end itself.
     loose_end: Cell<bool>,
+}
+
+impl Exchange {
+    /// A field as the upstream saw it.
+    pub(crate) fn up_get(&self, name: &str) -> Option<String> {
+        self.up.as_ref().and_then(|u| u.get(name))
+    }
+
+    /// The request's body as the upstream saw it.
+    pub(crate) fn up_text(&self) -> Option<String> {
+        self.up.as_ref().map(Seen::text)
+    }
 }
 
 /// What came of a whole exchange.
@@ -215,14 +228,32 @@ impl Cx {
         let mut c = self.connect().await?;
         c.send(&r, self.0.name).await;
         let reply = c.response(&r.method).await?;
-        drop(c);
+        // The client stays until the stream has ended: that it goes away is another case.
         self.ended().await;
+        drop(c);
         let records = self.records().into_iter().skip(from).collect();
         Ok(Exchange {
             reply,
             up: self.seen().into_iter().nth(before),
             records,
         })
+    }
+
+    /// Time in which a host that does too much would do it: an exchange on a route without filters, and a moment.
+    pub(crate) async fn settle(&self) -> Result<()> {
+        let mut c = self.connect().await?;
+        c.send(&Request::get("/none"), "").await;
+        c.response("GET").await?;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        Ok(())
+    }
+
+    /// Waits until the upstream has seen the head of `n` requests.
+    pub(crate) async fn upstream_saw(&self, rule: &str, n: usize) -> bool {
+        self.wait(rule, "the request at the upstream", || {
+            self.seen().len() >= n
+        })
+        .await
     }
 
     // ---- waiting
@@ -366,6 +397,8 @@ pub(crate) trait Records {
     fn calls(&self, function: &str, edge: Edge, instance: &str) -> Vec<Rc<Record>>;
     /// What the calls of `complete`, `apply` or `wake` by an instance answered.
     fn statuses(&self, function: &str, instance: &str) -> Vec<i32>;
+    /// The names of the events of an instance, in their order.
+    fn phases(&self, instance: &str) -> Vec<&'static str>;
 }
 
 impl Records for [Rc<Record>] {
@@ -393,9 +426,20 @@ impl Records for [Rc<Record>] {
             .filter_map(|r| r.status)
             .collect()
     }
+
+    fn phases(&self, instance: &str) -> Vec<&'static str> {
+        self.iter()
+            .filter(|r| r.is("on_event", Edge::Enter) && r.instance.as_deref() == Some(instance))
+            .map(|r| crate::host::model::phase_name(Phase(r.phase.unwrap_or(0))))
+            .collect()
+    }
 }
 
 impl Records for Vec<Rc<Record>> {
+    fn phases(&self, instance: &str) -> Vec<&'static str> {
+        self.as_slice().phases(instance)
+    }
+
     fn events(&self, instance: &str, phase: u32) -> Vec<Rc<Record>> {
         self.as_slice().events(instance, phase)
     }

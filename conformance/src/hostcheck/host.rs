@@ -384,6 +384,49 @@ impl Host {
         }))
     }
 
+    /// One request to the admin listener: `METHOD PATH` as the adapter has it; the answer's text.
+    pub(crate) async fn admin(&self, method: &str, path: &str, value: &str) -> Result<String> {
+        let a = self
+            .adapter
+            .admin
+            .as_ref()
+            .ok_or_else(|| NoOption("admin".into()))?;
+        let address = match (&a.line, &a.file) {
+            (Some(line), _) => {
+                let r = Regex::new(line)?;
+                self.output
+                    .find(0, &r)
+                    .and_then(|text| r.captures(&text)?.get(1)?.as_str().parse().ok())
+            }
+            (None, Some(file)) => {
+                let file = fill(file, &self.values).map_err(|e| anyhow!("admin.file: {e}"))?;
+                std::fs::read_to_string(file)
+                    .ok()
+                    .and_then(|t| t.trim().parse().ok())
+            }
+            (None, None) => None,
+        };
+        let address: SocketAddr = address.context("the host's admin listener has no address")?;
+        let mut values = self.values.clone();
+        values.insert("value".into(), value.into());
+        let path = fill(path, &values).map_err(|e| anyhow!("admin: {e}"))?;
+        let mut c = super::client::Connection::open(address, Duration::from_secs(5)).await?;
+        c.send(
+            &super::client::Request::new(method, &path).field("connection", "close"),
+            "",
+        )
+        .await;
+        let r = c.response(method).await?;
+        if r.status >= 400 {
+            bail!(
+                "{method} {path} of the admin listener: {} {}",
+                r.status,
+                r.text()
+            );
+        }
+        Ok(r.text())
+    }
+
     /// The exit status, if the host has ended.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child

@@ -13,6 +13,7 @@
 //! | `client`, `h2c`, `upstream`, `message` | HTTP on loopback |
 //! | `cx`, `groups`, `cases` | what a case has in its hands, what starts of a host serve, the cases |
 //! | `runner`, `cli` | a run and its report |
+//! | `layer_check` | what the layer between a host and a guest wrote |
 
 mod adapter;
 pub(crate) mod cases;
@@ -23,6 +24,7 @@ mod groups;
 mod history;
 mod host;
 mod journal;
+pub(crate) mod layer_check;
 mod message;
 mod probe;
 pub(crate) mod record;

@@ -13,7 +13,17 @@
 //!     })
 //! ```
 
+mod act;
+mod asy;
+mod body;
+mod chn;
+mod err;
 mod evt;
+mod hdr;
+mod load;
+mod own;
+mod rpl;
+mod trl;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,6 +33,29 @@ use anyhow::Result;
 use proxy_golang_abi::feature::Feature;
 
 use super::cx::Cx;
+
+/// What every family uses.
+mod prelude {
+    pub(super) use proxy_golang_abi::feature::Feature;
+    pub(super) use proxy_golang_abi::{EventFlags, Phase};
+
+    pub(super) use super::Case;
+    pub(super) use crate::hostcheck::client::Request;
+    pub(super) use crate::hostcheck::cx::{Cx, Records};
+    pub(super) use crate::hostcheck::record::{Edge, Record};
+    pub(super) use crate::hostcheck::upstream::{Answer, Step};
+
+    /// Bodies for requests and responses: `n` bytes that tell their places.
+    pub(super) fn bytes(n: usize) -> Vec<u8> {
+        (0..n).map(|i| b'a' + (i % 23) as u8).collect()
+    }
+
+    pub(super) const OK: i32 = 0;
+    pub(super) const STALE: i32 = -1;
+    pub(super) const STATE: i32 = -2;
+    pub(super) const ARG: i32 = -3;
+    pub(super) const UNSUPPORTED: i32 = -4;
+}
 
 type Run = Box<dyn Fn(Cx) -> Pin<Box<dyn Future<Output = Result<()>>>> + Send + Sync>;
 
@@ -90,6 +123,15 @@ pub(crate) fn all() -> &'static [Case] {
     ALL.get_or_init(|| {
         let mut all = Vec::new();
         all.extend(evt::cases());
+        all.extend(act::cases());
+        all.extend(asy::cases());
+        all.extend(body::cases());
+        all.extend(chn::cases());
+        all.extend(err::cases());
+        all.extend(hdr::cases());
+        all.extend(load::cases());
+        all.extend(rpl::cases());
+        all.extend(trl::cases());
         all
     })
 }

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use proxy_golang_abi::{Action, Phase};
+use proxy_golang_abi::Phase;
 
 use super::super::record::{Edge, Record};
 use super::{
-    ConfigKey, Configs, Found, PlaceKey, config_key, is_hook, is_host_function, is_stream_hook,
-    place_key,
+    ConfigKey, Configs, Found, PlaceKey, config_key, is_hook, is_host_function, is_legal_pending,
+    is_stream_hook, place_key,
 };
 
 const OK: i32 = 0;
@@ -147,10 +147,7 @@ pub(super) fn tokens(records: &[Record], configs: &Configs, closed: bool, out: &
             }
             ("on_event", Edge::Exit) => {
                 if let Some(t) = r.token.and_then(|t| all.get_mut(&id(t))) {
-                    let pending = r
-                        .result
-                        .as_ref()
-                        .is_some_and(|a| a.action == Action::PENDING.0);
+                    let pending = is_legal_pending(r);
                     t.returned = Some((i, pending));
                 }
             }

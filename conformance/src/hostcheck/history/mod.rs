@@ -187,6 +187,20 @@ pub(crate) fn configs<'a>(records: impl Iterator<Item = &'a Record>) -> Configs 
     out
 }
 
+/// A PENDING that is one: with changes, or without a token, it is a failure of the guest (PXG-ACT-006, -008).
+fn is_legal_pending(r: &Record) -> bool {
+    r.token.is_some_and(|t| t != 0)
+        && r.result.as_ref().is_some_and(|a| {
+            a.action == abi::Action::PENDING.0
+                && a.n_ops == 0
+                && a.reply.is_none()
+                && a.modes == [0, 0]
+                && a.unsubscribe == 0
+                && a.flags == 0
+                && a.more == 0
+        })
+}
+
 /// Hooks of a stream.
 fn is_stream_hook(r: &Record) -> bool {
     matches!(

@@ -737,7 +737,8 @@ fn answer(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
         && a.unsubscribe == 0
         && a.flags == 0;
     p.replied |= a.reply.is_some();
-    if !(1..=5).contains(&a.action) {
+    let illegal = a.action == Action::PENDING.0 && !super::is_legal_pending(r);
+    if !(1..=5).contains(&a.action) || illegal {
         p.failed = Some(i);
         return;
     }

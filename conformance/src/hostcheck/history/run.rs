@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proxy_golang_abi::Action;
 use proxy_golang_abi::feature::Feature;
 
 use super::super::cx::has;
 use super::super::record::{Edge, Record};
-use super::{ConfigKey, Found, config_key, is_hook, is_stream_hook};
+use super::{ConfigKey, Found, config_key, is_hook, is_legal_pending, is_stream_hook};
 
 pub(super) fn check(records: &[Record], features: &[u64; 4], ended: bool, out: &mut Vec<Found>) {
     process(records, out);
@@ -305,10 +304,7 @@ fn batches(records: &[Record], features: &[u64; 4], ended: bool, out: &mut Vec<F
             workers.insert((r.pid, r.tid), w);
         }
         if r.is("on_event", Edge::Exit)
-            && r.result
-                .as_ref()
-                .is_some_and(|a| a.action == Action::PENDING.0)
-            && r.token.is_some_and(|t| t != 0)
+            && is_legal_pending(r)
             && let Some(w) = workers.get(&(r.pid, r.tid))
         {
             open.entry((r.pid, r.library.clone(), *w)).or_insert(i);

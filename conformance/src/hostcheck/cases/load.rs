@@ -1,0 +1,249 @@
+//! Libraries: checked, loaded, refused, kept.
+
+use std::path::Path;
+
+use super::own::{self, Own};
+use super::prelude::*;
+
+const PLAIN: &[(&str, &str)] = &[("a", "subscribe all\npend none\n")];
+
+/// Whether any hook was called, or init, in the folder of the host that was started last.
+fn calls(cx: &Cx) -> Vec<String> {
+    let mut names = Vec::new();
+    for dir in std::fs::read_dir(&cx.shared().dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let own = dir
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&cx.name().replace('/', "-"));
+        if let (true, Ok(records)) = (own, crate::hostcheck::record::read_dir(&dir.path())) {
+            names.extend(records.into_iter().map(|r| r.function));
+        }
+    }
+    names
+}
+
+/// The lines of the process's map that name `file`.
+fn mapped(own: &Own, file: &str) -> Vec<String> {
+    let pid = own.running.host.borrow().pid;
+    std::fs::read_to_string(format!("/proc/{pid}/maps"))
+        .unwrap_or_default()
+        .lines()
+        .filter(|l| l.contains(file))
+        .map(str::to_string)
+        .collect()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "load/symbols",
+            1,
+            &["PXG-LOAD-003"],
+            "a symbol that nobody has is found at load; a library's own symbols are found by nobody else",
+        )
+        .script("a request-headers: dlsym pxg_probe_marker; continue")
+        .alone()
+        .run(|cx| async move {
+            let workshop = &cx.shared().workshop;
+            // A call that is only bound when it is made, if the host lets it.
+            let lazy = workshop.library(
+                "lazy",
+                "#include \"proxy_golang.h\"\nint nobody_has_this(void);\n\
+                 int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *g) {\n\
+                   if (!h->size) return nobody_has_this();\n  (void)g;\n  return PXG_E_INTERNAL;\n}\n",
+                &["-Wl,-z,lazy"],
+            )?;
+            let setup = own::chain_of(&cx, &lazy, PLAIN)?;
+            own::refused(&cx, "PXG-LOAD-003", "an unresolved symbol", &setup, &["nobody_has_this"]).await?;
+            let marked = workshop.probe("marked", &["-DPROBE_MARKER"])?;
+            let own = Own::start(&cx, &own::chain_of(&cx, &marked, PLAIN)?).await?;
+            let x = own.cx.exchange(Request::get("/")).await?;
+            let found: Vec<_> = x.records.iter().filter(|r| r.function == "dlsym").filter_map(|r| r.status).collect();
+            cx.equal("PXG-LOAD-003", "the library's symbol, looked for in the whole process", found, vec![-8]);
+            own.end("PXG-LOAD-003").await
+        }),
+        Case::new(
+            "load/other-file",
+            1,
+            &["PXG-LOAD-005", "PXG-LOAD-007"],
+            "another file under the same path is another library; the old one stays as it was",
+        )
+        .script("a request-headers: continue")
+        .alone()
+        .run(|cx| async move {
+            let workshop = &cx.shared().workshop;
+            let old = workshop.probe("first", &["-DPROBE_LIBRARY=\"first\""])?;
+            let new = workshop.probe("second", &["-DPROBE_LIBRARY=\"second\""])?;
+            let place = workshop.dir().join("libplace.so");
+            std::fs::copy(&old, &place)?;
+            let setup = own::chain_of(&cx, &place, PLAIN)?;
+            let own = Own::start(&cx, &setup).await?;
+            own.cx.exchange(Request::get("/")).await?;
+            let before = mapped(&own, "libplace.so").len();
+            let next = workshop.dir().join("libplace.so.new");
+            std::fs::copy(&new, &next)?;
+            std::fs::rename(&next, &place)?;
+            let taken = own.reload(&setup).await?;
+            cx.equal("PXG-LOAD-007", "the reload with another file under the same path", taken, Some(true));
+            let x = own.cx.exchange(Request::get("/")).await?;
+            let by: Vec<_> = x.records.iter().filter_map(|r| r.library.clone()).collect();
+            cx.check("PXG-LOAD-007", !by.is_empty() && by.iter().all(|l| l == "second"), || {
+                format!("streams after the update run {by:?}, expected the library of the new file")
+            });
+            let kept = mapped(&own, "libplace.so (deleted)").len();
+            cx.check("PXG-LOAD-005", kept >= before && before > 0, || {
+                format!("{before} mappings of the old file before the update, {kept} after it")
+            });
+            let unloads = own.all().iter().filter(|r| r.function == "unload").count();
+            cx.equal("PXG-LOAD-005", "destructors that ran", unloads, 0);
+            own.end("PXG-LOAD-005").await
+        }),
+        Case::new(
+            "load/removed",
+            1,
+            &["PXG-LOAD-005"],
+            "a library that no configuration names any more stays loaded",
+        )
+        .script("* request-headers: continue")
+        .alone()
+        .run(|cx| async move {
+            let other = cx.shared().workshop.probe("second", &["-DPROBE_LIBRARY=\"second\""])?;
+            let alone = own::chain(&cx, PLAIN)?;
+            let mut both = alone.clone();
+            own::also(&cx, &mut both, ("other", &other), "two", "subscribe all\npend none\n");
+            let own = Own::start(&cx, &both).await?;
+            own.cx.exchange(Request::get("/two")).await?;
+            cx.equal("PXG-LOAD-009", "the reload", own.reload(&alone).await?, Some(true));
+            own.cx.exchange(Request::get("/")).await?;
+            let dropped = || own.all().iter().any(|r| r.is("on_config_drop", Edge::Exit) && r.library.is_some());
+            own.cx.wait("PXG-CFG-005", "on_config_drop of what was removed", dropped).await;
+            let name = other.display().to_string();
+            cx.check("PXG-LOAD-005", !mapped(&own, &name).is_empty(), || {
+                "the library is not mapped any more after its last configuration was removed".into()
+            });
+            own.end("PXG-LOAD-005").await
+        }),
+        Case::new(
+            "load/failures",
+            1,
+            &["PXG-LOAD-009"],
+            "a failed init and a refused configuration are told with file, status and text, and nothing is served",
+        )
+        .alone()
+        .run(|cx| async move {
+            let workshop = &cx.shared().workshop;
+            for (status, name) in [("-7", "VERSION"), ("-4", "UNSUPPORTED"), ("-9", "INTERNAL"), ("-1000", "INTERNAL")] {
+                let lib = workshop.probe(&format!("init{status}"), &[&format!("-DPROBE_INIT={status}")])?;
+                let file = lib.file_name().map(|f| regex::escape(&f.to_string_lossy())).unwrap_or_default();
+                let setup = own::chain_of(&cx, &lib, PLAIN)?;
+                own::refused(&cx, "PXG-LOAD-009", &format!("init answers {status}"), &setup,
+                    &[&file, name, "the probe was built to refuse"]).await?;
+            }
+            for (status, name) in [("-3", "ARG"), ("-4", "UNSUPPORTED"), ("-8", "NOTFOUND"), ("-9", "INTERNAL"), ("-1000", "INTERNAL")] {
+                let head = format!("refuse {status} because\\sof\\s{name}\n");
+                let setup = own::chain(&cx, &[("a", &head)])?;
+                own::refused(&cx, "PXG-LOAD-009", &format!("on_config_new answers {status}"), &setup,
+                    &["pxg_probe", name, &format!("because of {name}")]).await?;
+            }
+            let calls = calls(&cx);
+            cx.check("PXG-LOAD-009", !calls.iter().any(|c| c == "on_event"), || "a refused library was called".into());
+            Ok(())
+        }),
+        Case::new(
+            "load/refused-update",
+            1,
+            &["PXG-LOAD-009", "PXG-CFG-001"],
+            "an update that is refused leaves the old configuration serving, and is told",
+        )
+        .script("a request-headers: set x-served yes")
+        .needs(&[Feature::CONFIG_REJECT])
+        .alone()
+        .run(|cx| async move {
+            let good = own::chain(&cx, PLAIN)?;
+            let own = Own::start(&cx, &good).await?;
+            let lib = cx.shared().workshop.probe("init-9", &["-DPROBE_INIT=-9"])?;
+            for (what, setup, words) in [
+                ("a refused configuration", own::chain(&cx, &[("a", "refuse -3 not\\sthis\\sone\n")])?, ["not this one", "ARG"]),
+                ("a library whose init fails", own::chain_of(&cx, &lib, PLAIN)?, ["built to refuse", "INTERNAL"]),
+            ] {
+                let from = own.running.host.borrow().output.len();
+                let taken = own.reload(&setup).await?;
+                cx.equal("PXG-LOAD-009", &format!("the reload with {what}"), taken, Some(false));
+                let text = own.running.host.borrow().output.since(from).join("\n");
+                own::says(&cx, "PXG-LOAD-009", what, &text, &words)?;
+                let x = own.cx.exchange(Request::get("/")).await?;
+                cx.equal("PXG-LOAD-009", "x-served after it", x.up_get("x-served"), Some("yes".into()));
+            }
+            own.end("PXG-LOAD-009").await
+        }),
+        Case::new(
+            "load/table",
+            1,
+            &["PXG-LOAD-010"],
+            "a table without a required hook, without filters, or with equal or empty names is refused before a hook is called",
+        )
+        .alone()
+        .run(|cx| async move {
+            for (n, what) in [
+                (1, "no on_config_new"), (2, "no on_config_drop"), (3, "no on_event"), (4, "no on_cancel"), (5, "no on_stream_end"),
+                (6, "no filters"), (7, "an empty filter name"), (8, "two filters of one name"), (9, "filters at NULL"),
+                (10, "a table of 16 bytes"), (11, "another major version"), (12, "an undefined flag"),
+            ] {
+                let lib = cx.shared().workshop.probe(&format!("table{n}"), &[&format!("-DPROBE_TABLE={n}")])?;
+                let file = lib.file_name().map(|f| regex::escape(&f.to_string_lossy())).unwrap_or_default();
+                own::refused(&cx, "PXG-LOAD-010", what, &own::chain_of(&cx, &lib, PLAIN)?, &[&file]).await?;
+            }
+            let hooks: Vec<String> = calls(&cx).into_iter().filter(|c| c.starts_with("on_")).collect();
+            cx.equal("PXG-LOAD-010", "hooks called in refused libraries", hooks, Vec::new());
+            Ok(())
+        }),
+        Case::new(
+            "load/files",
+            1,
+            &["PXG-LOAD-011"],
+            "a text, a library for another machine and one without the entry are refused before they are loaded",
+        )
+        .alone()
+        .run(|cx| async move {
+            let workshop = &cx.shared().workshop;
+            let mark = workshop.dir().join("constructed");
+            let without = workshop.library(
+                "without",
+                &format!(
+                    "#include <fcntl.h>\n__attribute__((constructor)) static void made(void) {{ open({:?}, O_CREAT, 0644); }}\n\
+                     int pxg_guest_init_v2;\n",
+                    mark.display().to_string()
+                ),
+                &[],
+            )?;
+            let text = workshop.dir().join("libtext.so");
+            std::fs::write(&text, "#!/bin/sh\necho no library\n")?;
+            let mut bytes = std::fs::read(&without)?;
+            // e_machine: one that this machine is not.
+            let other: u16 = if cfg!(target_arch = "x86_64") { 183 } else { 62 };
+            bytes[18..20].copy_from_slice(&other.to_le_bytes());
+            let machine = workshop.dir().join("libmachine.so");
+            std::fs::write(&machine, &bytes)?;
+            let cut = workshop.dir().join("libcut.so");
+            std::fs::write(&cut, &std::fs::read(&without)?[..40])?;
+            for (what, lib, words) in [
+                ("a text", &text, &["libtext", "ELF"][..]),
+                ("another machine", &machine, &["libmachine", "aarch64|arm|x86|machine|183|62"]),
+                ("no entry", &without, &["libwithout", "pxg_guest_init_v1"]),
+                ("an ELF header cut off", &cut, &["libcut"]),
+            ] {
+                own::refused(&cx, "PXG-LOAD-011", what, &own::chain_of(&cx, lib, PLAIN)?, words).await?;
+            }
+            cx.check("PXG-LOAD-011", !mark.exists(), || {
+                "a library without the entry was loaded before it was refused: its constructor ran".into()
+            });
+            let missing = own::chain_of(&cx, Path::new("/nonexistent/libnone.so"), PLAIN)?;
+            own::refused(&cx, "PXG-LOAD-009", "no file", &missing, &["libnone"]).await?;
+            Ok(())
+        }),
+    ]
+}
