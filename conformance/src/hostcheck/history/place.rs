@@ -733,6 +733,7 @@ fn answer(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
     }
     p.plain &= matches!(Action(a.action), Action::CONTINUE | Action::PENDING)
         && a.n_ops == 0
+        && a.reply.is_none()
         && a.modes == [0, 0]
         && a.unsubscribe == 0
         && a.flags == 0;
