@@ -17,7 +17,7 @@ use super::guests::{self, Guests, KeptStats};
 use super::site::{Kept, Runtime};
 use super::sockets::{Bound, Sockets, bind_admin};
 use super::worker::{self, Command, Socket, WorkerStats};
-use super::{admin, clock, logging};
+use super::{admin, clock, features, logging};
 use crate::engine::{FilterStats, Hub, HubLimits};
 use crate::ffi::MetricSnapshot;
 use crate::loader::{BoundaryLimits, Host, HostInfo, Library};
@@ -197,7 +197,7 @@ fn guest_host(hub: Arc<Hub>) -> Arc<Host> {
     Host::new(HostInfo {
         name: "pxg-host".into(),
         version: env!("CARGO_PKG_VERSION").into(),
-        features: guests::host_features(),
+        features: features::of_host(),
         hub,
         log: Arc::new(logging::guest),
         limits: BoundaryLimits {

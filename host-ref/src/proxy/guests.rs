@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use proxy_golang_abi::feature::{Feature, FeatureSet};
+use proxy_golang_abi::feature::FeatureSet;
 
-use super::attributes;
 use super::config::{CheckedFilter, ConfigError, Diagnostic, KeyPath, Site};
+use super::{attributes, features};
 use crate::engine::{Chain, Filter, FilterStats};
 use crate::loader::{self, ConfigRequest, Host, Library};
 
@@ -56,67 +56,11 @@ impl KeptStats {
 }
 
 /// What this host can do for the streams of a configuration.
-fn features(filter: &CheckedFilter) -> FeatureSet {
-    let mut set = host_features();
-    if filter.trailers.is_empty() {
-        // HTTP/1.1 sends only trailers that it announced, and nobody has announced any for this filter.
-        for feature in [
-            Feature::TRAILERS_OUT_REQUEST,
-            Feature::TRAILERS_OUT_RESPONSE,
-        ] {
-            set[feature.0 as usize / 64] &= !(1 << (feature.0 % 64));
-        }
-    }
-    if filter.policy.clusters.is_empty() {
-        set[Feature::ROUTE.0 as usize / 64] &= !(1 << (Feature::ROUTE.0 % 64));
-    }
-    set
-}
-
-/// What this host can do.
-pub(super) fn host_features() -> FeatureSet {
-    const FEATURES: &[Feature] = &[
-        Feature::PEND_REQUEST_HEADERS,
-        Feature::PEND_REQUEST_BODY,
-        Feature::PEND_REQUEST_TRAILERS,
-        Feature::PEND_RESPONSE_HEADERS,
-        Feature::PEND_RESPONSE_BODY,
-        Feature::PEND_RESPONSE_TRAILERS,
-        Feature::BODY_STREAM_REQUEST,
-        Feature::BODY_STREAM_RESPONSE,
-        Feature::BODY_WHOLE_REQUEST,
-        Feature::BODY_WHOLE_RESPONSE,
-        Feature::BODY_OBSERVE_REQUEST,
-        Feature::BODY_OBSERVE_RESPONSE,
-        Feature::HOLD_REQUEST,
-        Feature::HOLD_RESPONSE,
-        Feature::RESIZE_REQUEST,
-        Feature::RESIZE_RESPONSE,
-        Feature::EXACT_EOS_REQUEST,
-        Feature::EXACT_EOS_RESPONSE,
-        Feature::TRAILERS_IN_REQUEST,
-        Feature::TRAILERS_IN_RESPONSE,
-        Feature::TRAILERS_OUT_REQUEST,
-        Feature::TRAILERS_OUT_RESPONSE,
-        Feature::PARTIAL_RELEASE,
-        Feature::CONTINUE_GATE,
-        Feature::BODY_INJECT,
-        Feature::STREAM_REPLY,
-        Feature::FLUSH,
-        Feature::REPLY_REFILTER,
-        Feature::ROUTE,
-        Feature::METADATA,
-        Feature::OWNED_BUF,
-        Feature::ORPHAN,
-        Feature::THREAD_AFFINE,
-        Feature::BATCH_END,
-        Feature::CONFIG_REJECT,
-        Feature::CONFIG_THREAD,
-        Feature::APPLY,
-    ];
-    FEATURES
-        .iter()
-        .fold([0; 4], |set, feature| feature.add_to(set))
+fn features_of(filter: &CheckedFilter) -> FeatureSet {
+    features::of_filter(
+        !filter.trailers.is_empty(),
+        !filter.policy.clusters.is_empty(),
+    )
 }
 
 impl Guests {
@@ -261,7 +205,7 @@ impl Loader<'_> {
             name: &checked.name,
             bytes,
             parent,
-            features: features(checked),
+            features: features_of(checked),
             policy: checked.policy.clone(),
             validate_only: self.validate_only,
             stats: Some(stats),

@@ -15,6 +15,7 @@ pub mod config;
 mod connection;
 pub mod control;
 mod exchange;
+mod features;
 mod fields;
 mod filtered;
 mod framing;

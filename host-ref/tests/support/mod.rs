@@ -26,6 +26,7 @@ pub(crate) const FEATURES: FeatureSet = set_of(&[
     Feature::RESIZE_REQUEST,
     Feature::METADATA,
     Feature::APPLY,
+    Feature::BATCH_END,
     Feature::CONFIG_REJECT,
 ]);
 

@@ -2,7 +2,7 @@
 
 use proxy_golang_abi::feature::{Feature, FeatureSet};
 
-/// Every feature that this host lacks, with the reason.
+/// What this host lacks, and why. `cargo xtask gen` makes a table of it.
 pub const LACKS: &[(Feature, &str)] = &[
     (
         Feature::PARTIAL_RELEASE,
@@ -15,10 +15,6 @@ pub const LACKS: &[(Feature, &str)] = &[
     (
         Feature::BODY_INJECT,
         "Envoy has no call that adds to a body between two of its chunks",
-    ),
-    (
-        Feature::REPLY_REFILTER,
-        "a reply in a response phase passes no filter of Envoy's chain; `reply_refilter: true` grants it inside one filter",
     ),
     (
         Feature::WIRE_ORDER,
@@ -42,27 +38,28 @@ pub const LACKS: &[(Feature, &str)] = &[
         Feature::OWNED_BUF,
         "Envoy's buffers copy what a module appends",
     ),
+];
+
+/// What only some configurations get: those for which this is so.
+pub const GRANTED: &[(Feature, &str)] = &[
+    (
+        Feature::REPLY_REFILTER,
+        "the entry says `reply_refilter: true`, and gets it for the replies of guests in the same filter of Envoy: a reply in \
+         a response phase passes no other filter of Envoy's chain, and Envoy's own replies pass no guest",
+    ),
     (
         Feature::ROUTE,
-        "granted to entries with `clusters`: Envoy's HTTP filters choose no cluster, so a field does, with `cluster_header` in the route",
+        "the entry's `clusters` names one at least: Envoy's HTTP filters choose no cluster, so a field does, with \
+         `cluster_header` in the route",
     ),
 ];
 
-/// What a configuration gets: all that is known but what is lacking.
+/// What this host can do, for some configuration at least.
 pub(crate) fn of_host() -> FeatureSet {
     let known = Feature::ALL.iter().map(|(feature, _)| *feature);
     known
-        .filter(|feature| !lacks(*feature) || is_granted(*feature))
+        .filter(|feature| LACKS.iter().all(|(lacking, _)| lacking != feature))
         .fold([0; 4], |set, feature| feature.add_to(set))
-}
-
-fn lacks(feature: Feature) -> bool {
-    LACKS.iter().any(|(lacking, _)| *lacking == feature)
-}
-
-/// Whether a configuration may get it by its settings.
-fn is_granted(feature: Feature) -> bool {
-    matches!(feature, Feature::ROUTE | Feature::REPLY_REFILTER)
 }
 
 /// Takes a feature out of a set.
@@ -77,9 +74,10 @@ mod tests {
 
     #[test]
     fn what_is_lacking_is_known_and_said_once() {
-        for (i, (feature, why)) in LACKS.iter().enumerate() {
+        let all: Vec<_> = LACKS.iter().chain(GRANTED).collect();
+        for (i, (feature, why)) in all.iter().enumerate() {
             assert!(Feature::ALL.iter().any(|(known, _)| known == feature));
-            assert!(!LACKS[..i].iter().any(|(other, _)| other == feature));
+            assert!(!all[..i].iter().any(|(other, _)| other == feature));
             assert!(!why.is_empty());
         }
         let set = of_host();

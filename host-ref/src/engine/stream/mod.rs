@@ -74,6 +74,19 @@ struct Asked {
     grpc: Option<Box<[u8]>>,
 }
 
+impl Asked {
+    /// By the head as it came: a host may have to read it anew after an edit.
+    fn of(head: &impl Fields) -> Self {
+        let grpc = head
+            .value(b"content-type")
+            .filter(|v| v.starts_with(b"application/grpc"));
+        Self {
+            head: head.value(b":method") == Some(b"HEAD"),
+            grpc: grpc.map(Box::from),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Metadata {
     namespace: Bytes,
@@ -182,10 +195,14 @@ impl<H: Fields> Stream<H> {
     }
 
     fn head(&mut self, cx: &mut Cx<'_>, dir: Dir, head: H, length: BodyLength) {
-        let flow = &mut self.flows[dir as usize];
+        let flow = &self.flows[dir as usize];
         if !flow.open || flow.head.is_some() || flow.finished || self.closed {
             return;
         }
+        if dir == Dir::Request {
+            self.asked = Some(Asked::of(&head));
+        }
+        let flow = &mut self.flows[dir as usize];
         flow.head = Some(head);
         flow.head_at = 0;
         flow.length = length;

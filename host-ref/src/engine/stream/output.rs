@@ -25,16 +25,11 @@ impl<H: Fields> Stream<H> {
 
     fn part(&mut self, cx: &mut Cx<'_>, dir: Dir) -> Option<Part<H>> {
         let ready = self.places.len();
-        let flow = &self.flows[dir as usize];
+        let flow = &mut self.flows[dir as usize];
         if flow.finished {
             return None;
         }
-        let head_leaves = flow.head_is_at(ready);
-        if head_leaves && dir == Dir::Request {
-            self.remember_request();
-        }
-        let flow = &mut self.flows[dir as usize];
-        if head_leaves {
+        if flow.head_is_at(ready) {
             let ends =
                 flow.end_is_at(ready) && flow.ready.is_empty() && !flow.has_trailers_at(ready);
             let length = match flow.length {

@@ -9,7 +9,7 @@ use super::super::grammar;
 use super::super::guest::{Chain, PlainOp};
 use super::super::outcome::{KeptOutcome, Op, OpKind, Outcome};
 use super::settle::{Context, Edits};
-use super::{At, Cx, Dir, Stream};
+use super::{At, Cx, Stream};
 
 impl<H: Fields> Stream<H> {
     /// Whether `outcome` is such a result and legal; then `edits` are what it asks for, over bytes in `room`.
@@ -98,31 +98,11 @@ impl<H: Fields> Stream<H> {
         if edits.is_empty() {
             return;
         }
-        if at.dir == Dir::Request && edits.iter().any(touches_what_replies_ask) {
-            self.remember_request();
-        }
         let flow = &mut self.flows[at.dir as usize];
         if let Some(head) = &mut flow.head {
             head.apply(edits);
             flow.sides[at.pos].changed = true;
         }
-    }
-
-    /// Keeps what a reply needs to know of the request as the client sent it. To be called before that changes or leaves.
-    pub(super) fn remember_request(&mut self) {
-        if self.asked.is_some() {
-            return;
-        }
-        let Some(head) = &self.flows[Dir::Request as usize].head else {
-            return;
-        };
-        let grpc = head
-            .value(b"content-type")
-            .filter(|v| v.starts_with(b"application/grpc"));
-        self.asked = Some(super::Asked {
-            head: head.value(b":method") == Some(b"HEAD"),
-            grpc: grpc.map(Box::from),
-        });
     }
 }
 
@@ -260,14 +240,5 @@ impl NamedOp for Op<'_> {
             },
             _ => Edit::Delete { name },
         }
-    }
-}
-
-fn touches_what_replies_ask(edit: &Edit<'_>) -> bool {
-    match *edit {
-        Edit::Set { name, .. } | Edit::Add { name, .. } | Edit::Delete { name } => {
-            matches!(name, b":method" | b"content-type")
-        }
-        Edit::SetAt { .. } | Edit::DeleteAt { .. } => true,
     }
 }

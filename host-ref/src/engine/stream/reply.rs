@@ -67,7 +67,6 @@ impl<H: Fields> Stream<H> {
         );
         self.places[place].replied = true;
         let grpc_status = reply.grpc_status.to_string();
-        self.remember_request();
         let content_type = self.asked.as_ref().and_then(|asked| asked.grpc.clone());
         let mut made = Made::plain(u16::try_from(reply.status).unwrap_or(500));
         made.fields.extend(reply.fields.iter().copied());
@@ -134,7 +133,6 @@ impl<H: Fields> Stream<H> {
     /// Everything on the upstream's side of `from` is cut, and the reply starts there.
     fn start_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain, from: Option<usize>, made: Made<'_>) {
         let n = self.places.len();
-        self.remember_request();
         let is_head = self.asked.as_ref().is_some_and(|asked| asked.head);
         let request = &mut self.flows[Dir::Request as usize];
         if !request.finished && request.how != DirectionEnd::NEVER_BEGAN {

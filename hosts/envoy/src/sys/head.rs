@@ -3,6 +3,7 @@
 use std::cell::{Cell, UnsafeCell};
 
 use proxy_golang_host::engine::{Edit, FieldList, FieldView, Fields, Views};
+use smallvec::SmallVec;
 
 use super::abi::Header;
 use super::envoy::{Filter, HeaderOf};
@@ -116,6 +117,14 @@ impl Clone for Head {
     }
 }
 
+/// The name that an edit is about; empty if it is about an index.
+fn name<'e>(edit: &Edit<'e>) -> &'e [u8] {
+    match *edit {
+        Edit::Set { name, .. } | Edit::Add { name, .. } | Edit::Delete { name } => name,
+        Edit::SetAt { .. } | Edit::DeleteAt { .. } => &[],
+    }
+}
+
 impl Fields for Head {
     fn view<'a>(&'a self, out: &mut Views<'a>) {
         out.extend_from_slice(self.views());
@@ -144,7 +153,7 @@ impl Fields for Head {
                 if edits.iter().any(by_index) {
                     live.apply_by_index(edits);
                 } else {
-                    edits.iter().for_each(|edit| live.edit(edit));
+                    live.apply_by_name(edits);
                 }
                 live.changed();
             }
@@ -157,14 +166,31 @@ impl Fields for Head {
 }
 
 impl Live {
-    /// One edit by name, in place.
-    fn edit(&self, edit: &Edit<'_>) {
-        match *edit {
-            Edit::Set { name, value, .. } => self.filter.set_field(self.of, name, Some(value)),
-            Edit::Add { name, value, .. } => self.filter.add_field(self.of, name, value),
-            Edit::Delete { name } => self.filter.set_field(self.of, name, None),
-            Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
+    /// Edits by name, in place. Envoy looks for a name, be it there or not, by an index of all fields that it first has to
+    /// build: as the names are known here, one that is not there is just appended.
+    fn apply_by_name(&self, edits: &[Edit<'_>]) {
+        // Before the first edit, which may move what the views point at.
+        let few = edits.len() <= 32;
+        let there: SmallVec<[bool; 32]> = edits
+            .iter()
+            .map(|edit| !few || self.has(name(edit)))
+            .collect();
+        for (i, edit) in edits.iter().enumerate() {
+            let there = there[i] || edits[..i].iter().any(|done| name(done) == name(edit));
+            match *edit {
+                Edit::Add { name, value, .. } => self.filter.add_field(self.of, name, value),
+                Edit::Set { name, value, .. } if there => {
+                    self.filter.set_field(self.of, name, Some(value));
+                }
+                Edit::Set { name, value, .. } => self.filter.add_field(self.of, name, value),
+                Edit::Delete { name } if there => self.filter.set_field(self.of, name, None),
+                Edit::Delete { .. } | Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
+            }
         }
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        self.views().iter().any(|field| field.name() == name)
     }
 
     /// Envoy has no edits by index: the batch is applied to a copy, and the names whose values differ are written anew.
