@@ -56,8 +56,10 @@ fn main() {
             ("mutants/guest", "guest/"),
             ("include", "include/"),
             ("probe", "probe/"),
+            ("minihost/src", "minihost/src/"),
+            ("minihost/adapter", "minihost/"),
         ],
-        &[".c", ".h", ".go", ".mod", ".toml", ".so", ".cc"],
+        &[".c", ".h", ".inc", ".go", ".mod", ".toml", ".so", ".cc"],
     );
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     std::fs::write(out.join("embedded.rs"), code).expect("cannot write to OUT_DIR");

@@ -48,6 +48,23 @@ pub(crate) fn all() -> &'static [Mutant] {
     })
 }
 
+/// The mutants of the mini host: one switch each. Its list is a string of C, so a line is in quotes.
+pub(crate) fn of_hosts() -> &'static [Mutant] {
+    static ALL: OnceLock<Vec<Mutant>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        rules::sources()
+            .iter()
+            .filter(|(file, _)| *file == "minihost/src/mutants.inc")
+            .flat_map(|(file, text)| {
+                text.lines().filter_map(move |l| {
+                    let l = l.trim().trim_start_matches('"');
+                    parse(l.trim_end_matches('"').trim_end_matches("\\n"), file)
+                })
+            })
+            .collect()
+    })
+}
+
 fn parse(line: &str, file: &'static str) -> Option<Mutant> {
     let line = line
         .trim()
