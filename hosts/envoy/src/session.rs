@@ -88,6 +88,8 @@ struct Way {
     fed: u64,
     end_fed: bool,
     trailers: bool,
+    /// What follows the head is a tunnel's, and Envoy's alone.
+    tunnel: bool,
 }
 
 impl Way {
@@ -407,7 +409,8 @@ impl Session {
             let state = &mut *self.state.borrow_mut();
             self.strip(filter);
             let head = Head::live(filter, HeaderOf::Request);
-            let length = if end {
+            let tunnel = asks_for_tunnel(&head);
+            let length = if end || tunnel {
                 BodyLength::Exact(0)
             } else {
                 length_of(&head)
@@ -417,7 +420,8 @@ impl Session {
                 .is_some_and(|v| v.starts_with(b"application/grpc"));
             let way = &mut state.ways[0];
             way.came = Some(length);
-            way.end_fed = end;
+            way.tunnel = tunnel;
+            way.end_fed = end || tunnel;
             self.with(state, |stream, cx| stream.request_head(cx, head, length));
         }
         self.after(Dir::Request, At::Head)
@@ -464,8 +468,10 @@ impl Session {
                 return CONTINUE;
             }
             let status = head.value(b":status").unwrap_or_default();
-            let upgraded = status == b"101";
-            let no_body = matches!(status, b"101" | b"204" | b"304")
+            let upgraded =
+                state.ways[0].tunnel && (status == b"101" || status.first() == Some(&b'2'));
+            let no_body = upgraded
+                || matches!(status, b"101" | b"204" | b"304")
                 || (end && filter.field(HeaderOf::Request, b":method").as_deref() == Some(b"HEAD"));
             let length = if no_body {
                 BodyLength::None
@@ -483,6 +489,7 @@ impl Session {
             }
             let way = &mut state.ways[1];
             way.came = Some(length);
+            way.tunnel = upgraded;
             way.end_fed = matches!(length, BodyLength::None | BodyLength::Exact(0));
             self.with(state, |stream, cx| {
                 if upgraded {
@@ -658,10 +665,16 @@ impl Session {
         }
         release(way, filter, dir, at == At::Body);
         way.stopped = false;
-        if state.stream.bodies_skipped(dir) {
+        self.pass_if_skipped(state, dir);
+        CONTINUE
+    }
+
+    /// Has the hooks of a direction answer at once when no guest wants anything more of it.
+    fn pass_if_skipped(&self, state: &State, dir: Dir) {
+        let way = &state.ways[dir as usize];
+        if way.tunnel || state.stream.bodies_skipped(dir) {
             self.pass[dir as usize].set(true);
         }
-        CONTINUE
     }
 
     /// Whether the engine has let go all that Envoy has of a direction; `new` bytes of it are in a body hook's own buffer.
@@ -669,9 +682,10 @@ impl Session {
         let way = &state.ways[dir as usize];
         let ended = self.ended[dir as usize].get();
         way.head_out
-            && (!ended || way.out_end)
-            && state.stream.held(dir) == 0
-            && filter.body_len(buffered(dir)) + new == way.fed
+            && (way.tunnel
+                || ((!ended || way.out_end)
+                    && state.stream.held(dir) == 0
+                    && filter.body_len(buffered(dir)) + new == way.fed))
     }
 
     /// Whether Envoy waits in a direction for what may go on.
@@ -810,9 +824,7 @@ impl Session {
                 let way = &mut state.ways[dir as usize];
                 release(way, filter, dir, false);
                 way.stopped = false;
-                if state.stream.bodies_skipped(dir) {
-                    self.pass[dir as usize].set(true);
-                }
+                self.pass_if_skipped(state, dir);
                 return Step::Go(dir);
             }
         }
@@ -953,6 +965,9 @@ enum Step {
 
 /// Makes Envoy's buffers hold what the guests let go on.
 fn release(way: &mut Way, filter: Filter, dir: Dir, in_body_hook: bool) {
+    if way.tunnel {
+        return;
+    }
     let both = [buffered(dir), received(dir)];
     let buffers = if in_body_hook { &both[..] } else { &both[..1] };
     if !filter.body_is(buffers, &way.out) {
@@ -980,6 +995,12 @@ fn own(pieces: &mut [Bytes]) {
             *piece = Bytes::copy_from_slice(piece);
         }
     }
+}
+
+/// Whether a request is over with its head, and what follows, if it is accepted, is a tunnel.
+fn asks_for_tunnel(head: &Head) -> bool {
+    head.iter()
+        .any(|(name, value)| name == b"upgrade" || (name == b":method" && value == b"CONNECT"))
 }
 
 /// How long a body is, as far as its head tells. No end with the head.
