@@ -33,6 +33,8 @@ enum Command {
     Guest(Box<Guest>),
     /// Check a host: any proxy that loads guests, described by an adapter.
     Host(Box<crate::hostcheck::cli::Host>),
+    /// Check what the layer between a host and a guest wrote; fails on what it found.
+    LayerCheck(crate::hostcheck::layer_check::Args),
     /// Fuzz a guest: random hosts, messages and schedules from a seed.
     Fuzz(Box<fuzz::cli::Args>),
     /// List the cases, or with --rules the rules.
@@ -248,6 +250,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Fuzz(f) => fuzz::cli::run(&f),
         Command::List { rules, json } => {
             list(rules, json)?;
+        Command::LayerCheck(a) => crate::hostcheck::layer_check::check(&a),
             Ok(0)
         }
         Command::Explain { id } => {

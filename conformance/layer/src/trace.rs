@@ -122,7 +122,7 @@ pub(crate) fn config_exit(c: &SeenConfig, made: &ConfigMade) {
     });
 }
 
-fn answer(o: &Outcome) -> Value {
+fn answer(o: &Outcome, owned: &[u64]) -> Value {
     let sum = |kind: u16| {
         o.ops
             .get()
@@ -145,7 +145,7 @@ fn answer(o: &Outcome) -> Value {
         "action": o.action.0, "flags": o.flags, "user": o.user, "n_ops": o.ops.count,
         "pass": sum(8), "drop": sum(9), "inject": sum(10), "write": sum(11),
         "unsubscribe": o.unsubscribe, "modes": [o.body_mode[0].0, o.body_mode[1].0], "more": o.more_bytes,
-        "max_body": [0, 0],
+        "max_body": [0, 0], "owned": owned,
     });
     if let (Value::Object(m), false) = (&mut v, reply.is_null()) {
         m.insert("reply".into(), reply);
@@ -186,24 +186,24 @@ pub(crate) fn event_enter(e: &SeenEvent, instance: &str, preset: Value) {
     });
 }
 
-pub(crate) fn event_exit(e: &SeenEvent, instance: &str, o: &Outcome, changed: bool) {
+pub(crate) fn event_exit(e: &SeenEvent, instance: &str, o: &Outcome, owned: &[u64], changed: bool) {
     call("on_event", "exit", || {
         json!({
             "instance": instance.split_once('/').map_or(instance, |(_, n)| n),
             "phase": e.raw.phase.0, "config": e.raw.config, "stream": e.raw.stream,
             "token": (e.raw.token != 0).then_some(e.raw.token),
             "sum": if changed { "changed".to_string() } else { fnv(e.seen.all_bytes()) },
-            "result": answer(o),
+            "result": answer(o, owned),
         })
     });
 }
 
 /// `complete` and `apply`, which carry a result.
-pub(crate) fn handed(function: &str, member: &str, value: u64, o: Option<&Outcome>) {
+pub(crate) fn handed(function: &str, member: &str, value: u64, o: Option<&Outcome>, owned: &[u64]) {
     call(function, "enter", || {
         let mut m = Map::new();
         m.insert(member.into(), value.into());
-        m.insert("result".into(), o.map_or(Value::Null, answer));
+        m.insert("result".into(), o.map_or(Value::Null, |o| answer(o, owned)));
         Value::Object(m)
     });
 }

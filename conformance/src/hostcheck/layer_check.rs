@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::history;
 use super::record::{Edge, Record};
+use crate::finding::Finding;
 
 /// A rule that was broken, as the layer saw it.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
@@ -285,6 +286,25 @@ pub(crate) fn install(layer: &Path, guest: &Path, dir: &Path) -> Result<PathBuf>
 /// Where a copy that was put into `dir` writes.
 pub(crate) fn out_file(dir: &Path) -> PathBuf {
     dir.join("layer.jsonl")
+}
+
+/// What a copy that was put into `dir` found about the host: the probe breaks rules of guests on purpose.
+pub(crate) fn host_findings(dir: &Path) -> Result<Vec<Finding>> {
+    let mut seen = Seen::default();
+    seen.read(&out_file(dir))?;
+    Ok(seen
+        .findings
+        .into_iter()
+        .filter(|f| f.side == "host" && f.severity == "error")
+        .map(|f| Finding {
+            rule: f.rule,
+            title: format!("seen by the layer: {}; expected: {}", f.what, f.expected),
+            detail: vec![
+                format!("in {}({}) of {}", f.function, f.phase, f.instance),
+                format!("before it: {}", f.last.join("; ")),
+            ],
+        })
+        .collect())
 }
 
 #[cfg(test)]

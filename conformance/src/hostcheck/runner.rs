@@ -17,6 +17,7 @@ use super::groups;
 use super::history;
 use super::host::{self, Host, NoOption};
 use super::journal::Journal;
+use super::layer_check;
 use super::probe::{Workshop, sha256};
 use super::upstream::Upstream;
 use crate::finding::{Finding, GuestInfo};
@@ -258,14 +259,10 @@ fn feature_name(f: Feature) -> &'static str {
 
 /// The library that the host loads: the probe, or the layer that loads it.
 fn layered(plan: &Plan, shared: &Shared, dir: &Path) -> Result<PathBuf> {
-    let Some(layer) = &plan.layer else {
-        return Ok(shared.probe.clone());
-    };
-    let layer =
-        std::fs::canonicalize(layer).with_context(|| format!("no layer at {}", layer.display()))?;
-    let to = dir.join("libpxg_layer.so");
-    std::fs::copy(&layer, &to)?;
-    Ok(to)
+    match &plan.layer {
+        None => Ok(shared.probe.clone()),
+        Some(layer) => layer_check::install(layer, &shared.probe, dir),
+    }
 }
 
 fn ms(since: Instant) -> u64 {
@@ -433,7 +430,6 @@ async fn whole_run(
         ms: 0,
         checked: 0,
     };
-    let _ = plan;
     let crashed = running.host.borrow_mut().ended();
     if crashed.is_none() {
         running.host.borrow().stop()?;
@@ -470,6 +466,9 @@ async fn whole_run(
             title: f.title(),
             detail: f.detail(&records),
         });
+    }
+    if plan.layer.is_some() {
+        r.findings.extend(layer_check::host_findings(&running.dir)?);
     }
     r.status = status_of(&r.findings, false);
     r.ms = ms(started);

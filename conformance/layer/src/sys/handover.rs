@@ -11,6 +11,9 @@ use super::memory::{For, Kind, Packer, Slab, room};
 use super::platform;
 use crate::report::{self, Place};
 
+/// Longest struct that is copied.
+const MAX_STRUCT: u32 = 4096;
+
 /// A buffer that belongs to the host until it releases it.
 struct Owned {
     release: u64,
@@ -125,7 +128,7 @@ fn outcome_room(o: &Outcome) -> usize {
             .sum::<usize>();
     let reply = match &o.reply {
         ReplyFound::Some(r) => {
-            room::<u8>(r.size.min(4096) as usize + size_of::<abi::Reply>())
+            room::<u8>(r.size.min(MAX_STRUCT) as usize + size_of::<abi::Reply>())
                 + fields_room(&r.fields)
                 + fields_room(&r.trailers)
                 + room::<abi::Buf>(r.body.get().len())
@@ -134,7 +137,7 @@ fn outcome_room(o: &Outcome) -> usize {
         }
         _ => 0,
     };
-    room::<u8>(o.size.min(4096) as usize + size_of::<abi::EventResult>())
+    room::<u8>(o.size.min(MAX_STRUCT) as usize + size_of::<abi::EventResult>())
         + ops
         + reply
         + text_room(&o.error)
@@ -144,6 +147,7 @@ struct Copier {
     p: Packer,
     slot: usize,
     stream: u64,
+    owned: Vec<u64>,
 }
 
 impl Copier {
@@ -190,6 +194,7 @@ impl Copier {
                 books.owned.insert(id, owned);
                 id
             });
+            self.owned.push(id);
             return abi::Buf {
                 bytes,
                 release: Some(release),
@@ -254,7 +259,7 @@ impl Copier {
     ) -> *const u8 {
         use proxy_golang_conformance::parts::peek;
         let known = peek::as_bytes(v);
-        let size = (size as usize).min(4096);
+        let size = (size as usize).min(MAX_STRUCT as usize);
         let mut bytes = peek::bytes(at, size).unwrap_or_else(|_| vec![0; size]);
         let n = known.len().min(size);
         bytes[..n].copy_from_slice(&known[..n]);
@@ -268,6 +273,8 @@ pub(super) struct Handed {
     pub(super) raw: abi::EventResult,
     /// The struct itself in guarded memory.
     pub(super) at: u64,
+    /// The layer's numbers of the buffers that change hands.
+    pub(super) owned: Vec<u64>,
 }
 
 /// Copies what `o` borrows. None where nothing must be copied, or the result is beyond belief.
@@ -282,13 +289,16 @@ pub(super) fn result(
 ) -> Option<Handed> {
     let borrows = o.ops.count > 0 || o.reply != ReplyFound::None || o.error.len > 0;
     let whole = kind == Kind::Handed;
-    if !(has_owned(o) || guards && (borrows || whole)) {
+    let too_long =
+        o.size > MAX_STRUCT || matches!(&o.reply, ReplyFound::Some(r) if r.size > MAX_STRUCT);
+    if too_long || !(has_owned(o) || guards && (borrows || whole)) {
         return None;
     }
     let mut c = Copier {
         p: Packer::new(outcome_room(o), kind, f)?,
         slot,
         stream: f.stream,
+        owned: Vec::new(),
     };
     let mut out = *raw;
     let ops: Vec<abi::Op> = o.ops.get().iter().map(|op| c.op(op)).collect();
@@ -309,6 +319,7 @@ pub(super) fn result(
         slab: c.p.slab,
         raw: out,
         at: copied_at,
+        owned: c.owned,
     })
 }
 
@@ -336,6 +347,7 @@ pub(super) fn config(made: &ConfigMade, raw: &abi::ConfigOut) -> Option<(Slab, a
         p: Packer::new(total, Kind::ConfigResult, For::default())?,
         slot: 0,
         stream: 0,
+        owned: Vec::new(),
     };
     let mut out = *raw;
     let attrs: Vec<abi::AttrWant> = made

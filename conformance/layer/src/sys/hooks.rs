@@ -476,7 +476,6 @@ fn finish_event(
     let mut findings = l.library.event_leave(call, &outcome, found);
     findings.list.extend(own);
     findings.report();
-    trace::event_exit(e, &call.instance, &outcome, changed.is_some());
     let filled_raw: abi::EventResult = peek::prefix(at, size as usize)
         .unwrap_or_else(|_| unreachable!("the result lies in the layer's memory"));
     let f = For {
@@ -492,6 +491,8 @@ fn finish_event(
         l.library.slot,
         guards,
     );
+    let owned = handed.as_ref().map_or(&[][..], |h| &h.owned);
+    trace::event_exit(e, &call.instance, &outcome, owned, changed.is_some());
     let mut back = handed.as_ref().map_or(filled_raw, |h| h.raw);
     back.size = written;
     back.scratch = raw.scratch;

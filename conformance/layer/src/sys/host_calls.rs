@@ -99,6 +99,13 @@ fn hand_on(
         };
         handover::result(o, raw, at, Kind::Handed, stream, l.library.slot, guards)
     });
+    let owned = copy.as_ref().map_or(&[][..], |c| &c.owned);
+    let member = if function == "apply" {
+        "stream"
+    } else {
+        "token"
+    };
+    trace::handed(function, member, value, o.map(|o| &o.0), owned);
     let given = copy.as_ref().map_or(at, |c| c.at);
     let status = in_host(function, || {
         // SAFETY: an any-thread function of the host's with the guest's arguments, or a copy that lives until it
@@ -127,7 +134,6 @@ unsafe extern "C" fn complete<const N: usize>(
             l.library
                 .complete_enter(token, o.as_ref().map(|o| &o.0), IN_RELEASE.get());
         found.report();
-        trace::handed("complete", "token", token, o.as_ref().map(|o| &o.0));
         let status = hand_on(l, "complete", f, ctx, token, r as u64, o.as_ref());
         l.library.complete_leave(&call, status).report();
         trace::call(
@@ -157,7 +163,6 @@ unsafe extern "C" fn apply<const N: usize>(
             l.library
                 .apply_enter(stream, o.as_ref().map(|o| &o.0), IN_RELEASE.get());
         found.report();
-        trace::handed("apply", "stream", stream, o.as_ref().map(|o| &o.0));
         let status = hand_on(l, "apply", f, ctx, stream, r as u64, o.as_ref());
         l.library.apply_leave(&call, status).report();
         trace::call(
