@@ -169,6 +169,18 @@ impl Side {
         }
     }
 
+    /// How much of `view` an operation passes or drops; of a connection, the rest of its number is credit.
+    fn take(&mut self, view: &[u8], passes: bool, number: u64, l4: bool) -> usize {
+        let n = usize::try_from(number)
+            .unwrap_or(usize::MAX)
+            .min(view.len());
+        let beyond = number - n as u64;
+        if l4 && beyond > 0 {
+            self.credit.push_back((passes, beyond));
+        }
+        n
+    }
+
     /// Bytes come: what credit does not take joins the view.
     fn arrive(&mut self, mut bytes: &[u8]) {
         while let (false, Some((passes, left))) = (bytes.is_empty(), self.credit.front_mut()) {
@@ -542,7 +554,11 @@ mod tests {
     #[test]
     fn credit_takes_bytes_before_they_are_shown() {
         let mut s = Side::new(&Message::default(), BodyMode::STREAM, true);
-        s.credit = VecDeque::from([(true, 2), (false, 3)]);
+        assert_eq!(s.take(b"12", true, 2, true), 2);
+        assert_eq!(s.take(b"12", true, 5, false), 2);
+        assert!(s.credit.is_empty());
+        assert_eq!(s.take(b"12", true, 4, true), 2);
+        assert_eq!(s.take(b"", false, 3, true), 0);
         s.arrive(b"abcd");
         assert_eq!(
             (s.passed.as_slice(), s.view.len(), s.offset),

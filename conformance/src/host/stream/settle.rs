@@ -259,17 +259,12 @@ impl Stream<'_> {
                     }
                 }
                 (8 | 9, _) => {
-                    let n = usize::try_from(op.u0)
-                        .unwrap_or(usize::MAX)
-                        .min(s.view.len() - cursor);
+                    let view = s.view[cursor..].to_vec();
+                    let taken = s.take(&view, op.kind == 8, op.u0, l4);
                     if op.kind == 8 {
-                        out.extend_from_slice(&s.view[cursor..cursor + n]);
+                        out.extend_from_slice(&view[..taken]);
                     }
-                    cursor += n;
-                    let beyond = op.u0 - n as u64;
-                    if l4 && beyond > 0 {
-                        s.credit.push_back((op.kind == 8, beyond));
-                    }
+                    cursor += taken;
                 }
                 // Towards the peer's receiver: the downstream direction is 0 and leads to the upstream (target 2).
                 (10, _) if l4 && op.target >= 2 && op.target - 2 != d as u32 => {
