@@ -2,6 +2,7 @@
 
 mod cbind;
 mod constants_test;
+mod differences;
 mod docs;
 mod header;
 mod layout_check;
@@ -56,7 +57,12 @@ struct Made {
 type Generator = fn(&Args) -> Result<Made>;
 
 /// The generators. A new one is one line here; a file that is what a command prints is one line in `PRINTED`.
-const GENERATORS: &[(&str, Generator)] = &[("abi", abi), ("rules", rules), ("printed", printed)];
+const GENERATORS: &[(&str, Generator)] = &[
+    ("abi", abi),
+    ("rules", rules),
+    ("printed", printed),
+    ("differences", |_| differences::made()),
+];
 
 /// A file that is what a command prints.
 struct Printed {

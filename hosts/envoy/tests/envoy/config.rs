@@ -44,7 +44,7 @@ pub(crate) fn per_route(filter: &str, settings: Value) -> Value {
     json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute",
         "dynamic_module_config": { "name": "proxy_golang", "do_not_close": true },
-        "per_route_config_name": filter,
+        "filter_name": filter,
         "filter_config": settings_of(settings),
     })
 }

@@ -23,6 +23,7 @@ mod asynchronous;
 mod bodies;
 mod chains;
 mod faults;
+mod features;
 mod phases;
 mod replies;
 mod restarts;
@@ -30,6 +31,7 @@ mod updates;
 
 fn main() -> std::process::ExitCode {
     let mut suite = suite::Suite::default();
+    features::add(&mut suite);
     phases::add(&mut suite);
     bodies::add(&mut suite);
     replies::add(&mut suite);
