@@ -247,10 +247,10 @@ fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Guest(g) => guest(&g),
         Command::Host(h) => crate::hostcheck::cli::run(&h),
+        Command::LayerCheck(a) => crate::hostcheck::layer_check::check(&a),
         Command::Fuzz(f) => fuzz::cli::run(&f),
         Command::List { rules, json } => {
             list(rules, json)?;
-        Command::LayerCheck(a) => crate::hostcheck::layer_check::check(&a),
             Ok(0)
         }
         Command::Explain { id } => {
