@@ -348,16 +348,17 @@ bool configs_drop(void) {
 
 bool world_load(uint32_t in_flags, world **out) {
   world *w = zalloc(sizeof *w);
+  w->specs = set.specs;
   bool ok = true;
-  for (size_t i = 0; ok && i < set.n_filters; i++) {
-    ok = (w->instances[i] = make(set.filters[i], set.filters[i]->file, NULL, in_flags));
+  for (size_t i = 0; ok && i < set.specs->n_filters; i++) {
+    ok = (w->instances[i] = make(set.specs->filters[i], set.specs->filters[i]->file, NULL, in_flags));
     if (ok) w->n++;
   }
-  for (size_t k = 0; ok && k < set.n_chains; k++)
-    for (size_t i = 0; ok && i < set.chains[k].n; i++) {
-      const int of = set.chains[k].filters[i];
-      if (set.chains[k].files[i])
-        ok = (w->overrides[k][i] = make(set.filters[of], set.chains[k].files[i], w->instances[of], in_flags));
+  for (size_t k = 0; ok && k < set.specs->n_chains; k++)
+    for (size_t i = 0; ok && i < set.specs->chains[k].n; i++) {
+      const int of = set.specs->chains[k].filters[i];
+      if (set.specs->chains[k].files[i])
+        ok = (w->overrides[k][i] = make(set.specs->filters[of], set.specs->chains[k].files[i], w->instances[of], in_flags));
     }
   *out = ok ? w : NULL;
   if (!ok) world_free(w);
@@ -367,8 +368,8 @@ bool world_load(uint32_t in_flags, world **out) {
 void world_free(world *w) {
   if (!w) return;
   for (size_t i = 0; BUG("parent-dropped-first") && i < w->n; i++) config_unref(w->instances[i]);
-  for (size_t k = 0; k < set.n_chains; k++)
-    for (size_t i = 0; i < set.chains[k].n; i++)
+  for (size_t k = 0; k < w->specs->n_chains; k++)
+    for (size_t i = 0; i < w->specs->chains[k].n; i++)
       if (w->overrides[k][i]) config_unref(w->overrides[k][i]);
   for (size_t i = 0; !BUG("parent-dropped-first") && i < w->n; i++) config_unref(w->instances[i]);
   free(w);
@@ -383,18 +384,19 @@ void world_serve(world *w) {
 }
 
 size_t world_take(const char *path, config **chain) {
+  pthread_mutex_lock(&lock);
+  const specs *of = serving ? serving->specs : NULL;
   size_t n = 0, best = 0, found = MAX_CHAINS;
-  for (size_t k = 0; k < set.n_chains; k++) {
-    size_t len = strlen(set.chains[k].prefix);
-    if (path && strncmp(path, set.chains[k].prefix, len)) continue;
+  for (size_t k = 0; of && k < of->n_chains; k++) {
+    size_t len = strlen(of->chains[k].prefix);
+    if (path && strncmp(path, of->chains[k].prefix, len)) continue;
     if (found == MAX_CHAINS || len > best) found = k, best = len;
   }
-  pthread_mutex_lock(&lock);
-  if (serving && found < MAX_CHAINS) {
-    const chain_spec *c = &set.chains[found];
+  if (found < MAX_CHAINS) {
+    const chain_spec *c = &of->chains[found];
     for (; n < c->n; n++)
       chain[n] = serving->overrides[found][n] ? serving->overrides[found][n] : serving->instances[c->filters[n]];
-  } else if (serving && !set.n_chains) {
+  } else if (of && !of->n_chains) {
     for (; n < serving->n && n < MAX_PLACES; n++) chain[n] = serving->instances[n];
   }
   for (size_t i = 0; BUG("chain-in-reverse") && i < n / 2; i++) {

@@ -82,7 +82,7 @@ static void admin_answer(int listener) {
 
 static void reload(void) {
   world *w = NULL;
-  if (world_load(0, &w)) {
+  if (settings_reload() && world_load(0, &w)) {
     world_serve(w);
     say(PXG_LOG_INFO, "reloaded");
   } else {

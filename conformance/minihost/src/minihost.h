@@ -116,6 +116,15 @@ typedef struct chain_spec {
   char *files[MAX_PLACES];
 } chain_spec;
 
+/* What a reload may change. They live as long as the process: configurations point to them. */
+typedef struct specs {
+  struct specs *before;
+  filter_spec *filters[MAX_FILTERS];
+  size_t n_filters;
+  chain_spec chains[MAX_CHAINS];
+  size_t n_chains;
+} specs;
+
 typedef struct cluster {
   char name[64];
   char host[64];
@@ -130,10 +139,7 @@ typedef struct settings {
     char *prefix, *cluster;
   } routes[16];
   size_t n_routes;
-  filter_spec *filters[MAX_FILTERS];
-  size_t n_filters;
-  chain_spec chains[MAX_CHAINS];
-  size_t n_chains;
+  specs *specs;
   char *strip[32];
   size_t n_strip;
   char **texts;
@@ -147,6 +153,7 @@ typedef struct settings {
 
 extern settings set;
 void settings_free(void);
+bool settings_reload(void); /* Reads the filters and chains of --args again; false: it is wrong, and nothing has changed. */
 bool settings_read(int argc, char **argv); /* Says what is wrong on stderr. */
 cluster *cluster_find(const char *name, size_t len);
 cluster *route_of(const char *path);
@@ -254,6 +261,7 @@ typedef struct config {
 
 /* What is in force: the chain, and the routes' overrides. */
 typedef struct world {
+  const specs *specs;
   config *instances[MAX_FILTERS];
   size_t n;
   config *overrides[MAX_CHAINS][MAX_PLACES];

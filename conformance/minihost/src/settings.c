@@ -97,28 +97,28 @@ static bool add_filter(char *text) {
   f->filter = strtok_r(NULL, ":", &save);
   f->instance = strtok_r(NULL, ":", &save);
   f->file = strtok_r(NULL, ":", &save);
-  bool ok = f->file && set.n_filters < MAX_FILTERS;
+  bool ok = f->file && set.specs->n_filters < MAX_FILTERS;
   while (ok && (o = strtok_r(NULL, ":,", &save))) ok = option(f, o);
   if (!ok) {
     free(f);
     return false;
   }
-  set.filters[set.n_filters++] = f;
+  set.specs->filters[set.specs->n_filters++] = f;
   return true;
 }
 
 static int filter_named(const char *name) {
-  for (size_t i = 0; i < set.n_filters; i++)
-    if (!strcmp(set.filters[i]->instance, name)) return (int)i;
+  for (size_t i = 0; i < set.specs->n_filters; i++)
+    if (!strcmp(set.specs->filters[i]->instance, name)) return (int)i;
   return -1;
 }
 
 /* `PREFIX=INSTANCE[@FILE],...`; the list may be empty. */
 static bool add_chain(char *text) {
   char *list = strchr(text, '='), *save;
-  if (!list || set.n_chains == MAX_CHAINS) return false;
+  if (!list || set.specs->n_chains == MAX_CHAINS) return false;
   *list++ = 0;
-  chain_spec *c = &set.chains[set.n_chains++];
+  chain_spec *c = &set.specs->chains[set.specs->n_chains++];
   c->prefix = text;
   for (char *name = strtok_r(list, ",", &save); name; name = strtok_r(NULL, ",", &save)) {
     char *file = strchr(name, '@');
@@ -171,7 +171,11 @@ static bool number(const char *name, const char *value) {
 static bool one(const char *name, char *value);
 
 /* Options in a file: `NAME VALUE`, a line each; a name alone is a flag. Their text lives as long as the process. */
+static const char *args_path;
+static bool again;
+
 static bool read_args(const char *path) {
+  args_path = path;
   FILE *f = fopen(path, "r");
   if (!f) return false;
   char *line = NULL;
@@ -183,6 +187,7 @@ static bool read_args(const char *path) {
     if (!*name || *name == '#') continue;
     if (*value) *value++ = 0;
     value += strspn(value, " \t");
+    if (again && strcmp(name, "filter") && strcmp(name, "with") && strcmp(name, "chain")) continue;
     set.texts = must(realloc(set.texts, (set.n_texts + 1) * sizeof *set.texts));
     set.texts[set.n_texts] = copy_text(value, strlen(value));
     ok = one(name, set.texts[set.n_texts++]);
@@ -202,7 +207,7 @@ static bool one(const char *name, char *value) {
   if (!strcmp(name, "upstream")) return add_cluster("default", 7, value);
   if (!strcmp(name, "cluster")) return equals && add_cluster(value, (size_t)(equals - value), equals + 1);
   if (!strcmp(name, "filter")) return add_filter(value);
-  if (!strcmp(name, "with")) return set.n_filters && option(set.filters[set.n_filters - 1], value);
+  if (!strcmp(name, "with")) return set.specs->n_filters && option(set.specs->filters[set.specs->n_filters - 1], value);
   if (!strcmp(name, "chain")) return add_chain(value);
   if (!strcmp(name, "args")) return read_args(value);
   if (!strcmp(name, "route")) {
@@ -224,7 +229,24 @@ static bool one(const char *name, char *value) {
   return number(name, value);
 }
 
+bool settings_reload(void) {
+  if (!args_path) return true;
+  specs *old = set.specs;
+  set.specs = zalloc(sizeof *set.specs);
+  again = true;
+  bool ok = read_args(args_path);
+  if (ok) {
+    set.specs->before = old;
+  } else {
+    set.specs->before = old->before;
+    old->before = set.specs;
+    set.specs = old;
+  }
+  return ok;
+}
+
 bool settings_read(int argc, char **argv) {
+  set.specs = zalloc(sizeof *set.specs);
   for (int i = 1; i < argc; i++) {
     const char *name = argv[i];
     if (strncmp(name, "--", 2)) {
@@ -276,7 +298,11 @@ cluster *route_of(const char *path) {
 }
 
 void settings_free(void) {
-  for (size_t i = 0; i < set.n_filters; i++) free(set.filters[i]);
+  for (specs *s = set.specs, *before; s; s = before) {
+    before = s->before;
+    for (size_t i = 0; i < s->n_filters; i++) free(s->filters[i]);
+    free(s);
+  }
   for (size_t i = 0; i < set.n_texts; i++) free(set.texts[i]);
   free(set.texts);
 }
