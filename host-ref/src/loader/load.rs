@@ -1,6 +1,7 @@
 //! Loading, and what is checked of the guest's answer.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use proxy_golang_abi as abi;
@@ -72,7 +73,7 @@ pub fn load(host: &Arc<Host>, path: &Path) -> Result<Arc<Library>, LoadError> {
     };
     let serial = lock(&CONFIG_THREAD);
     let signals = Blocked::new();
-    let init = ffi::open(&facts.path).map_err(|e| refused_by_linker(&facts, e))?;
+    let init = ffi::open(&path_of_its_own(&facts)).map_err(|e| refused_by_linker(&facts, e))?;
     loaded.files.entry(key).or_insert_with(|| Mapped {
         entry,
         facts: facts.clone(),
@@ -98,6 +99,30 @@ pub fn load(host: &Arc<Host>, path: &Path) -> Result<Arc<Library>, LoadError> {
         ),
     );
     Ok(library)
+}
+
+/// The file's path, written so that the dynamic linker has not seen it for another file: it looks at the text of a path
+/// before it looks at the file, and would answer with the library that lay there before (PXG-LOAD-007).
+fn path_of_its_own(facts: &ElfFacts) -> PathBuf {
+    static OPENED: Mutex<Vec<(PathBuf, (u64, u64))>> = Mutex::new(Vec::new());
+    let mut opened = lock(&OPENED);
+    let file = (facts.device, facts.inode);
+    let mut before = opened.iter().filter(|o| o.0 == facts.path);
+    let turn = before.position(|o| o.1 == file).unwrap_or_else(|| {
+        let turn = opened.iter().filter(|o| o.0 == facts.path).count();
+        opened.push((facts.path.clone(), file));
+        turn
+    });
+    let (Some(folder), Some(name)) = (facts.path.parent(), facts.path.file_name()) else {
+        return facts.path.clone();
+    };
+    let mut path = OsString::from(folder);
+    for _ in 0..turn {
+        path.push("/.");
+    }
+    path.push("/");
+    path.push(name);
+    path.into()
 }
 
 fn refused_by_linker(facts: &ElfFacts, error: OpenError) -> LoadError {

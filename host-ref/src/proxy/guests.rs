@@ -226,10 +226,11 @@ impl Loader<'_> {
             }
             Err(error) => {
                 let message = format!(
-                    "the filter {:?} ({} in {}) refused its configuration: found {}; expected {}",
+                    "the filter {:?} ({} in {}) refused its configuration: {}: found {}; expected {}",
                     error.name,
                     error.filter,
                     error.library.display(),
+                    crate::ffi::status_name(error.status),
                     error.found,
                     error.expected
                 );
