@@ -617,7 +617,7 @@ static int effect(build *b, const step *s) {
   } else if (is(&w[0], "publish")) {
     publish(cstr(w1), b->s->token, b->s->stream);
   } else if (is(&w[0], "quiet")) {
-    b->s->quiet = 1;
+    b->s->quiet_next = 1;
   } else if (is(&w[0], "scratch-more")) {
     scratch_more(b->s, number(w1));
   } else if (is(&w[0], "fill-scratch")) {

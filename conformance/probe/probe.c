@@ -7,26 +7,33 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "probe.h"
 
 #define CASE_FIELD "x-pxg-case"
 
-/* A second build of the probe is another library: PROBE_NAME tells them apart in logs. */
-#ifndef PROBE_NAME
-#define PROBE_NAME "pxg-probe"
-#endif
-#ifndef PROBE_REQUIRED
-#define PROBE_REQUIRED 0
-#endif
-#ifndef PROBE_KNOWN
-#define PROBE_KNOWN ~0ull
-#endif
-#ifdef PROBE_MARKER
-/* A symbol that no other library may find. */
-__attribute__((visibility("default"))) int pxg_probe_marker;
-#endif
+/* The library's own path, and what its file name asks for: `libpxg_probe+KEY=VALUE+KEY=VALUE.so`. A copy under another name
+ * is another library that behaves otherwise. */
+static char own_path[1024];
+
+static const char *variant(const char *key, char *value, size_t n) {
+  const char *p = strrchr(own_path, '/');
+  for (p = p ? p + 1 : own_path; (p = strchr(p, '+')); p++) {
+    size_t k = strlen(key);
+    if (strncmp(p + 1, key, k) || p[1 + k] != '=') continue;
+    size_t len = strcspn(p + 2 + k, "+.");
+    snprintf(value, n, "%.*s", (int)len, p + 2 + k);
+    return value;
+  }
+  return NULL;
+}
+
+static long variant_number(const char *key, long otherwise) {
+  char value[32];
+  return variant(key, value, sizeof value) ? strtol(value, NULL, 0) : otherwise;
+}
 
 #define S(t) {(const uint8_t *)t, sizeof t - 1, 0}
 static const pxg_str filters[] = {S("probe"), S("probe-two")};
@@ -354,12 +361,14 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   s->user = out->user;
   case_now = NULL;
   if (!s->quiet) event_exit(ev, s, out);
+  s->quiet |= s->quiet_next;
 }
 
 static void on_cancel(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t stream, uint64_t token, uint32_t worker) {
   (void)ctx;
   entered();
   state *s = state_of(conf, stream, 0);
+  if (s && s->quiet) return;
   text *t = record_begin("on_cancel", 0);
   who(t, s);
   j_u64(t, "config", conf), j_u64(t, "user", user), j_u64(t, "stream", stream), j_u64(t, "token", token);
@@ -376,6 +385,7 @@ static void on_stream_end(uint64_t ctx, uint64_t conf, uint64_t user, uint64_t s
   (void)ctx;
   entered();
   state *s = state_of(conf, stream, 0);
+  if (s && s->quiet) return;
   text *t = record_begin("on_stream_end", 0);
   who(t, s);
   j_u64(t, "config", conf), j_u64(t, "user", user), j_u64(t, "stream", stream), j_u64(t, "worker", worker);
@@ -445,18 +455,21 @@ static void record_init(const pxg_host *h) {
   record_end(t);
 }
 
-/* Loaded by an absolute path (PXG-LOAD-003). */
-static void located(void) {
+static void locate(void) {
   Dl_info at;
-  if (dladdr((void *)buckets, &at) && at.dli_fname && *at.dli_fname != '/')
-    note("PXG-LOAD-003", "loaded as %s, which is no absolute path", at.dli_fname);
+  if (*own_path || !dladdr((void *)buckets, &at) || !at.dli_fname) return;
+  snprintf(own_path, sizeof own_path, "%s", at.dli_fname);
+  static char name[64];
+  record_library = variant("library", name, sizeof name);
+  struct stat file;
+  if (record_library && variant_number("inode", 0) && !stat(own_path, &file))
+    snprintf(name + strlen(name), sizeof name - strlen(name), "-%llu", (unsigned long long)file.st_ino);
 }
 
-#ifdef PROBE_TABLE
 /* A table that a host refuses (PXG-LOAD-010). */
-static void bad_table(pxg_guest *out) {
+static void bad_table(pxg_guest *out, long number) {
   static const pxg_str nameless[] = {S("probe"), {(const uint8_t *)"", 0, 0}}, twins[] = {S("probe"), S("probe")};
-  switch (PROBE_TABLE) {
+  switch (number) {
     case 1: out->on_config_new = NULL; break;
     case 2: out->on_config_drop = NULL; break;
     case 3: out->on_event = NULL; break;
@@ -472,41 +485,39 @@ static void bad_table(pxg_guest *out) {
     default: break;
   }
 }
-#endif
 
 int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   if (host->major != PXG_VERSION_MAJOR) return PXG_E_VERSION;
+  locate();
   const char *dir = getenv("PXG_PROBE_DIR");
   if (dir) record_to(dir);
   the_host = host;
   memcpy(&host_at_init, host, host->size < sizeof host_at_init ? host->size : sizeof host_at_init);
   record_init(host);
-  located();
+  if (*own_path != '/') note("PXG-LOAD-003", "loaded as %s, which is no absolute path", own_path);
   if (host->page && host->page->size < sizeof *host->page) note("PXG-ABI-002", "a page of %u bytes", host->page->size);
-#ifdef PROBE_HANDLERS
-  extra_handlers();
-#endif
-#ifdef PROBE_INIT
-  static const char why[] = "the probe was built to refuse";
-  if (host->log) host->log(host->ctx, PXG_LOG_ERROR, (const uint8_t *)why, sizeof why - 1);
-  return PROBE_INIT;
-#endif
+  if (variant_number("handlers", 0)) extra_handlers();
+  long refusal = variant_number("init", 0);
+  if (refusal) {
+    static const char why[] = "this probe is there to refuse";
+    if (host->log) host->log(host->ctx, PXG_LOG_ERROR, (const uint8_t *)why, sizeof why - 1);
+    record_end(record_begin("init", 1));
+    return (int32_t)refusal;
+  }
   if (out->size > sizeof *out) out->size = sizeof *out;
   out->major = PXG_VERSION_MAJOR, out->minor = PXG_VERSION_MINOR, out->flags = PXG_GUEST_ABORTS;
-  out->name = (pxg_str)S(PROBE_NAME), out->version = (pxg_str)S("1");
-  out->required[0] = PROBE_REQUIRED;
-  for (int i = 0; i < 4; i++) out->known[i] = PROBE_KNOWN;
+  out->name = record_library ? (pxg_str){(const uint8_t *)record_library, (uint32_t)strlen(record_library), 0}
+                             : (pxg_str)S("pxg-probe");
+  out->version = (pxg_str)S("1");
+  long required = variant_number("required", -1);
+  if (required >= 0) out->required[required / 64 % 4] = 1ull << required % 64;
+  for (int i = 0; i < 4; i++) out->known[i] = variant_number("known", 1) ? ~0ull : 0;
   out->ctx = 77;
   out->filters = filters, out->n_filters = sizeof filters / sizeof *filters;
   out->on_config_new = on_config_new, out->on_config_drop = on_config_drop;
   out->on_event = on_event, out->on_cancel = on_cancel, out->on_stream_end = on_stream_end;
-#ifndef PROBE_BARE
-  out->on_worker = on_worker;
-  out->on_batch_end = on_batch_end;
-#endif
-#ifdef PROBE_TABLE
-  bad_table(out);
-#endif
+  if (!variant_number("bare", 0)) out->on_worker = on_worker, out->on_batch_end = on_batch_end;
+  bad_table(out, variant_number("table", 0));
   record_end(record_begin("init", 1));
   return PXG_OK;
 }

@@ -93,6 +93,8 @@ extern _Thread_local uint64_t thread_now; /* `seq` of the hook that runs on this
 
 extern _Thread_local const char *case_now; /* The case of the hook that runs on this thread. */
 
+extern const char *record_library;          /* In each record, for runs with two libraries. */
+
 void record_to(const char *dir);
 text *record_begin(const char *fn, int exit); /* The thread's line; one at a time. */
 void record_end(text *t);
@@ -123,7 +125,7 @@ typedef struct state {
   uint32_t counts[32];
   uint64_t token, previous_token;
   uint64_t user;
-  int quiet;
+  int quiet, quiet_next; /* Nothing more is recorded: now, or from the end of this event. */
   job *deferred;
   struct state *next;
 } state;

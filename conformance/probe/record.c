@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,8 +15,10 @@
 
 _Thread_local uint64_t thread_now;
 _Thread_local const char *case_now;
+const char *record_library;
 
-static atomic_ullong sequence;
+/* The order of the process: libraries share it, in memory that a file stands for. */
+static atomic_ullong own_sequence, *sequence = &own_sequence;
 static char directory[512];
 static int file = -1;
 static pid_t file_of;
@@ -63,7 +66,15 @@ const char *record_directory(void) { return directory; }
 
 void record_to(const char *dir) {
   pthread_mutex_lock(&opening);
-  if (!*directory) snprintf(directory, sizeof directory, "%s", dir);
+  if (!*directory) {
+    snprintf(directory, sizeof directory, "%s", dir);
+    char path[600];
+    snprintf(path, sizeof path, "%s/%d.seq", directory, (int)getpid());
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    void *shared = fd >= 0 && !ftruncate(fd, 4096) ? mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    if (shared != MAP_FAILED) sequence = shared;
+    if (fd >= 0) close(fd);
+  }
   pthread_mutex_unlock(&opening);
 }
 
@@ -98,12 +109,10 @@ text *record_begin(const char *fn, int exit) {
   clock_gettime(CLOCK_MONOTONIC, &now);
   t->n = 0;
   format(t, "{\"side\":\"probe\",\"seq\":%llu,\"t\":%llu,\"pid\":%d,\"tid\":%d,\"fn\":\"%s\",\"edge\":\"%s\"",
-         (unsigned long long)atomic_fetch_add(&sequence, 1) + 1,
+         (unsigned long long)atomic_fetch_add(sequence, 1) + 1,
          (unsigned long long)now.tv_sec * 1000000000u + (unsigned long long)now.tv_nsec, (int)getpid(),
          (int)syscall(SYS_gettid), fn, exit ? "exit" : "enter");
-#ifdef PROBE_LIBRARY
-  format(t, ",\"library\":\"%s\"", PROBE_LIBRARY);
-#endif
+  if (record_library) format(t, ",\"library\":\"%s\"", record_library);
   return t;
 }
 

@@ -57,6 +57,16 @@ impl Workshop {
         self.compile(name, command)
     }
 
+    /// A copy of `probe` under a name that has it behave otherwise: `KEY=VALUE+KEY=VALUE`, see its README.
+    pub(crate) fn variant(&self, probe: &Path, asks: &str) -> Result<PathBuf> {
+        let to = self.dir.join(format!("libpxg_probe+{asks}.so"));
+        if !to.exists() {
+            std::fs::copy(probe, &to)
+                .with_context(|| format!("cannot copy {} to {}", probe.display(), to.display()))?;
+        }
+        Ok(to)
+    }
+
     /// Another small library, from this source text.
     pub(crate) fn library(&self, name: &str, source: &str, flags: &[&str]) -> Result<PathBuf> {
         let file = self.dir.join(format!("{name}.c"));

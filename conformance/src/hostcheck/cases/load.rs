@@ -1,5 +1,6 @@
 //! Libraries: checked, loaded, refused, kept.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::own::{self, Own};
@@ -7,7 +8,25 @@ use super::prelude::*;
 
 const PLAIN: &[(&str, &str)] = &[("a", "subscribe all\npend none\n")];
 
-/// Whether any hook was called, or init, in the folder of the host that was started last.
+/// A guest with a symbol that it exports and nobody else may find.
+const MARKED: &str = r#"
+#include "proxy_golang.h"
+int pxg_only_of_marked;
+static const pxg_str filters[] = {{(const uint8_t *)"probe", 5, 0}};
+static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) { return out->config = 1, PXG_OK; }
+static void config_drop(uint64_t ctx, uint64_t config) {}
+static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) { out->action = PXG_ACT_CONTINUE; }
+static void cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint64_t token, uint32_t w) {}
+static void end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint32_t worker) {}
+int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
+  out->size = sizeof *out, out->major = host->major, out->flags = PXG_GUEST_ABORTS;
+  out->filters = filters, out->n_filters = 1, out->on_config_new = config_new, out->on_config_drop = config_drop;
+  out->on_event = event, out->on_cancel = cancel, out->on_stream_end = end;
+  return PXG_OK;
+}
+"#;
+
+/// The functions that were called, from the folders of this case's hosts.
 fn calls(cx: &Cx) -> Vec<String> {
     let mut names = Vec::new();
     for dir in std::fs::read_dir(&cx.shared().dir)
@@ -45,7 +64,7 @@ pub(super) fn cases() -> Vec<Case> {
             &["PXG-LOAD-003"],
             "a symbol that nobody has is found at load; a library's own symbols are found by nobody else",
         )
-        .script("a request-headers: dlsym pxg_probe_marker; continue")
+        .script("a request-headers: dlsym pxg_only_of_marked; continue")
         .alone()
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
@@ -59,8 +78,10 @@ pub(super) fn cases() -> Vec<Case> {
             )?;
             let setup = own::chain_of(&cx, &lazy, PLAIN)?;
             own::refused(&cx, "PXG-LOAD-003", "an unresolved symbol", &setup, &["nobody_has_this"]).await?;
-            let marked = workshop.probe("marked", &["-DPROBE_MARKER"])?;
-            let own = Own::start(&cx, &own::chain_of(&cx, &marked, PLAIN)?).await?;
+            let marked = workshop.library("marked", MARKED, &[])?;
+            let mut setup = own::chain(&cx, PLAIN)?;
+            own::also(&cx, &mut setup, ("marked", &marked), "two", "");
+            let own = Own::start(&cx, &setup).await?;
             let x = own.cx.exchange(Request::get("/")).await?;
             let found: Vec<_> = x.records.iter().filter(|r| r.function == "dlsym").filter_map(|r| r.status).collect();
             cx.equal("PXG-LOAD-003", "the library's symbol, looked for in the whole process", found, vec![-8]);
@@ -76,25 +97,26 @@ pub(super) fn cases() -> Vec<Case> {
         .alone()
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
-            let old = workshop.probe("first", &["-DPROBE_LIBRARY=\"first\""])?;
-            let new = workshop.probe("second", &["-DPROBE_LIBRARY=\"second\""])?;
-            let place = workshop.dir().join("libplace.so");
-            std::fs::copy(&old, &place)?;
+            let place = own::variant(&cx, "library=updated+inode=1")?;
             let setup = own::chain_of(&cx, &place, PLAIN)?;
             let own = Own::start(&cx, &setup).await?;
             own.cx.exchange(Request::get("/")).await?;
-            let before = mapped(&own, "libplace.so").len();
-            let next = workshop.dir().join("libplace.so.new");
-            std::fs::copy(&new, &next)?;
+            let name = place.display().to_string();
+            let before = mapped(&own, &name).len();
+            let inode = std::fs::metadata(&place)?.ino();
+            let next = workshop.dir().join("next");
+            std::fs::copy(&cx.shared().probe, &next)?;
             std::fs::rename(&next, &place)?;
             let taken = own.reload(&setup).await?;
             cx.equal("PXG-LOAD-007", "the reload with another file under the same path", taken, Some(true));
             let x = own.cx.exchange(Request::get("/")).await?;
-            let by: Vec<_> = x.records.iter().filter_map(|r| r.library.clone()).collect();
-            cx.check("PXG-LOAD-007", !by.is_empty() && by.iter().all(|l| l == "second"), || {
-                format!("streams after the update run {by:?}, expected the library of the new file")
-            });
-            let kept = mapped(&own, "libplace.so (deleted)").len();
+            let loads = own.all().iter().filter(|r| r.is("init", Edge::Enter)).count();
+            cx.equal("PXG-LOAD-007", "libraries that were initialised", loads, 2);
+            let by: std::collections::BTreeSet<_> = x.records.iter().filter_map(|r| r.library.clone()).collect();
+            let expected = format!("updated-{}", std::fs::metadata(&place)?.ino());
+            cx.equal("PXG-LOAD-007", "libraries of the streams after the update", by, [expected].into());
+            let old = format!(" {inode} ");
+            let kept = mapped(&own, &name).iter().filter(|l| l.contains(&old)).count();
             cx.check("PXG-LOAD-005", kept >= before && before > 0, || {
                 format!("{before} mappings of the old file before the update, {kept} after it")
             });
@@ -111,7 +133,7 @@ pub(super) fn cases() -> Vec<Case> {
         .script("* request-headers: continue")
         .alone()
         .run(|cx| async move {
-            let other = cx.shared().workshop.probe("second", &["-DPROBE_LIBRARY=\"second\""])?;
+            let other = own::variant(&cx, "library=second")?;
             let alone = own::chain(&cx, PLAIN)?;
             let mut both = alone.clone();
             own::also(&cx, &mut both, ("other", &other), "two", "subscribe all\npend none\n");
@@ -135,19 +157,18 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .alone()
         .run(|cx| async move {
-            let workshop = &cx.shared().workshop;
             for (status, name) in [("-7", "VERSION"), ("-4", "UNSUPPORTED"), ("-9", "INTERNAL"), ("-1000", "INTERNAL")] {
-                let lib = workshop.probe(&format!("init{status}"), &[&format!("-DPROBE_INIT={status}")])?;
+                let lib = own::variant(&cx, &format!("init={status}"))?;
                 let file = lib.file_name().map(|f| regex::escape(&f.to_string_lossy())).unwrap_or_default();
                 let setup = own::chain_of(&cx, &lib, PLAIN)?;
                 own::refused(&cx, "PXG-LOAD-009", &format!("init answers {status}"), &setup,
-                    &[&file, name, "the probe was built to refuse"]).await?;
+                    &[&file, name, "this probe is there to refuse"]).await?;
             }
             for (status, name) in [("-3", "ARG"), ("-4", "UNSUPPORTED"), ("-8", "NOTFOUND"), ("-9", "INTERNAL"), ("-1000", "INTERNAL")] {
-                let head = format!("refuse {status} because\\sof\\s{name}\n");
+                let head = format!("refuse {status} its\\sown\\swords\n");
                 let setup = own::chain(&cx, &[("a", &head)])?;
                 own::refused(&cx, "PXG-LOAD-009", &format!("on_config_new answers {status}"), &setup,
-                    &["pxg_probe", name, &format!("because of {name}")]).await?;
+                    &["pxg_probe", name, "its own words"]).await?;
             }
             let calls = calls(&cx);
             cx.check("PXG-LOAD-009", !calls.iter().any(|c| c == "on_event"), || "a refused library was called".into());
@@ -165,10 +186,10 @@ pub(super) fn cases() -> Vec<Case> {
         .run(|cx| async move {
             let good = own::chain(&cx, PLAIN)?;
             let own = Own::start(&cx, &good).await?;
-            let lib = cx.shared().workshop.probe("init-9", &["-DPROBE_INIT=-9"])?;
+            let lib = own::variant(&cx, "init=-9")?;
             for (what, setup, words) in [
                 ("a refused configuration", own::chain(&cx, &[("a", "refuse -3 not\\sthis\\sone\n")])?, ["not this one", "ARG"]),
-                ("a library whose init fails", own::chain_of(&cx, &lib, PLAIN)?, ["built to refuse", "INTERNAL"]),
+                ("a library whose init fails", own::chain_of(&cx, &lib, PLAIN)?, ["there to refuse", "INTERNAL"]),
             ] {
                 let from = own.running.host.borrow().output.len();
                 let taken = own.reload(&setup).await?;
@@ -193,7 +214,7 @@ pub(super) fn cases() -> Vec<Case> {
                 (6, "no filters"), (7, "an empty filter name"), (8, "two filters of one name"), (9, "filters at NULL"),
                 (10, "a table of 16 bytes"), (11, "another major version"), (12, "an undefined flag"),
             ] {
-                let lib = cx.shared().workshop.probe(&format!("table{n}"), &[&format!("-DPROBE_TABLE={n}")])?;
+                let lib = own::variant(&cx, &format!("table={n}"))?;
                 let file = lib.file_name().map(|f| regex::escape(&f.to_string_lossy())).unwrap_or_default();
                 own::refused(&cx, "PXG-LOAD-010", what, &own::chain_of(&cx, &lib, PLAIN)?, &[&file]).await?;
             }

@@ -1,6 +1,6 @@
 //! Hosts of a case's own: started with other libraries, configurations or options, reloaded, stopped; or refused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Result, bail};
@@ -24,6 +24,11 @@ pub(super) fn chain_of(cx: &Cx, library: &Path, instances: &[(&str, &str)]) -> R
     };
     // Records go where the environment of the host says.
     Ok(groups::chain(Path::new("-"), library, case, instances))
+}
+
+/// The probe as a library of its own that behaves as `asks` says.
+pub(super) fn variant(cx: &Cx, asks: &str) -> Result<PathBuf> {
+    cx.shared().workshop.variant(&cx.shared().probe, asks)
 }
 
 /// One more instance, of another library, alone on a route.
