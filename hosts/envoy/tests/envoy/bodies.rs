@@ -86,7 +86,7 @@ request_body log 0 .
     suite.test("bodies::over_the_limit", over_limit);
     suite.test("bodies::more_than_envoys_buffer_is_held", large);
     suite.test("bodies::without_a_body", empty);
-    // suite.test("bodies::websocket", upgrade);
+    suite.test("bodies::websocket", upgrade);
     suite.test("bodies::an_answer_before_the_body", early_answer);
     suite.test("bodies::expect_100_continue", expect);
     suite.test("bodies::the_example_in_rust", example);
