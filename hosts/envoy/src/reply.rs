@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use proxy_golang_host::engine::{Fields, Part};
 
-use crate::sys::{Filter, Head};
+use crate::sys::{Filter, Head, HeaderOf};
 
 /// A reply.
 pub(crate) struct Reply {
@@ -18,8 +18,6 @@ pub(crate) struct Reply {
     streaming: bool,
     /// Its last part is out.
     done: bool,
-    /// The request is gRPC, for which Envoy would make `grpc-status: 0` of a reply without one.
-    grpc: bool,
 }
 
 /// How a reply goes on.
@@ -55,7 +53,7 @@ impl Send {
 }
 
 impl Reply {
-    pub(crate) fn new(head: Head, ended: bool, details: &str, grpc: bool) -> Self {
+    pub(crate) fn new(head: Head, ended: bool, details: &str) -> Self {
         Self {
             head,
             details: details_of(details),
@@ -64,7 +62,6 @@ impl Reply {
             ended,
             streaming: false,
             done: false,
-            grpc,
         }
     }
 
@@ -136,10 +133,14 @@ impl Reply {
             .and_then(|v| std::str::from_utf8(v).ok()?.parse().ok())
             .unwrap_or(500);
         let grpc_status = grpc_status(status);
-        let has_status = self.head.value(b"grpc-status").is_some();
+        // Envoy would make `grpc-status: 0` of a reply to gRPC that has none.
+        let needs_status = self.head.value(b"grpc-status").is_none()
+            && filter
+                .field(HeaderOf::Request, b"content-type")
+                .is_some_and(|v| v.starts_with(b"application/grpc"));
         let fields = self.head.iter().filter(|(name, _)| name[0] != b':');
         let fields: Vec<_> = fields
-            .chain((self.grpc && !has_status).then_some((&b"grpc-status"[..], grpc_status)))
+            .chain(needs_status.then_some((&b"grpc-status"[..], grpc_status)))
             .collect();
         let body = match self.data.len() {
             0 => Bytes::new(),
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_reply_that_comes_in_parts_is_streamed_in_order() {
-        let mut reply = Reply::new(head(), false, "", false);
+        let mut reply = Reply::new(head(), false, "");
         assert!(matches!(
             reply.next(false),
             Some(Next::Part(Send::Head(_, false)))
@@ -212,7 +213,7 @@ mod tests {
 
     #[test]
     fn trailers_make_a_reply_streamed_and_end_it() {
-        let mut reply = Reply::new(head(), false, "", false);
+        let mut reply = Reply::new(head(), false, "");
         reply.take(Part::Data(Bytes::from_static(b"a")));
         reply.take(Part::Trailers(head()));
         assert!(!reply.is_plain());
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn once_the_response_has_begun_a_reply_waits_for_all_of_itself() {
-        let mut reply = Reply::new(head(), false, "", false);
+        let mut reply = Reply::new(head(), false, "");
         assert!(reply.next(true).is_none());
         reply.take(Part::Data(Bytes::from_static(b"a")));
         assert!(reply.next(true).is_none());

@@ -68,8 +68,6 @@ struct State {
     blocked: bool,
     /// A turn of this stream's own is asked for.
     asked: bool,
-    /// The client speaks gRPC.
-    grpc: bool,
 }
 
 /// One direction as Envoy has it.
@@ -162,7 +160,6 @@ impl Session {
                 scheduler: None,
                 blocked: false,
                 asked: false,
-                grpc: false,
             }),
         }
     }
@@ -201,7 +198,6 @@ impl Session {
         state.reset = false;
         state.blocked = false;
         state.asked = false;
-        state.grpc = false;
     }
 
     /// Chooses the chain. With none of its guests left, the stream passes untouched.
@@ -356,7 +352,7 @@ impl Session {
         } = part
         {
             let details = state.stream.details();
-            state.reply = Some(Reply::new(head, end, details, state.grpc));
+            state.reply = Some(Reply::new(head, end, details));
             return;
         }
         if dir == Dir::Response
@@ -409,15 +405,12 @@ impl Session {
             let state = &mut *self.state.borrow_mut();
             self.strip(filter);
             let head = Head::live(filter, HeaderOf::Request);
-            let tunnel = asks_for_tunnel(&head);
+            let tunnel = !end && asks_for_tunnel(&head);
             let length = if end || tunnel {
                 BodyLength::Exact(0)
             } else {
                 length_of(&head)
             };
-            state.grpc = head
-                .value(b"content-type")
-                .is_some_and(|v| v.starts_with(b"application/grpc"));
             let way = &mut state.ways[0];
             way.came = Some(length);
             way.tunnel = tunnel;
