@@ -171,6 +171,18 @@ impl Connection {
         let _ = tokio::time::timeout(self.patience, self.stream.write_all(bytes)).await;
     }
 
+    /// Sends as much as is taken before nothing is taken for `quiet`; how much.
+    pub(crate) async fn write_some(&mut self, bytes: &[u8], quiet: Duration) -> usize {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match tokio::time::timeout(quiet, self.stream.write(&bytes[sent..])).await {
+                Ok(Ok(n)) if n > 0 => sent += n,
+                _ => break,
+            }
+        }
+        sent
+    }
+
     /// Sends each byte by itself.
     pub(crate) async fn write_slowly(&mut self, bytes: &[u8]) {
         for b in bytes {
@@ -275,6 +287,16 @@ impl Connection {
         while self.buffer.len() < n && self.fill().await? {}
         let n = n.min(self.buffer.len());
         Ok(self.buffer.drain(..n).collect())
+    }
+
+    /// Reads until `text` has come, whatever it stands in.
+    pub(crate) async fn until(&mut self, text: Vec<u8>) -> Result<()> {
+        while !self.buffer.windows(text.len()).any(|w| w == text) {
+            if !self.fill().await? {
+                bail!("the connection ended");
+            }
+        }
+        Ok(())
     }
 
     /// What has come by now without waiting longer than `for_ms`.

@@ -27,10 +27,14 @@ const fn common(name: &'static str, head: &'static str) -> Common {
 /// The instances that cases share. `a`, `b` and `c` are the chain of `/`.
 const INSTANCES: &[Common] = &[
     common("a", "subscribe all\npend all\n"),
-    common("b", "subscribe all\npend all\n"),
+    Common {
+        name: "b",
+        head: "subscribe all\npend all\n",
+        options: &[("?trailers", "x-t")],
+    },
     common("c", "subscribe all\npend all\n"),
     common("duplex", "subscribe all\npend all\nflags duplex\n"),
-    common("orphan", "subscribe all\npend all\nflags orphan\n"),
+    common("orphan", "subscribe all\npend all\nflags orphan peer\n"),
     common(
         "resizes",
         "subscribe all\npend all\nflags resizes-request resizes-response\n",
@@ -47,6 +51,10 @@ const INSTANCES: &[Common] = &[
     common(
         "bodies",
         "subscribe request-body response-body log\npend request-body response-body\nmode request whole\nmode response whole\nflags peer\n",
+    ),
+    common(
+        "meta",
+        "subscribe all\npend all\nattr metadata.a.key all\nattr metadata.a.none all\n",
     ),
     common("never", "subscribe all\npend none\n"),
     common(
@@ -85,6 +93,7 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/small", &["small"]),
     ("/small-whole", &["small-whole"]),
     ("/bodies", &["bodies"]),
+    ("/meta", &["a", "meta"]),
     ("/never", &["never"]),
     ("/headers", &["headers"]),
     ("/late", &["a", "late"]),

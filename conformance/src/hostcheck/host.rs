@@ -145,7 +145,15 @@ fn write_config(
     let options = |list: &[(String, String)], known: &BTreeMap<String, String>| -> Result<String> {
         let mut out = Vec::new();
         for (name, value) in list {
-            let template = known.get(name).ok_or_else(|| NoOption(name.clone()))?;
+            // `?name`: for hosts that want to be told; others need not be.
+            let template = match (
+                known.get(name.trim_start_matches('?')),
+                name.starts_with('?'),
+            ) {
+                (Some(t), _) => t,
+                (None, true) => continue,
+                (None, false) => return Err(NoOption(name.clone()).into()),
+            };
             let mut v = general.clone();
             v.insert("value".into(), value.clone());
             out.push(fill(template, &v).map_err(|e| at("config.options", e))?);

@@ -29,6 +29,7 @@ mod message;
 mod probe;
 pub(crate) mod record;
 mod runner;
+pub(crate) mod selftest;
 mod upstream;
 
 pub(crate) use runner::{WHOLE_RUN, WHOLE_RUN_RULES};

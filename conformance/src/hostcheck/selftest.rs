@@ -85,7 +85,10 @@ impl Workshop {
         let built = home.join("build");
         std::fs::create_dir_all(&built)?;
         let (out, stamp) = (built.join("pxg-minihost"), built.join("stamp"));
-        if !out.is_file() || std::fs::read_to_string(&stamp).is_ok_and(|s| s != digest) || !stamp.is_file() {
+        if !out.is_file()
+            || std::fs::read_to_string(&stamp).is_ok_and(|s| s != digest)
+            || !stamp.is_file()
+        {
             let done = Command::new("cc")
                 .args(["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-pthread"])
                 .arg(format!("-I{}", dir.join("include").display()))
@@ -215,9 +218,9 @@ fn select(only: &[String]) -> Result<Vec<&'static Mutant>> {
             only.is_empty()
                 || only.iter().any(|w| {
                     glob::Pattern::new(w).is_ok_and(|p| p.matches(&m.name))
-                        || m.rule.as_deref().is_some_and(|r| {
-                            glob::Pattern::new(w).is_ok_and(|p| p.matches(r))
-                        })
+                        || m.rule
+                            .as_deref()
+                            .is_some_and(|r| glob::Pattern::new(w).is_ok_and(|p| p.matches(r)))
                 })
         })
         .collect();
@@ -261,12 +264,19 @@ fn clean(workshop: &Workshop, asked: &Asked) -> Vec<String> {
             }
             match runner::run(&plan, |_| {}) {
                 Ok(r) => {
-                    for c in r.cases.iter().filter(|c| c.status.is_bad() || c.status == Status::Warn) {
+                    for c in r
+                        .cases
+                        .iter()
+                        .filter(|c| c.status.is_bad() || c.status == Status::Warn)
+                    {
                         out.push(format!(
                             "NOT CLEAN round {round}: {} {}{}",
                             c.status.name(),
                             c.case,
-                            c.findings.iter().fold(c.reason.clone(), |t, f| format!("{t}\n    {} {}", f.rule, f.title))
+                            c.findings.iter().fold(c.reason.clone(), |t, f| format!(
+                                "{t}\n    {} {}",
+                                f.rule, f.title
+                            ))
                         ));
                     }
                 }
@@ -326,7 +336,12 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
     };
     let report = match runner::run(&plan, |_| {}) {
         Ok(r) => r,
-        Err(e) => return (outcome(false, format!("BROKEN    {} ({rule}): {e:#}", m.name)), false),
+        Err(e) => {
+            return (
+                outcome(false, format!("BROKEN    {} ({rule}): {e:#}", m.name)),
+                false,
+            );
+        }
     };
     let found: BTreeSet<&str> = report
         .cases
@@ -352,7 +367,10 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
         return (
             outcome(
                 false,
-                format!("SURVIVED  {} ({rule}): {}; {seen_by}; found {found:?}", m.name, m.about),
+                format!(
+                    "SURVIVED  {} ({rule}): {}; {seen_by}; found {found:?}",
+                    m.name, m.about
+                ),
             ),
             true,
         );
@@ -372,7 +390,10 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
             false,
         );
     }
-    (outcome(true, format!("killed    {} by {rule}", m.name)), false)
+    (
+        outcome(true, format!("killed    {} by {rule}", m.name)),
+        false,
+    )
 }
 
 fn details(report: &Report, of: &[&str]) -> String {

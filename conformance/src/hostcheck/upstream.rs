@@ -119,6 +119,7 @@ impl Answer {
 
     /// Steps before everything else.
     pub(crate) fn first(mut self, s: Step) -> Self {
+        self.head_done();
         self.steps.insert(0, s);
         self
     }

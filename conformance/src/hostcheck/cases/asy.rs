@@ -362,7 +362,7 @@ pub(super) fn cases() -> Vec<Case> {
                  b result T: reset",
             )
             .run(|cx| async move {
-                cx.answer(Answer::status(200).gate("never").body(b"x"));
+                cx.answer(Answer::status(200).body(b"x").first(Step::Gate("never".into())));
                 let mut c = cx.connect().await?;
                 c.send(&Request::get("/x"), cx.name()).await;
                 cx.upstream_saw("PXG-ASY-017", 1).await;

@@ -1,5 +1,913 @@
-use super::Case;
+//! Bodies: modes, views, operations, limits.
+
+use super::prelude::*;
+
+fn text(b: &[u8]) -> String {
+    b.iter().map(|b| char::from(*b)).collect()
+}
 
 pub(super) fn cases() -> Vec<Case> {
-    Vec::new()
+    let mut all = vec![
+        Case::new(
+            "body/skip",
+            2,
+            &["PXG-BODY-001", "PXG-NEG-005"],
+            "1 MiB in SKIP: no body event",
+        )
+        .script("* request-headers: continue")
+        .run(|cx| async move {
+            let body = bytes(1 << 20);
+            cx.answer(Answer::status(200).body(&body));
+            let x = cx.exchange(Request::post("/x", &body)).await?;
+            for place in ["a", "b", "c"] {
+                let n = x.records.events(place, Phase::REQUEST_BODY.0).len()
+                    + x.records.events(place, Phase::RESPONSE_BODY.0).len();
+                cx.equal("PXG-BODY-001", &format!("body events at {place}"), n, 0);
+            }
+            cx.check("PXG-BODY-002", x.up.is_some_and(|u| u.body == body), || {
+                "the body upstream is another".into()
+            });
+            cx.check("PXG-BODY-002", x.reply.body == body, || {
+                "the body at the client is another".into()
+            });
+            Ok(())
+        }),
+        Case::new(
+            "body/sizes",
+            2,
+            &["PXG-BODY-002", "PXG-BODY-008", "PXG-MEM-001"],
+            "bodies of many sizes through STREAM, WHOLE and OBSERVE in one chain",
+        )
+        .needs(&[
+            Feature::BODY_STREAM_REQUEST,
+            Feature::BODY_STREAM_RESPONSE,
+            Feature::BODY_WHOLE_REQUEST,
+            Feature::BODY_WHOLE_RESPONSE,
+            Feature::BODY_OBSERVE_REQUEST,
+            Feature::BODY_OBSERVE_RESPONSE,
+        ])
+        .script(
+            "a request-headers: mode request stream; mode response observe
+                 b request-headers: mode request whole; mode response whole
+                 c request-headers: mode request observe; mode response stream",
+        )
+        .run(|cx| async move {
+            for n in [
+                1usize, 2, 63, 64, 65, 1023, 1024, 1025, 4096, 16384, 65535, 65537, 300_000,
+            ] {
+                let body = bytes(n);
+                cx.answer(Answer::status(200).body(&body));
+                let x = cx.exchange(Request::post("/x", &body)).await?;
+                cx.check("PXG-BODY-002", x.up.is_some_and(|u| u.body == body), || {
+                    format!("{n} bytes: another body upstream")
+                });
+                cx.check("PXG-BODY-002", x.reply.body == body, || {
+                    format!("{n} bytes: another body at the client")
+                });
+            }
+            Ok(())
+        }),
+        Case::new(
+            "body/large",
+            5,
+            &["PXG-BODY-002", "PXG-BODY-005"],
+            "16 MiB in both directions through STREAM",
+        )
+        .needs(&[Feature::BODY_STREAM_REQUEST, Feature::BODY_STREAM_RESPONSE])
+        .script("b request-headers: mode request stream; mode response stream; quiet")
+        .run(|cx| async move {
+            let body = bytes(16 << 20);
+            cx.answer(Answer::status(200).body(&body));
+            let mut c = cx.connect().await?;
+            c.send(&Request::post("/x", &body), cx.name()).await;
+            let reply = c.response("POST").await?;
+            cx.leave_open();
+            cx.check(
+                "PXG-BODY-002",
+                cx.seen().first().is_some_and(|s| s.body == body),
+                || "another body upstream".into(),
+            );
+            cx.check("PXG-BODY-002", reply.body == body, || {
+                "another body at the client".into()
+            });
+            Ok(())
+        }),
+        Case::new(
+            "body/operations",
+            2,
+            &["PXG-BODY-002", "PXG-MUT-001"],
+            "PASS, DROP and INJECT move one cursor",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST])
+        .script(
+            "b request-headers: mode request whole
+                 b request-body: inject <; pass 2; drop 3; inject |; pass 1; inject >",
+        )
+        .run(|cx| async move {
+            let x = cx.exchange(Request::post("/x", b"0123456789")).await?;
+            cx.equal(
+                "PXG-BODY-002",
+                "the body upstream",
+                x.up_text(),
+                Some("<01|5>6789".into()),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/replace",
+            2,
+            &["PXG-BODY-002"],
+            "INJECT and DROP all replace a view",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST, Feature::BODY_WHOLE_RESPONSE])
+        .script(
+            "b request-headers: mode request whole; mode response whole
+                 b request-body: inject new; drop all
+                 b response-body: memory owned; inject other; drop all",
+        )
+        .run(|cx| async move {
+            let x = cx.exchange(Request::post("/x", b"0123456789")).await?;
+            cx.equal(
+                "PXG-BODY-002",
+                "the body upstream",
+                x.up_text(),
+                Some("new".into()),
+            );
+            cx.equal("PXG-BODY-002", "the body", x.reply.text(), "other".into());
+            Ok(())
+        }),
+        Case::new(
+            "body/whole-holds",
+            2,
+            &["PXG-BODY-003", "PXG-ACT-007"],
+            "WHOLE holds the headers until its result",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST, Feature::PEND_REQUEST_BODY])
+        .script(
+            "b request-headers: mode request whole; set x-early 1
+                 b request-body: pending; complete R @gate:go
+                 b result R: set x-late 1; continue",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.send(&Request::post("/x", b"abc"), cx.name()).await;
+            cx.until("PXG-BODY-003", "the whole body", |r| {
+                !r.events("b", Phase::REQUEST_BODY.0).is_empty()
+            })
+            .await;
+            cx.settle().await?;
+            cx.check("PXG-BODY-003", cx.seen().is_empty(), || {
+                "the upstream got headers that WHOLE holds".into()
+            });
+            let all = cx.records();
+            let ev = all.events("b", Phase::REQUEST_BODY.0);
+            let fields = ev
+                .first()
+                .and_then(|r| r.fields.clone())
+                .unwrap_or_default();
+            cx.check(
+                "PXG-BODY-003",
+                fields.iter().any(|f| f.0 == "x-early"),
+                || "no fields with the whole body".into(),
+            );
+            cx.open("go");
+            cx.equal(
+                "PXG-BODY-003",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            let up = cx.seen();
+            cx.equal(
+                "PXG-BODY-003",
+                "x-late upstream",
+                up.first().and_then(|u| u.get("x-late")),
+                Some("1".into()),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/whole-only",
+            2,
+            &["PXG-BODY-017", "PXG-BODY-003"],
+            "a guest of WHOLE bodies alone sees every message once",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST, Feature::BODY_WHOLE_RESPONSE])
+        .script("bodies request-body: continue")
+        .run(|cx| async move {
+            for (what, r, a) in [
+                (
+                    "GET and 204",
+                    Request::get("/bodies/x"),
+                    Answer::status(204).head(),
+                ),
+                (
+                    "POST",
+                    Request::post("/bodies/x", b"abc"),
+                    Answer::status(200).body(b"def"),
+                ),
+                (
+                    "HEAD",
+                    Request::new("HEAD", "/bodies/x"),
+                    Answer::status(200).body(b"def"),
+                ),
+            ] {
+                cx.answer(a);
+                let x = cx.exchange(r).await?;
+                for phase in [Phase::REQUEST_BODY, Phase::RESPONSE_BODY] {
+                    let all = x.records.events("bodies", phase.0);
+                    cx.equal(
+                        "PXG-BODY-017",
+                        &format!("{what}: events of phase {}", phase.0),
+                        all.len(),
+                        1,
+                    );
+                    let flags = all.first().and_then(|r| r.flags).unwrap_or(0);
+                    let due = EventFlags::WHOLE_BODY.0
+                        | EventFlags::HEADERS_HELD.0
+                        | EventFlags::BODY_END.0
+                        | EventFlags::END_STREAM.0;
+                    cx.equal("PXG-BODY-017", &format!("{what}: flags"), flags & due, due);
+                }
+            }
+            Ok(())
+        }),
+        Case::new(
+            "body/over-limit-continue",
+            2,
+            &["PXG-BODY-004"],
+            "OVER_LIMIT in WHOLE: CONTINUE goes on as STREAM",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST, Feature::BODY_STREAM_REQUEST])
+        .script("small-whole request-body#1: set x-over 1")
+        .run(|cx| async move {
+            let body = bytes(1001);
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/small-whole/x", b"")
+                    .field("content-length", "1005")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(&body).await;
+            cx.until("PXG-BODY-004", "OVER_LIMIT", |r| {
+                r.events("small-whole", Phase::REQUEST_BODY.0)
+                    .first()
+                    .is_some_and(|r| r.flags.unwrap_or(0) & EventFlags::OVER_LIMIT.0 != 0)
+            })
+            .await;
+            c.write(b"rest").await;
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-BODY-004", "the status", reply.status, 200);
+            let up = cx.seen();
+            cx.equal(
+                "PXG-BODY-004",
+                "x-over upstream",
+                up.first().and_then(|u| u.get("x-over")),
+                Some("1".into()),
+            );
+            cx.equal(
+                "PXG-BODY-004",
+                "bytes upstream",
+                up.first().map(|u| u.body.len()),
+                Some(1005),
+            );
+            let events = cx.records().events("small-whole", Phase::REQUEST_BODY.0);
+            cx.check("PXG-BODY-004", events.len() >= 2, || {
+                "what follows was not shown".into()
+            });
+            Ok(())
+        }),
+        Case::new(
+            "body/over-limit-skip",
+            2,
+            &["PXG-BODY-004"],
+            "OVER_LIMIT in WHOLE with SKIP: the rest is not shown",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST])
+        .script("small-whole request-body: mode request skip")
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/small-whole/x", b"")
+                    .field("content-length", "1105")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(&bytes(1100)).await;
+            cx.until("PXG-BODY-004", "OVER_LIMIT", |r| {
+                !r.events("small-whole", Phase::REQUEST_BODY.0).is_empty()
+            })
+            .await;
+            c.write(b"rest!").await;
+            cx.equal(
+                "PXG-BODY-004",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            cx.equal(
+                "PXG-BODY-004",
+                "body events",
+                cx.records()
+                    .events("small-whole", Phase::REQUEST_BODY.0)
+                    .len(),
+                1,
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/over-limit-reply",
+            2,
+            &["PXG-BODY-004"],
+            "OVER_LIMIT in WHOLE: a reply",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST])
+        .script("small-whole request-body: reply 413; body mine")
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.send(&Request::post("/small-whole/x", &bytes(5000)), cx.name())
+                .await;
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-BODY-004", "the status", reply.status, 413);
+            cx.equal("PXG-BODY-004", "the body", reply.text(), "mine".into());
+            cx.check("PXG-BODY-004", cx.seen().is_empty(), || {
+                "the upstream got the request".into()
+            });
+            Ok(())
+        }),
+        Case::new(
+            "body/over-limit-more",
+            2,
+            &["PXG-BODY-014"],
+            "MORE at OVER_LIMIT in WHOLE is a failure",
+        )
+        .needs(&[Feature::BODY_WHOLE_REQUEST])
+        .script("small-whole request-body: more")
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/small-whole/x", b"")
+                    .field("content-length", "5000")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(&bytes(2000)).await;
+            cx.equal(
+                "PXG-BODY-014",
+                "the status",
+                c.response("POST").await?.status,
+                500,
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/more-over-limit",
+            2,
+            &["PXG-BODY-014"],
+            "MORE in STREAM that keeps more than max_body is a failure",
+        )
+        .needs(&[Feature::BODY_STREAM_REQUEST, Feature::HOLD_REQUEST])
+        .script(
+            "small request-headers: mode request stream; more
+                 small request-body: more",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/small/x", b"")
+                    .field("content-length", "5000")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(&bytes(2000)).await;
+            cx.equal(
+                "PXG-BODY-014",
+                "the status",
+                c.response("POST").await?.status,
+                500,
+            );
+            let flags = cx
+                .records()
+                .events("small", Phase::REQUEST_BODY.0)
+                .last()
+                .and_then(|r| r.flags)
+                .unwrap_or(0);
+            cx.check(
+                "PXG-BODY-004",
+                flags & EventFlags::OVER_LIMIT.0 != 0,
+                || "no OVER_LIMIT".into(),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/more-drop",
+            2,
+            &["PXG-BODY-014", "PXG-BODY-012"],
+            "MORE over the limit that drops enough is legal",
+        )
+        .needs(&[Feature::BODY_STREAM_REQUEST, Feature::RESIZE_REQUEST])
+        .script(
+            "small request-headers: mode request stream; resizes
+                 small request-body#1: drop 1900; more",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/small/x", b"")
+                    .field("content-length", "2006")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(&bytes(2000)).await;
+            cx.until("PXG-BODY-014", "OVER_LIMIT", |r| {
+                !r.events("small", Phase::REQUEST_BODY.0).is_empty()
+            })
+            .await;
+            c.write(b"abcdef").await;
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-BODY-014", "the status", reply.status, 200);
+            let first = cx
+                .records()
+                .events("small", Phase::REQUEST_BODY.0)
+                .first()
+                .map_or(0, |r| r.view_len());
+            if first == 2000 {
+                cx.equal(
+                    "PXG-BODY-002",
+                    "bytes upstream",
+                    cx.seen().first().map(|s| s.body.len()),
+                    Some(106),
+                );
+            }
+            Ok(())
+        }),
+        Case::new(
+            "body/back-pressure",
+            3,
+            &["PXG-BODY-005"],
+            "a guest that pends: the host stops reading",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS])
+        .script(
+            "small request-headers: pending; complete R @gate:go
+                 small result R: continue",
+        )
+        .run(|cx| async move {
+            let n = 24 << 20;
+            let body = bytes(n);
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/small/x", b"")
+                    .field("content-length", &n.to_string())
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            let sent = c
+                .write_some(&body, std::time::Duration::from_millis(300))
+                .await;
+            // What the kernel's buffers of loopback take, and the host's reads.
+            cx.check("PXG-BODY-005", sent < 16 << 20, || {
+                format!("the host took {sent} bytes while the guest pends")
+            });
+            cx.open("go");
+            c.write(&body[sent..]).await;
+            cx.equal(
+                "PXG-BODY-005",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/observe",
+            2,
+            &["PXG-BODY-007"],
+            "OBSERVE shows what passed, and does not hold it",
+        )
+        .needs(&[Feature::BODY_OBSERVE_REQUEST])
+        .script(
+            "b request-headers: mode request observe
+                 b request-body: block go",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/x", b"")
+                    .field("content-length", "3")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(b"abc").await;
+            cx.until("PXG-BODY-007", "the look", |r| {
+                !r.events("b", Phase::REQUEST_BODY.0).is_empty()
+            })
+            .await;
+            cx.open("go");
+            cx.equal(
+                "PXG-BODY-007",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            cx.equal(
+                "PXG-BODY-007",
+                "the body upstream",
+                cx.seen().first().map(|s| s.text()),
+                Some("abc".into()),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/tiny-chunks",
+            3,
+            &["PXG-BODY-009"],
+            "MORE without a threshold on tiny chunks: few events",
+        )
+        .needs(&[Feature::BODY_STREAM_REQUEST, Feature::HOLD_REQUEST])
+        .script(
+            "b request-headers: mode request stream; more
+                 b request-body: more",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            let head = Request::post("/x", b"")
+                .field("transfer-encoding", "chunked")
+                .head_only();
+            c.write(&head.head(cx.name())).await;
+            let started = std::time::Instant::now();
+            let mut sent = 0u64;
+            while sent < 16384 {
+                c.write(&b"1\r\nx\r\n".repeat(16)).await;
+                sent += 16;
+            }
+            cx.until("PXG-BODY-009", "10 KiB in a view", |r| {
+                r.events("b", Phase::REQUEST_BODY.0)
+                    .last()
+                    .is_some_and(|r| r.view_len() >= 10240)
+            })
+            .await;
+            // Besides growth the hold time brings events.
+            let limit = 12
+                + started.elapsed().as_millis() as usize
+                    / usize::try_from(cx.limits().hold_time_ms.max(1))?;
+            let n = cx.records().events("b", Phase::REQUEST_BODY.0).len();
+            cx.check("PXG-BODY-009", n <= limit, || {
+                format!("{n} events for 16 KiB, expected at most {limit}")
+            });
+            c.reset();
+            Ok(())
+        }),
+        Case::new(
+            "body/continue-gate",
+            2,
+            &["PXG-BODY-011"],
+            "no 100 Continue before the verdict",
+        )
+        .needs(&[Feature::CONTINUE_GATE, Feature::PEND_REQUEST_HEADERS])
+        .script(
+            "b request-headers: pending; complete R @gate:go
+                 b result R: reply 401; body no",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            let head = Request::post("/x", b"")
+                .field("content-length", "3")
+                .field("expect", "100-continue")
+                .head_only();
+            c.write(&head.head(cx.name())).await;
+            cx.until("PXG-BODY-011", "PENDING at b", |r| {
+                r.calls("on_event", Edge::Exit, "b").len() == 1
+            })
+            .await;
+            cx.settle().await?;
+            cx.check("PXG-BODY-011", c.peek(20).await == 0, || {
+                "an answer before the guest's verdict".into()
+            });
+            cx.open("go");
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-BODY-011", "the status", reply.status, 401);
+            cx.equal("PXG-BODY-011", "interim responses", reply.interim.len(), 0);
+            Ok(())
+        }),
+        Case::new(
+            "body/continue-sent",
+            2,
+            &["PXG-BODY-011"],
+            "a place that waits for the body: the host sends 100 Continue itself",
+        )
+        .needs(&[Feature::CONTINUE_GATE, Feature::BODY_WHOLE_REQUEST])
+        .script("b request-headers: mode request whole")
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            let head = Request::post("/x", b"")
+                .field("content-length", "3")
+                .field("expect", "100-continue")
+                .head_only();
+            c.write(&head.head(cx.name())).await;
+            let interim = cx
+                .within("PXG-BODY-011", "100 Continue", c.interim())
+                .await
+                .flatten();
+            cx.equal(
+                "PXG-BODY-011",
+                "the interim response",
+                interim.map(|h| h.status()),
+                Some(100),
+            );
+            c.write(b"abc").await;
+            cx.equal(
+                "PXG-BODY-011",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            cx.equal(
+                "PXG-BODY-011",
+                "the body upstream",
+                cx.seen().first().map(|s| s.text()),
+                Some("abc".into()),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/partial",
+            2,
+            &["PXG-BODY-012", "PXG-BODY-002"],
+            "PASS with MORE: what was passed leaves, the rest is kept",
+        )
+        .needs(&[Feature::PARTIAL_RELEASE, Feature::BODY_STREAM_REQUEST])
+        .script(
+            "b request-headers: mode request stream
+                 b request-body#1: pass 2; more 1",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/x", b"")
+                    .field("content-length", "6")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(b"abcd").await;
+            cx.wait("PXG-BODY-012", "two bytes upstream", || {
+                cx.seen().first().is_some_and(|s| s.body == b"ab")
+            })
+            .await;
+            c.write(b"ef").await;
+            cx.equal(
+                "PXG-BODY-012",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            let view = cx
+                .records()
+                .events("b", Phase::REQUEST_BODY.0)
+                .get(1)
+                .map(|r| (r.body_offset, r.body.clone()));
+            cx.equal(
+                "PXG-BODY-012",
+                "offset and bytes of the next view",
+                view,
+                Some((Some(2), Some("cdef".into()))),
+            );
+            cx.equal(
+                "PXG-BODY-002",
+                "the body upstream",
+                cx.seen().first().map(|s| s.text()),
+                Some("abcdef".into()),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/unsubscribe-held",
+            2,
+            &["PXG-BODY-016"],
+            "to SKIP with held headers and bytes: they pass first",
+        )
+        .needs(&[
+            Feature::BODY_STREAM_REQUEST,
+            Feature::HOLD_REQUEST,
+            Feature::APPLY,
+        ])
+        .script(
+            "b request-headers: mode request stream; more 1000
+                 b request-body#1: more 1000; wake 1 @gate:wake
+                 b wake: mode request skip",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/x", b"")
+                    .field("content-length", "6")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(b"abc").await;
+            cx.until("PXG-BODY-016", "a body event", |r| {
+                !r.events("b", Phase::REQUEST_BODY.0).is_empty()
+            })
+            .await;
+            cx.open("wake");
+            cx.wait("PXG-BODY-016", "what was held, upstream", || {
+                cx.seen().first().is_some_and(|s| s.body == b"abc")
+            })
+            .await;
+            c.write(b"def").await;
+            cx.equal(
+                "PXG-BODY-016",
+                "the status",
+                c.response("POST").await?.status,
+                200,
+            );
+            cx.equal(
+                "PXG-BODY-016",
+                "the body upstream",
+                cx.seen().first().map(|s| s.text()),
+                Some("abcdef".into()),
+            );
+            Ok(())
+        }),
+        Case::new(
+            "body/observe-pending",
+            2,
+            &["PXG-BODY-007"],
+            "PENDING in OBSERVE is a failure",
+        )
+        .needs(&[Feature::BODY_OBSERVE_RESPONSE])
+        .script(
+            "b request-headers: mode response observe
+                 b response-body#1: pending",
+        )
+        .run(|cx| async move {
+            cx.answer(Answer::status(200).chunks(&[b"one", b"two"]));
+            let mut c = cx.connect().await?;
+            c.send(&Request::get("/x"), cx.name()).await;
+            let _ = c.response("GET").await?;
+            cx.ended().await;
+            cx.equal(
+                "PXG-BODY-007",
+                "LOG at b, which has failed",
+                cx.records().events("b", Phase::LOG.0).len(),
+                0,
+            );
+            Ok(())
+        }),
+    ];
+    all.extend(refusals());
+    all.extend(splits());
+    all
+}
+
+/// Results for a body that are refused: the response is 500.
+fn refusals() -> Vec<Case> {
+    macro_rules! refused {
+        ($name:literal, $rule:literal, $about:literal, $script:literal) => {
+            Case::new($name, 2, &[$rule], $about)
+                .needs(&[Feature::BODY_WHOLE_REQUEST, Feature::BODY_STREAM_REQUEST])
+                .script($script)
+                .run(|cx| async move {
+                    let mut c = cx.connect().await?;
+                    c.send(&Request::post("/x", b"0123456789"), cx.name()).await;
+                    let reply = c.response("POST").await?;
+                    cx.equal($rule, "the status", reply.status, 500);
+                    cx.ended().await;
+                    cx.equal(
+                        $rule,
+                        "LOG at b, which has failed",
+                        cx.records().events("b", Phase::LOG.0).len(),
+                        0,
+                    );
+                    Ok(())
+                })
+        };
+    }
+    vec![
+        refused!(
+            "body/pass-beyond",
+            "PXG-BODY-006",
+            "PASS beyond the view",
+            "b request-headers: mode request whole
+             b request-body: pass all+1"
+        ),
+        refused!(
+            "body/drop-beyond",
+            "PXG-BODY-006",
+            "PASS and DROP beyond the view together",
+            "b request-headers: mode request whole
+             b request-body: pass 6; drop all-5"
+        ),
+        refused!(
+            "body/pass-huge",
+            "PXG-BODY-006",
+            "PASS of 2^64-1, which would wrap round",
+            "b request-headers: mode request whole
+             b request-body: pass 2; pass 0xffffffffffffffff"
+        ),
+        refused!(
+            "body/held-pass",
+            "PXG-BODY-013",
+            "PASS with MORE while headers are held",
+            "b request-headers: mode request stream; more
+             b request-body: pass 1; more"
+        ),
+        refused!(
+            "body/held-inject",
+            "PXG-BODY-013",
+            "INJECT with MORE while headers are held",
+            "b request-headers: mode request stream; more
+             b request-body: inject x; more"
+        ),
+        refused!(
+            "body/late-mode",
+            "PXG-BODY-015",
+            "from WHOLE to STREAM without OVER_LIMIT",
+            "b request-headers: mode request whole
+             b request-body: mode request stream"
+        ),
+        refused!(
+            "body/mode-unsubscribed",
+            "PXG-BODY-015",
+            "a mode for a phase that is not subscribed any more",
+            "b request-headers: unsubscribe request-body; mode request stream"
+        ),
+        refused!(
+            "body/mode-unknown",
+            "PXG-BODY-015",
+            "body mode 9",
+            "b request-headers: mode request 9"
+        ),
+    ]
+}
+
+/// A chain that holds, pends, drops and injects, over many splits of one body.
+fn splits() -> Vec<Case> {
+    vec![
+        Case::new(
+            "body/splits",
+            3,
+            &["PXG-BODY-002", "PXG-BODY-018", "PXG-EVT-015"],
+            "every split of a body through MORE, PENDING, DROP and INJECT",
+        )
+        .needs(&[
+            Feature::BODY_STREAM_REQUEST,
+            Feature::PEND_REQUEST_BODY,
+            Feature::RESIZE_REQUEST,
+        ])
+        .script(
+            "a request-headers: mode request stream
+                 a request-body#1: more 4
+                 b request-headers: mode request stream; resizes
+                 b request-body#1: pending; complete R @1
+                 b request-body#2: inject []
+                 b result R: drop 1; inject (); continue
+                 c request-headers: mode request stream
+                 c request-body#1: pending; complete S @race
+                 c result S: continue",
+        )
+        .run(|cx| async move {
+            let body = b"0123456789abcdef";
+            for at in 1..body.len() {
+                let n = cx.seen().len();
+                let from = cx.records().len();
+                let mut c = cx.connect().await?;
+                let head = Request::post("/x", b"")
+                    .field("content-length", &body.len().to_string())
+                    .head_only();
+                c.write(&head.head(cx.name())).await;
+                c.write(&body[..at]).await;
+                cx.until("PXG-BODY-002", "the first part at a", |r| {
+                    !r[from.min(r.len())..]
+                        .to_vec()
+                        .events("a", Phase::REQUEST_BODY.0)
+                        .is_empty()
+                })
+                .await;
+                c.write(&body[at..]).await;
+                let reply = c.response("POST").await?;
+                cx.equal("PXG-BODY-002", "the status", reply.status, 200);
+                let up = cx.seen().get(n).map(|s| text(&s.body)).unwrap_or_default();
+                let plain: String = up.replace("()", "").replace("[]", "");
+                cx.equal(
+                    "PXG-BODY-002",
+                    &format!("split at {at}: what is left of the body"),
+                    plain,
+                    text(&body[1..]),
+                );
+                cx.ended().await;
+            }
+            Ok(())
+        }),
+    ]
 }

@@ -21,6 +21,9 @@ mod err;
 mod evt;
 mod hdr;
 mod load;
+mod cfg;
+mod neg;
+mod abi;
 mod own;
 mod rpl;
 mod trl;
@@ -130,6 +133,9 @@ pub(crate) fn all() -> &'static [Case] {
         all.extend(err::cases());
         all.extend(hdr::cases());
         all.extend(load::cases());
+        all.extend(cfg::cases());
+        all.extend(neg::cases());
+        all.extend(abi::cases());
         all.extend(rpl::cases());
         all.extend(trl::cases());
         all

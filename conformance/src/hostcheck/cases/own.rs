@@ -111,6 +111,18 @@ impl Own {
         metrics(&self.cx).await
     }
 
+    /// Ends the host, and looks at the streams alone.
+    pub(super) async fn stop(self, rule: &str) -> Result<()> {
+        self.cx.finish().await?;
+        self.running.host.borrow().stop()?;
+        let patience = self.outer.shared().patience * 2;
+        if self.running.host.borrow_mut().wait(patience).await.is_none() {
+            self.cx.unknown(rule, "the end of the host after its stop");
+        }
+        self.outer.take(&self.cx);
+        Ok(())
+    }
+
     /// Waits for the ends of the streams, ends the host, and looks at everything that was recorded.
     pub(super) async fn end(self, rule: &str) -> Result<()> {
         self.cx.finish().await?;

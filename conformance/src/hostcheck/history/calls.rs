@@ -1,13 +1,13 @@
 //! Calls on threads, tokens and handles.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use proxy_golang_abi::Phase;
 
 use super::super::record::{Edge, Record};
 use super::{
-    ConfigKey, Configs, Found, PlaceKey, config_key, is_hook, is_host_function, is_legal_pending,
-    is_stream_hook, place_key,
+    ConfigKey, Configs, Found, PlaceKey, Token, config_key, is_hook, is_host_function,
+    is_legal_pending, is_stream_hook, place_key,
 };
 
 const OK: i32 = 0;
@@ -89,7 +89,7 @@ pub(super) fn nesting(records: &[Record], out: &mut Vec<Found>) {
 
 /// The life of a token (12.1).
 #[derive(Debug)]
-struct Token {
+struct Life {
     issued: usize,
     place: PlaceKey,
     /// `on_event` returned: with PENDING or not.
@@ -98,10 +98,16 @@ struct Token {
     cancelled: Option<usize>,
 }
 
-pub(super) fn tokens(records: &[Record], configs: &Configs, closed: bool, out: &mut Vec<Found>) {
-    let mut all: BTreeMap<(u32, Option<String>, u64), Token> = BTreeMap::new();
-    let mut handles: HashMap<(u32, Option<String>, u64), (ConfigKey, usize)> = HashMap::new();
-    let mut ended: HashMap<(u32, Option<String>, u64), usize> = HashMap::new();
+pub(super) fn tokens(
+    records: &[Record],
+    configs: &Configs,
+    illegal: &BTreeSet<Token>,
+    closed: bool,
+    out: &mut Vec<Found>,
+) {
+    let mut all: BTreeMap<Token, Life> = BTreeMap::new();
+    let mut handles: HashMap<Token, (ConfigKey, usize)> = HashMap::new();
+    let mut ended: HashMap<Token, usize> = HashMap::new();
     let mut calls: HashMap<(u32, u32), usize> = HashMap::new();
     for (i, r) in records.iter().enumerate() {
         let id = |n: u64| (r.pid, r.library.clone(), n);
@@ -136,7 +142,7 @@ pub(super) fn tokens(records: &[Record], configs: &Configs, closed: bool, out: &
                 }
                 all.insert(
                     id(t),
-                    Token {
+                    Life {
                         issued: i,
                         place,
                         returned: None,
@@ -147,7 +153,8 @@ pub(super) fn tokens(records: &[Record], configs: &Configs, closed: bool, out: &
             }
             ("on_event", Edge::Exit) => {
                 if let Some(t) = r.token.and_then(|t| all.get_mut(&id(t))) {
-                    let pending = is_legal_pending(r);
+                    let pending =
+                        is_legal_pending(r) && !illegal.contains(&id(r.token.unwrap_or_default()));
                     t.returned = Some((i, pending));
                 }
             }
@@ -251,8 +258,8 @@ pub(super) fn tokens(records: &[Record], configs: &Configs, closed: bool, out: &
 #[allow(clippy::too_many_arguments)] // one call's facts
 fn complete(
     records: &[Record],
-    all: &mut BTreeMap<(u32, Option<String>, u64), Token>,
-    id: (u32, Option<String>, u64),
+    all: &mut BTreeMap<Token, Life>,
+    id: Token,
     token: u64,
     status: i32,
     entered: usize,

@@ -138,6 +138,9 @@ fn flag_names(f: u32) -> String {
 /// What names a configuration: process, library and value.
 pub(crate) type ConfigKey = (u32, Option<String>, u64);
 
+/// What names a token: process, library and value.
+pub(crate) type Token = (u32, Option<String>, u64);
+
 /// What names a place of a stream.
 pub(crate) type PlaceKey = (ConfigKey, u64);
 
@@ -257,9 +260,9 @@ pub(crate) fn check(
     let mut out = Vec::new();
     notes(records, &mut out);
     calls::nesting(records, &mut out);
-    calls::tokens(records, configs, closed, &mut out);
+    let illegal = place::check(records, configs, features, closed, &mut out);
+    calls::tokens(records, configs, &illegal, closed, &mut out);
     calls::wakes(records, &mut out);
-    place::check(records, configs, features, closed, &mut out);
     out
 }
 

@@ -1,12 +1,12 @@
 //! One stream at one place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_golang_abi::{Action, BodyMode, ConfigFlags, EventFlags, Phase};
 
 use super::super::cx::has;
 use super::super::record::{Answer, Edge, Field, Record};
-use super::{Config, Configs, Found, PlaceKey, phase_name, place_key};
+use super::{Config, Configs, Found, PlaceKey, Token, phase_name, place_key};
 use proxy_golang_abi::feature::Feature;
 
 /// What a direction has come to.
@@ -72,6 +72,8 @@ struct Checker<'a> {
     records: &'a [Record],
     features: &'a [u64; 4],
     out: &'a mut Vec<Found>,
+    /// Tokens of PENDINGs that were failures.
+    illegal: BTreeSet<Token>,
 }
 
 impl Checker<'_> {
@@ -91,12 +93,13 @@ pub(super) fn check(
     features: &[u64; 4],
     closed: bool,
     out: &mut Vec<Found>,
-) {
+) -> BTreeSet<Token> {
     let mut places: BTreeMap<PlaceKey, Place> = BTreeMap::new();
     let mut c = Checker {
         records,
         features,
         out,
+        illegal: BTreeSet::new(),
     };
     for (i, r) in records.iter().enumerate() {
         let Some(key) = place_key(r) else {
@@ -152,6 +155,7 @@ pub(super) fn check(
             at_the_end(&mut c, p);
         }
     }
+    c.illegal
 }
 
 fn thread(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
@@ -738,7 +742,13 @@ fn answer(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
         && a.unsubscribe == 0
         && a.flags == 0;
     p.replied |= a.reply.is_some();
-    let illegal = a.action == Action::PENDING.0 && !super::is_legal_pending(r);
+    // In OBSERVE nothing can be held (PXG-BODY-007).
+    let observes =
+        is_body(phase) && direction(phase).is_some_and(|d| p.dirs[d].mode == BodyMode::OBSERVE.0);
+    let illegal = a.action == Action::PENDING.0 && (observes || !super::is_legal_pending(r));
+    if let (true, Some(t)) = (illegal, r.token) {
+        c.illegal.insert((r.pid, r.library.clone(), t));
+    }
     if !(1..=5).contains(&a.action) || illegal {
         p.failed = Some(i);
         return;
