@@ -25,6 +25,7 @@ mod chains;
 mod faults;
 mod features;
 mod phases;
+mod readme;
 mod replies;
 mod restarts;
 mod updates;
@@ -40,5 +41,6 @@ fn main() -> std::process::ExitCode {
     faults::add(&mut suite);
     updates::add(&mut suite);
     restarts::add(&mut suite);
+    readme::add(&mut suite);
     suite.run()
 }
