@@ -34,8 +34,8 @@ const STYLE: &str = include_str!("page.css");
 fn class(s: Status) -> &'static str {
     match s {
         Status::Pass | Status::ExpectedFailure => "pass",
-        Status::Warn | Status::Blocked => "warn",
-        Status::Skip | Status::NotApplicable | Status::Unchecked => "none",
+        Status::Warn | Status::Blocked | Status::Unchecked => "warn",
+        Status::Skip | Status::NotApplicable => "none",
         _ => "fail",
     }
 }
@@ -158,11 +158,11 @@ fn bar(out: &mut String, r: &Report) {
         Status::SuiteError,
         Status::Warn,
         Status::Blocked,
+        Status::Unchecked,
         Status::Pass,
         Status::ExpectedFailure,
         Status::Skip,
         Status::NotApplicable,
-        Status::Unchecked,
     ] {
         let n = r.count(s);
         if n > 0 {
@@ -497,7 +497,7 @@ fn facts(out: &mut String, r: &Report) {
         ("not active", r.inactive.join("; ")),
     ];
     rows.extend(of_all);
-    for (k, v) in rows {
+    for (k, v) in rows.into_iter().filter(|(_, v)| !v.is_empty()) {
         let _ = write!(out, "<dt>{k}</dt><dd>{}</dd>", escape(v.trim()));
     }
     out.push_str("</dl></section>\n");
