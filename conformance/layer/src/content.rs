@@ -85,7 +85,7 @@ pub(crate) fn check(e: &SeenEvent, c: Option<&Config>, known: &FeatureSet, out: 
         put(
             "PXG-ABI-002",
             format!("pxg_event.size is {}", e.seen.size),
-            "the size that the host knows, at least that of version 1.0 (192 bytes)",
+            "the size that the host knows, at least that of version 1.0 (160 bytes)",
         );
     }
     for (rule, what) in &e.seen.problems {

@@ -10,6 +10,8 @@ mod place;
 mod report;
 mod settings;
 mod sys;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod trace;
 

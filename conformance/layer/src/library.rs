@@ -275,7 +275,7 @@ impl Library {
             f.push(host(
                 "PXG-ABI-002",
                 format!("pxg_config_in.size is {}", c.seen.size),
-                "the size that the host knows, at least that of version 1.0 (104 bytes)",
+                "the size that the host knows, at least that of version 1.0 (96 bytes)",
             ));
         }
         for (rule, what) in &c.seen.problems {
@@ -1004,9 +1004,7 @@ impl Library {
                 }
             }
             if let Some(p) = s.places.get(&stream) {
-                let wants =
-                    p.config.subscribe & (phase_bit(Phase::LOG) | phase_bit(Phase::L4_CLOSE));
-                if wants != 0
+                if (p.sees(Phase::LOG) || p.sees(Phase::L4_CLOSE))
                     && !p.log
                     && matches!(p.fate, Fate::Open | Fate::Replied | Fate::Reset)
                     && !p.cancelled
@@ -1428,7 +1426,7 @@ impl Library {
         let mut s = self.lock();
         self.check_handle(&mut s, stream, ended, status, &mut f);
         if let Some(p) = s.places.get(&stream) {
-            if status.0 >= 0 && !p.wants_wake() && p.fate == Fate::Open {
+            if status.0 >= 0 && !p.sees(Phase::WAKE) && p.fate == Fate::Open {
                 f.list.push(host(
                     "PXG-ASY-013",
                     format!(
@@ -1439,7 +1437,7 @@ impl Library {
                 ));
             }
             if !matches!(status, Status::OK | Status::STALE)
-                && p.wants_wake()
+                && p.sees(Phase::WAKE)
                 && p.fate == Fate::Open
             {
                 f.list.push(host(

@@ -155,10 +155,6 @@ impl Place {
         self.wakes += 1;
     }
 
-    pub(crate) fn wants_wake(&self) -> bool {
-        self.config.subscribe & !self.unsubscribed & phase_bit(Phase::WAKE) != 0
-    }
-
     /// The last call for the place has come, or there will be none.
     pub(crate) fn is_quiet(&self) -> bool {
         self.user == 0 && self.busy.is_none() && self.dirs.iter().all(|d| d.token.is_none())
@@ -442,8 +438,9 @@ impl Place {
         }
     }
 
-    fn sees(&self, p: Phase) -> bool {
-        self.config.subscribe & phase_bit(p) != 0
+    /// The guest gets events of this phase.
+    pub(crate) fn sees(&self, p: Phase) -> bool {
+        self.config.subscribe & !self.unsubscribed & phase_bit(p) != 0
     }
 
     fn enter_wake(&mut self, e: &SeenEvent, out: &mut Vec<Found>) {
@@ -578,10 +575,7 @@ impl Place {
         } else if is_trailers(p) {
             let d = &self.dirs[dir];
             let shown = matches!(d.mode, BodyMode::STREAM | BodyMode::WHOLE)
-                && self.config.subscribe
-                    & !self.unsubscribed
-                    & phase_bit([Phase::REQUEST_BODY, Phase::RESPONSE_BODY][dir])
-                    != 0;
+                && self.sees([Phase::REQUEST_BODY, Phase::RESPONSE_BODY][dir]);
             if d.trailers {
                 out.push(host(
                     "PXG-EVT-001",

@@ -119,7 +119,7 @@ fn check_preset(raw: &abi::EventResult, size: u32, user: u64, out: &mut Vec<Foun
         put(
             "PXG-ABI-002",
             format!("pxg_result.size is {size}"),
-            "the size that the host knows, at least that of version 1.0 (144 bytes)",
+            "the size that the host knows, at least that of version 1.0 (128 bytes)",
         );
     }
     if raw.action != Action::UNSET {
@@ -644,7 +644,7 @@ fn check_config_preset(raw: &abi::ConfigOut, size: u32, out: &mut Vec<Found>) {
         put(
             "PXG-ABI-002",
             format!("pxg_config_out.size is {size}"),
-            "the size that the host knows, at least that of version 1.0 (136 bytes)",
+            "the size that the host knows, at least that of version 1.0 (128 bytes)",
         );
     }
     check_scratch(raw.scratch as u64, raw.scratch_cap, &mut put);

@@ -59,7 +59,7 @@ fn handed(at: u64, function: &'static str) -> Option<(Outcome, abi::EventResult)
         f.list.push(guest(
             "PXG-ABI-002",
             format!("a pxg_result of size {size}"),
-            "the size that the guest knows, at least that of version 1.0 (144 bytes)",
+            "the size that the guest knows, at least that of version 1.0 (128 bytes)",
         ));
         f.report();
         return None;

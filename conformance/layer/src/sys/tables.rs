@@ -175,7 +175,7 @@ fn init(table: u64, out: u64) -> Status {
         f.list.push(host(
             "PXG-ABI-002",
             format!("pxg_guest.size is {out_size} at init"),
-            "the size that the host knows, at least that of version 1.0 (208 bytes)",
+            "the size that the host knows, at least that of version 1.0 (200 bytes)",
         ));
     }
     let zeroed = peek::bytes(out + 4, (out_size.clamp(4, 4096) - 4) as usize)
