@@ -278,6 +278,10 @@ static void ready(handler *h, uint32_t events) {
     return;
   }
   if (events & EPOLLOUT) client_flush(c);
+  if (c->s && (events & EPOLLOUT)) {
+    reply_room(c->s);
+    if (c->s->again) stream_run(c->s);
+  }
   if ((events & EPOLLIN) && h->fd >= 0) read_some(c);
   bool gone = events & (EPOLLERR | EPOLLHUP) || ((events & EPOLLRDHUP) && !c->tunnel && !(events & EPOLLIN));
   if (gone && h->fd >= 0) {
@@ -291,6 +295,10 @@ static void ready(handler *h, uint32_t events) {
     if (c->s || c->in_len) work(c);
     c->kick = false;
     client_update(c);
+    if (c->s && c->s->up) {
+      c->s->up->kick = true;
+      upstream_update(c->s);
+    }
   }
   if (s) stream_unref(s);
 }

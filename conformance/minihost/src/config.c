@@ -358,7 +358,8 @@ bool world_load(uint32_t in_flags, world **out) {
     for (size_t i = 0; ok && i < set.specs->chains[k].n; i++) {
       const int of = set.specs->chains[k].filters[i];
       if (set.specs->chains[k].files[i])
-        ok = (w->overrides[k][i] = make(set.specs->filters[of], set.specs->chains[k].files[i], w->instances[of], in_flags));
+        ok = (w->overrides[k][i] =
+                  make(set.specs->filters[of], set.specs->chains[k].files[i], w->instances[of], in_flags));
     }
   *out = ok ? w : NULL;
   if (!ok) world_free(w);

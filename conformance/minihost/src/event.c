@@ -227,8 +227,10 @@ static void emit(place *p, const pxg_event *ev, decision *dec, uint32_t *action,
   call_end(&lent);
 }
 
-static bool pending_is_legal(const place *p, uint32_t phase, decision *d) {
+static bool pending_is_legal(const place *p, int dir, uint32_t phase, decision *d) {
   if (d->action != PXG_ACT_PENDING) return false;
+  if (dir >= 0 && is_body_phase(phase) && p->d[dir].mode == PXG_BODY_OBSERVE)
+    refuse(d, PXG_E_STATE, "PENDING: found in OBSERVE [PXG-BODY-007]");
   if (!(p->c->pend_phases >> phase & 1) && !BUG("pending-anywhere")) {
     refuse(d, PXG_E_STATE, "PENDING: found outside pend_phases [PXG-ACT-006]");
   } else if (d->n_ops || d->has_reply || d->unsubscribe || d->mode[0] || d->mode[1] || d->flags || d->more_bytes ||
@@ -309,7 +311,7 @@ void deliver(place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint
   uint32_t action;
   bool over;
   emit(p, ev, &dec, &action, &over);
-  bool pending = pending_is_legal(p, phase, &dec);
+  bool pending = pending_is_legal(p, d, phase, &dec);
   if (!ev->token && pending && d < 0) pending = false;
   if (pending) start_pending(p, d, ev, len, &dec);
   if (pending && BUG("leaves-while-pending") && d == REQ && is_headers_phase(phase) && x->held) pass_headers(p, d);

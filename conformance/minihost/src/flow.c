@@ -291,7 +291,7 @@ static bool step_hold(place *p, int d) {
     return true;
   }
   uint64_t due = x->last_event + set.hold_time_ms * 1000000;
-  bool grown = x->view.len > x->kept;
+  bool grown = x->view.len > x->kept && !(BUG("more-bytes-ignored") && x->need == UINT64_MAX);
   if (grown && !x->ended && x->view.len < x->need) stream_later(p->s, due);
   if (x->ended || x->view.len >= x->need || (grown && now_ns() >= due && !BUG("hold-time-never"))) {
     deliver_body(p, d, 0);

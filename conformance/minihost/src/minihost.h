@@ -153,7 +153,8 @@ typedef struct settings {
 
 extern settings set;
 void settings_free(void);
-bool settings_reload(void); /* Reads the filters and chains of --args again; false: it is wrong, and nothing has changed. */
+bool settings_reload(
+    void); /* Reads the filters and chains of --args again; false: it is wrong, and nothing has changed. */
 bool settings_read(int argc, char **argv); /* Says what is wrong on stderr. */
 cluster *cluster_find(const char *name, size_t len);
 cluster *route_of(const char *path);

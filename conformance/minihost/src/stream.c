@@ -47,6 +47,7 @@ void stream_begin(stream *s, config **chain, size_t n) {
       x->room = -1;
       x->credits_end = &x->credits;
       x->mode = p->c->mode[d];
+      x->resizes = p->c->flags & (d == REQ ? PXG_CFG_RESIZES_REQUEST : PXG_CFG_RESIZES_RESPONSE);
       if (s->l4)
         x->mode = p->subscribe & PXG_PHASE_BIT(d ? PXG_PHASE_L4_UPSTREAM : PXG_PHASE_L4_DOWNSTREAM) ? PXG_BODY_STREAM
                                                                                                     : PXG_BODY_SKIP;

@@ -245,6 +245,11 @@ static void ready(handler *h, uint32_t events) {
     if (u->in_len && (!u->head_done || stream_wants(s, RSP))) take(u, s);
   }
   if (s->up == u) u->kick = false, update(u);
+  /* What was written makes room for the other side. */
+  if (s->client && !s->finished) {
+    s->client->kick = true;
+    client_update(s->client);
+  }
 out:
   stream_unref(s);
 }

@@ -321,6 +321,7 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
     let checked_by = cases_of(&rule);
     if !full {
         plan.only = vec![ALWAYS.to_string()];
+        plan.only.extend(m.needs.clone());
         plan.only.extend(
             checked_by
                 .iter()
