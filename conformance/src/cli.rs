@@ -188,6 +188,9 @@ pub(crate) struct Outputs {
 
 #[derive(Args)]
 struct Selftest {
+    /// The mini host and its mutants, instead of guests and theirs.
+    #[arg(long)]
+    hosts: bool,
     /// Only these: names, globs or rules' ids.
     #[arg(long)]
     only: Vec<String>,
@@ -261,6 +264,18 @@ fn run(cli: Cli) -> Result<u8> {
             let (table, whole) = coverage::table();
             print!("{table}");
             Ok(u8::from(!whole))
+        }
+        Command::Selftest(s) if s.hosts => {
+            let ok = crate::hostcheck::selftest::run(&crate::hostcheck::selftest::Asked {
+                only: s.only,
+                full: s.full,
+                repeat: s.repeat,
+                load: s.load,
+                jobs: s.jobs.unwrap_or_else(processors),
+                keep: s.keep,
+                verbose: s.verbose,
+            })?;
+            Ok(u8::from(!ok))
         }
         Command::Selftest(s) => {
             let ok = selftest::run(&selftest::Asked {
