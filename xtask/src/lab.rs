@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::bootstrap::Tools;
+use crate::bootstrap::envoy::Release;
 use crate::proc::{Group, run_logged};
 use crate::root::{logs, root, target};
 
@@ -51,6 +52,15 @@ impl<'a> Lab<'a> {
     /// The host, the laboratory and the example guests in all languages.
     pub(crate) fn steps(&self) -> Vec<Step> {
         let mut steps = vec![("pxg-host and the filters in Rust", self.cargo())];
+        steps.extend(self.guest_steps());
+        steps
+    }
+
+    /// The same and the module for Envoy.
+    pub(crate) fn steps_for_envoy(&self) -> Vec<Step> {
+        let mut cargo = self.cargo();
+        cargo.args(["-p", "proxy-golang-envoy"]);
+        let mut steps = vec![("the module for Envoy and the filters in Rust", cargo)];
         steps.extend(self.guest_steps());
         steps
     }
@@ -162,6 +172,16 @@ impl<'a> Lab<'a> {
             .env("PXG_LAB_GO_BENCH", self.go_bench())
             .env("PXG_LAB_RUST", self.rust())
             .env("PXG_LAB_C", self.c("header-policy.so"));
+        command
+    }
+
+    /// The demonstration in this Envoy.
+    pub(crate) fn demo_in_envoy(&self, envoy: Release) -> Command {
+        let mut command = self.laboratory();
+        command
+            .arg("demo-envoy")
+            .env("PXG_LAB_ENVOY", envoy.binary())
+            .env("PXG_LAB_ENVOY_MODULE", &self.release);
         command
     }
 

@@ -18,6 +18,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
+    DemoEnvoy(demo::envoy::Args),
     BenchEnvoy(bench_envoy::Args),
     BenchHost(bench_host::Args),
     Memory(memory::Args),
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Command::Demo(args) => block_on(demo::run(&args)),
+        Command::DemoEnvoy(args) => block_on(demo::envoy::run(&args)),
         Command::BenchEnvoy(args) => bench_envoy::run(&args),
         Command::BenchHost(args) => bench_host::run(&args),
         Command::Memory(args) => block_on(memory::run(&args)),

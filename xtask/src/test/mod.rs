@@ -19,7 +19,7 @@ use crate::bootstrap::{self, Need, Tools, envoy};
 use crate::proc::{end_children_on_interrupt, run_logged};
 use crate::root::{logs, root};
 use counts::Counts;
-use stages::{ENVOY, STAGES, Stage};
+use stages::{STAGES, Stage, WITH_ENVOY};
 
 /// How much of a failed stage's output is shown.
 const SHOWN_LINES: usize = 60;
@@ -124,10 +124,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .collect();
     end_children_on_interrupt()?;
     let tools = bootstrap::bring(Need::Tests)?;
-    if chosen.iter().any(|stage| stage.name == ENVOY)
+    if chosen.iter().any(|s| WITH_ENVOY.contains(&s.name))
         && let Err(error) = envoy::bring(&envoy::RELEASES)
     {
-        // The other stages do without, and that one fails.
+        // The other stages do without, and these fail.
         println!("{error:#}");
     }
     let all = Instant::now();

@@ -35,8 +35,10 @@ impl Stage {
 
 const GO: &str = "guest-sdk/go";
 const LOOM: &str = "loom";
-/// The stage that needs Envoys.
-pub(super) const ENVOY: &str = "envoy";
+const ENVOY: &str = "envoy";
+const DEMO: &str = "demo";
+/// The stages that need Envoys.
+pub(super) const WITH_ENVOY: [&str; 2] = [ENVOY, DEMO];
 
 /// Quick ones first.
 pub(super) const STAGES: &[Stage] = &[
@@ -176,15 +178,17 @@ pub(super) const STAGES: &[Stage] = &[
         counts: None,
     },
     Stage {
-        name: "demo",
-        about: "the demonstration, whose checks all hold",
+        name: DEMO,
+        about: "the demonstration in pxg-host and in Envoy, whose checks all hold",
         needs: &["xtask/lab"],
         run: |c| {
             let lab = Lab::new(c.tools);
-            for (_, mut command) in lab.steps() {
+            for (_, mut command) in lab.steps_for_envoy() {
                 c.finish(&mut command)?;
             }
-            c.finish(lab.laboratory().arg("demo"))
+            c.finish(lab.laboratory().arg("demo"))?;
+            let [.., newest] = envoy::RELEASES;
+            c.finish(&mut lab.demo_in_envoy(newest))
         },
         counts: None,
     },

@@ -1,5 +1,7 @@
 //! How an exchange is shown.
 
+use anyhow::{Result, bail};
+
 use crate::client::{Protocol, Whole};
 use crate::host::{Logged, Step};
 use crate::paint::{Paint, time};
@@ -109,6 +111,17 @@ impl Printer {
         );
     }
 
+    /// What the upstream got, where nobody tells more.
+    pub(super) fn upstream(&self, got: Option<&[(String, String)]>) {
+        match got {
+            Some(fields) => {
+                let fields: Vec<_> = fields.iter().map(|(n, v)| format!("{n}: {v}")).collect();
+                println!("     {:NAME$} {}", "upstream", fields.join("  "));
+            }
+            None => println!("     {}", self.paint.dim("the upstream was not asked")),
+        }
+    }
+
     pub(super) fn response(
         &self,
         whole: &Whole,
@@ -116,6 +129,12 @@ impl Printer {
         body: Option<&str>,
         logged: &Logged,
     ) {
+        self.answer(whole, names, body);
+        self.cost(logged);
+    }
+
+    /// What the client got.
+    pub(super) fn answer(&self, whole: &Whole, names: Names<'_>, body: Option<&str>) {
         let fields = names.iter().filter_map(|name| {
             let value = whole.field(name)?;
             Some(format!("{name}: {value}"))
@@ -127,7 +146,14 @@ impl Printer {
                 .map(|text| format!("{:?}", text.trim_end())),
         );
         println!("   {} {status}  {}", self.paint.cyan("←"), shown.join("  "));
-        self.cost(logged);
+    }
+
+    /// The first line in which two texts differ.
+    pub(super) fn difference(&self, old: &str, new: &str) {
+        if let Some((old, new)) = old.lines().zip(new.lines()).find(|(old, new)| old != new) {
+            self.note(&self.paint.red(format!("- {old}")));
+            self.note(&self.paint.green(format!("+ {new}")));
+        }
     }
 
     /// The response as the access log has it.
@@ -174,6 +200,26 @@ impl Printer {
             self.failed += 1;
             println!("     {} {}", self.paint.red("✗"), self.paint.red(what));
         }
+    }
+}
+
+impl Printer {
+    /// The last line. An error if a check does not hold; then it shows what the proxy `said`.
+    pub(super) fn finale(&self, requests: u64, said: &str, who: &str, again: &str) -> Result<()> {
+        let (checks, failed) = (self.checks, self.failed);
+        println!();
+        if failed > 0 {
+            if !said.is_empty() {
+                println!("{who} said:\n{said}");
+            }
+            bail!("{failed} of {checks} checks do not hold");
+        }
+        println!(
+            "{} All {checks} checks hold, over {requests} requests. {}",
+            self.paint.green("✓"),
+            self.paint.dim(format!("To try it yourself: {again}"))
+        );
+        Ok(())
     }
 }
 

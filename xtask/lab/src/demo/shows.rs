@@ -282,11 +282,7 @@ async fn rewrite(demo: &mut Demo) -> Result<()> {
         };
         let went = demo.ask(protocol, ask).await?;
         let body = String::from_utf8_lossy(&went.whole.body).into_owned();
-        let paint = demo.printer.paint;
-        if let Some((old, new)) = PAGE.lines().zip(body.lines()).find(|(old, new)| old != new) {
-            demo.printer.note(&paint.red(format!("- {old}")));
-            demo.printer.note(&paint.green(format!("+ {new}")));
-        }
+        demo.printer.difference(PAGE, &body);
         let wanted = PAGE.replace("http://internal.example", "https://www.example.com");
         demo.printer.check(
             went.status() == 200 && body == wanted,
