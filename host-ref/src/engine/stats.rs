@@ -183,12 +183,13 @@ impl PhaseCount<'_> {
         self.add(&self.stats.pending, 1);
     }
 
-    /// The time of one call.
+    /// The time of one call, which stands for `calls`.
     #[inline]
-    pub(crate) fn time(self, ns: u64) {
-        self.add(&self.stats.time_ns, ns);
+    pub(crate) fn time(self, ns: u64, calls: u32) {
+        let calls = u64::from(calls);
+        self.add(&self.stats.time_ns, ns.saturating_mul(calls));
         let bucket = TIME_BUCKETS_NS.partition_point(|bound| *bound < ns);
-        self.add(&self.stats.time[bucket], 1);
+        self.add(&self.stats.time[bucket], calls);
     }
 }
 
@@ -221,7 +222,7 @@ mod tests {
                     for ns in 0..1000 {
                         let count = stats.count(worker, Phase::REQUEST_BODY);
                         count.call();
-                        count.time(ns);
+                        count.time(ns, 1);
                     }
                 });
             }

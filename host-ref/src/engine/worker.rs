@@ -13,7 +13,10 @@ pub struct Worker {
     pub(crate) hub: Arc<Hub>,
     id: u32,
     clock: fn() -> u64,
-    timing: bool,
+    /// The time of each such call is measured; 0: of none.
+    timing: u32,
+    /// Calls until the next one of these.
+    untimed: u32,
     free: FreeList,
     /// Libraries with a PENDING since the last end of a batch: one or two in practice.
     batch: Vec<Arc<dyn Guest>>,
@@ -32,7 +35,8 @@ impl Worker {
             hub,
             id,
             clock,
-            timing: true,
+            timing: 1,
+            untimed: 0,
             free: FreeList::default(),
             batch: Vec::new(),
             pending: Vec::new(),
@@ -49,7 +53,14 @@ impl Worker {
 
     /// Whether the time inside guests is measured: two looks at the clock for each call.
     pub fn set_timing(&mut self, on: bool) {
-        self.timing = on;
+        self.set_timing_every(u32::from(on));
+    }
+
+    /// Measures the time inside guests at every `n`th call only, and counts it `n` times; 0 is never. A prime number
+    /// meets all filters and phases of a chain in turn.
+    pub fn set_timing_every(&mut self, n: u32) {
+        self.timing = n;
+        self.untimed = 0;
     }
 
     /// Takes what guests sent to streams of this worker. To be called until `None` after each notification.
@@ -74,8 +85,15 @@ impl Worker {
         (self.clock)()
     }
 
-    pub(crate) fn is_timing(&self) -> bool {
-        self.timing
+    /// Whether this call's time is measured, and how many calls it stands for then.
+    #[inline]
+    pub(crate) fn times_call(&mut self) -> Option<u32> {
+        if self.untimed > 0 {
+            self.untimed -= 1;
+            return None;
+        }
+        self.untimed = self.timing.checked_sub(1)?;
+        Some(self.timing)
     }
 
     pub(crate) fn issue(&mut self, library: u32, stream: u64, state: State) -> Option<u64> {
@@ -138,4 +156,23 @@ impl Worker {
 
 fn key(filter: &Arc<Filter>) -> usize {
     Arc::as_ptr(filter).addr()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::HubLimits;
+
+    #[test]
+    fn every_so_many_calls_are_timed_and_stand_for_the_others() {
+        let mut worker = Worker::new(Hub::new(1, HubLimits::default()), 0, || 0);
+        let stands_for = |worker: &mut Worker, calls: u32| -> Vec<u32> {
+            (0..calls).filter_map(|_| worker.times_call()).collect()
+        };
+        assert_eq!(stands_for(&mut worker, 3), [1, 1, 1]);
+        worker.set_timing_every(13);
+        assert_eq!(stands_for(&mut worker, 39), [13, 13, 13]);
+        worker.set_timing(false);
+        assert_eq!(stands_for(&mut worker, 3), [0; 0]);
+    }
 }

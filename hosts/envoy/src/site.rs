@@ -21,6 +21,8 @@ pub(crate) struct Site {
     pub(crate) settings: Settings,
     entries: Vec<Entry>,
     pub(crate) plan: Plan,
+    /// Request fields that are removed before the first guest runs.
+    pub(crate) stripped: Vec<String>,
     /// To get onto the main thread, until Envoy gives the configuration up.
     pub(crate) bell: Mutex<Option<ConfigBell>>,
     pub(crate) published: Published,
@@ -39,9 +41,6 @@ pub(crate) struct Plan {
     pub(crate) libraries: Vec<Arc<Library>>,
     /// Guests may send mail to a stream although it has not pended.
     pub(crate) may_call_back: bool,
-    /// Some guest wants LOG, or to see responses, or bodies.
-    pub(crate) response: bool,
-    pub(crate) log: bool,
 }
 
 /// A route's configuration.
@@ -62,22 +61,11 @@ impl Plan {
     fn new(filters: Vec<Arc<Filter>>, mut libraries: Vec<Arc<Library>>) -> Self {
         libraries.sort_by_key(|library| library.id());
         libraries.dedup_by_key(|library| library.id());
-        let subscribes = |phases: &[Phase]| {
-            filters
-                .iter()
-                .any(|f| phases.iter().any(|phase| f.subscribes(*phase)))
-        };
         Self {
             may_call_back: filters.iter().any(|f| {
                 f.subscribes(Phase::WAKE)
                     || (f.has(Feature::APPLY) && Feature::APPLY.is_in(&f.declared.known))
             }),
-            response: subscribes(&[
-                Phase::RESPONSE_HEADERS,
-                Phase::RESPONSE_BODY,
-                Phase::RESPONSE_TRAILERS,
-            ]),
-            log: subscribes(&[Phase::LOG]),
             chain: Chain::new(filters),
             libraries,
         }
@@ -129,7 +117,12 @@ impl Site {
             entries.iter().map(|e| Arc::clone(&e.filter)).collect(),
             entries.iter().map(|e| Arc::clone(&e.library)).collect(),
         );
+        let mut stripped = settings.strip.clone();
+        if settings.chain.iter().any(|g| !g.clusters.is_empty()) {
+            stripped.push(settings.cluster_field.clone());
+        }
         let site = Arc::new(Self {
+            stripped,
             id: IDS.fetch_add(1, Relaxed),
             name: name.to_owned(),
             settings,

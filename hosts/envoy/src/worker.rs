@@ -16,6 +16,13 @@ use crate::sys::Scheduler;
 /// Sessions that are kept with their memory for later streams.
 const SPARE: usize = 512;
 
+/// Every so many calls of guests are timed: two looks at the clock cost about as much as a guest in C does.
+const TIMED: u32 = 13;
+
+/// Streams that carry rings at once, if there are as many that need turns. More than one, so that the list does not run
+/// empty with each stream that ends.
+const CARRIERS: u32 = 4;
+
 /// One worker.
 pub(crate) struct Worker {
     pub(crate) process: &'static Process,
@@ -30,6 +37,9 @@ pub(crate) struct Worker {
     /// A turn is asked for, to end the batch.
     batch: Cell<bool>,
     libraries: RefCell<Vec<Arc<Library>>>,
+    /// Streams that need turns, and those that carry rings.
+    needing: Cell<i32>,
+    carriers: Cell<u32>,
     /// Mail that was taken out in another stream's hook.
     later: RefCell<VecDeque<Mail>>,
 }
@@ -51,9 +61,11 @@ pub(crate) fn current(index: impl FnOnce() -> u32) -> Option<Rc<Worker>> {
                 let process = process::get()?;
                 let id = index();
                 let bell = Arc::clone(process.bell(id)?);
+                let mut engine = Engine::new(Arc::clone(&process.hub), id, process::now);
+                engine.set_timing_every(TIMED);
                 Some(Home(Rc::new(Worker {
                     process,
-                    engine: RefCell::new(Engine::new(Arc::clone(&process.hub), id, process::now)),
+                    engine: RefCell::new(engine),
                     bell,
                     slots: RefCell::default(),
                     free: RefCell::default(),
@@ -61,6 +73,8 @@ pub(crate) fn current(index: impl FnOnce() -> u32) -> Option<Rc<Worker>> {
                     due: Cell::new(NEVER),
                     batch: Cell::new(false),
                     libraries: RefCell::default(),
+                    needing: Cell::new(0),
+                    carriers: Cell::new(0),
                     later: RefCell::default(),
                 })))
             })
@@ -141,16 +155,48 @@ impl Worker {
         }
     }
 
-    /// To be called after guests ran: a turn ends the batch, if one is open.
-    pub(crate) fn after_guests(&self) {
-        if self.engine.borrow().batch_is_open() && !self.batch.replace(true) {
+    /// Guests have pended: a turn ends the batch.
+    pub(crate) fn end_batch_soon(&self) {
+        if !self.batch.replace(true) {
             self.bell.ring();
         }
     }
 
-    /// A ring is owed and no stream is left to carry it: what it was for is done here, as far as it has no stream.
-    pub(crate) fn nobody_left(&self) {
-        self.end_batch();
+    /// So many streams more need turns.
+    pub(crate) fn turns_needed(&self, change: i32) {
+        self.needing.set(self.needing.get() + change);
+    }
+
+    /// Whether a stream that needs turns had better carry rings itself. A few carriers do for all streams.
+    pub(crate) fn lacks_carriers(&self) -> bool {
+        self.carriers.get() < CARRIERS
+    }
+
+    /// The stream in `slot` can carry rings.
+    pub(crate) fn join(&self, slot: u32, scheduler: Arc<Scheduler>) {
+        self.carriers.set(self.carriers.get() + 1);
+        self.bell.join(slot, scheduler);
+    }
+
+    /// The stream in `slot`, a carrier, ends.
+    pub(crate) fn leave(&self, slot: u32) {
+        let left = self.carriers.get() - 1;
+        self.carriers.set(left);
+        let owed = self.bell.leave(slot);
+        if left > 0 {
+            return;
+        }
+        let taken_over = self.needing.get() > 0 && self.hand_over();
+        if owed && !taken_over {
+            // No stream is left that waits for anything: what the ring was for besides is done here.
+            self.end_batch();
+        }
+    }
+
+    /// Has another stream carry rings, now that nobody does.
+    fn hand_over(&self) -> bool {
+        let slots = self.slots.borrow();
+        slots.iter().any(|slot| slot.session.take_over())
     }
 
     fn end_batch(&self) {

@@ -409,11 +409,8 @@ impl<'r> Taken<'r> {
     ) {
         let count = filter.stats.count(cx.worker.id(), event.phase);
         count.call();
-        let before = if cx.worker.is_timing() {
-            cx.worker.now()
-        } else {
-            0
-        };
+        let timed = cx.worker.times_call();
+        let before = timed.map_or(0, |_| cx.worker.now());
         filter.guest.event_to(
             event,
             &mut Taking {
@@ -423,10 +420,10 @@ impl<'r> Taken<'r> {
                 room: Some(room),
             },
         );
-        if cx.worker.is_timing() {
+        if let Some(calls) = timed {
             self.now = cx.worker.now();
             self.ns = self.now.saturating_sub(before);
-            count.time(self.ns);
+            count.time(self.ns, calls);
         }
     }
 }

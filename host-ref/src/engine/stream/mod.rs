@@ -77,13 +77,25 @@ struct Asked {
 impl Asked {
     /// By the head as it came: a host may have to read it anew after an edit.
     fn of(head: &impl Fields) -> Self {
-        let grpc = head
-            .value(b"content-type")
-            .filter(|v| v.starts_with(b"application/grpc"));
-        Self {
-            head: head.value(b":method") == Some(b"HEAD"),
-            grpc: grpc.map(Box::from),
+        let grpc = |v: &[u8]| v.starts_with(b"application/grpc").then(|| Box::from(v));
+        let Some(fields) = head.ready() else {
+            return Self {
+                head: head.value(b":method") == Some(b"HEAD"),
+                grpc: head.value(b"content-type").and_then(grpc),
+            };
+        };
+        let mut asked = Self {
+            head: false,
+            grpc: None,
+        };
+        for field in fields {
+            match field.name() {
+                b":method" => asked.head = field.value() == b"HEAD",
+                b"content-type" if asked.grpc.is_none() => asked.grpc = grpc(field.value()),
+                _ => {}
+            }
         }
+        asked
     }
 }
 

@@ -3,7 +3,6 @@
 use std::cell::{Cell, UnsafeCell};
 
 use proxy_golang_host::engine::{Edit, FieldList, FieldView, Fields, Views};
-use smallvec::SmallVec;
 
 use super::abi::Header;
 use super::envoy::{Filter, HeaderOf};
@@ -169,14 +168,20 @@ impl Live {
     /// Edits by name, in place. Envoy looks for a name, be it there or not, by an index of all fields that it first has to
     /// build: as the names are known here, one that is not there is just appended.
     fn apply_by_name(&self, edits: &[Edit<'_>]) {
-        // Before the first edit, which may move what the views point at.
-        let few = edits.len() <= 32;
-        let there: SmallVec<[bool; 32]> = edits
-            .iter()
-            .map(|edit| !few || self.has(name(edit)))
-            .collect();
+        // Which edits' names are there, found before the first one, which may move what the views point at.
+        let few = edits.len() <= 64;
+        let mut there = 0u64;
+        if few {
+            let fields = self.views();
+            for (i, edit) in edits.iter().enumerate() {
+                let name = name(edit);
+                there |= u64::from(fields.iter().any(|field| field.name() == name)) << i;
+            }
+        }
         for (i, edit) in edits.iter().enumerate() {
-            let there = there[i] || edits[..i].iter().any(|done| name(done) == name(edit));
+            let there = !few
+                || there & (1 << i) != 0
+                || edits[..i].iter().any(|done| name(done) == name(edit));
             match *edit {
                 Edit::Add { name, value, .. } => self.filter.add_field(self.of, name, value),
                 Edit::Set { name, value, .. } if there => {
@@ -187,10 +192,6 @@ impl Live {
                 Edit::Delete { .. } | Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
             }
         }
-    }
-
-    fn has(&self, name: &[u8]) -> bool {
-        self.views().iter().any(|field| field.name() == name)
     }
 
     /// Envoy has no edits by index: the batch is applied to a copy, and the names whose values differ are written anew.

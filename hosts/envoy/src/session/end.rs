@@ -1,0 +1,106 @@
+//! How a stream ends.
+
+use proxy_golang_abi::EndReason;
+use proxy_golang_host::engine::{Cut, Dir, Stream};
+
+use super::{DIRS, Session, State};
+use crate::sys::next_hook;
+
+impl Session {
+    /// Envoy, or another filter, answers.
+    pub(crate) fn local_reply(&self) {
+        if !self.state.borrow().replied {
+            self.local.set(true);
+        }
+    }
+
+    /// Envoy's stream is over: guests get LOG.
+    pub(crate) fn complete(&self) {
+        next_hook();
+        let state = &mut *self.state.borrow_mut();
+        if !state.open || state.closed {
+            return;
+        }
+        let replied = state.replied;
+        let passed = DIRS
+            .map(|dir| !replied && self.pass[dir as usize].get() && self.ended[dir as usize].get());
+        let cause = if passed == [true; 2] {
+            (Dir::Response, Cut::Sender) // not looked at
+        } else {
+            self.cause(state)
+        };
+        self.with(state, |stream, cx| {
+            for dir in DIRS {
+                if passed[dir as usize] {
+                    stream.body_forwarded(cx, dir);
+                }
+            }
+            if replied {
+                if !stream.has_ended() {
+                    stream.cut(cx, Dir::Response, Cut::Receiver);
+                }
+            } else if !stream.has_ended() {
+                stream.cut(cx, cause.0, cause.1);
+            }
+            stream.close(cx, EndReason::COMPLETE);
+        });
+        state.closed = true;
+    }
+
+    /// Why a stream ended that did not run to its end: Envoy says so in text only.
+    fn cause(&self, state: &State) -> (Dir, Cut) {
+        let mut details = Vec::new();
+        if let Some(filter) = self.filter.get() {
+            const RESPONSE_CODE_DETAILS: i32 = 16;
+            filter.attribute(RESPONSE_CODE_DETAILS, &mut details);
+        }
+        let has = |text: &str| details.windows(text.len()).any(|w| w == text.as_bytes());
+        let begun = state.ways[1].came.is_some();
+        if has("timeout") {
+            (Dir::Response, Cut::Timeout)
+        } else if has("upstream_reset") || has("protocol_error") {
+            (Dir::Response, Cut::Sender)
+        } else if begun {
+            (Dir::Response, Cut::Receiver)
+        } else {
+            (Dir::Request, Cut::Sender)
+        }
+    }
+
+    fn close(&self, state: &mut State, reason: EndReason) {
+        if !state.closed {
+            self.with(state, |stream, cx| stream.close(cx, reason));
+            state.closed = true;
+        }
+    }
+
+    /// Envoy lets go of the stream.
+    pub(crate) fn end(&self) {
+        self.filter.set(None);
+        next_hook();
+        let (scheduler, needed) = {
+            let state = &mut *self.state.borrow_mut();
+            if state.open {
+                self.close(state, EndReason::CLIENT_ABORT);
+                state.stream.let_go();
+                state.open = false;
+            }
+            state.closed = true;
+            state.reply = None;
+            let needed = std::mem::take(&mut state.needs_turns);
+            (state.scheduler.take(), needed)
+        };
+        if needed {
+            self.worker.turns_needed(-1);
+        }
+        if scheduler.is_some() {
+            self.worker.leave(self.slot());
+        }
+        drop(scheduler);
+        self.site.take();
+        self.key.set(u64::MAX << 32 | u64::from(self.slot()));
+        if !self.worker.give_back(self.slot()) {
+            self.state.borrow_mut().stream = Stream::spare();
+        }
+    }
+}
