@@ -261,9 +261,7 @@ fn one_go_heap(run: &mut Run, rig: &Rig, heap: &GoHeap, s: &Subject) -> bool {
     let (mut heap_grows, mut goroutines_grow) = (true, true);
     loop {
         let Some(now) = heap.least(allocate) else {
-            run.unchecked(
-                "Go's heap can't be measured: the guest's collector does not run, although it allocates",
-            );
+            run.unchecked("Go's heap can't be measured: the guest's collector does not run");
             return true;
         };
         if let (Some(size), Some(count)) = (sizes.last(), goroutines.last()) {
