@@ -173,7 +173,7 @@ pub(crate) struct Config {
     /// Pieces of the start command for each route: `{chain_arguments}` stands for those of its chain.
     #[serde(default)]
     pub(crate) route_arguments: Vec<String>,
-    /// Once for each route: `{route} {prefix} {chain} {absent}`.
+    /// Once for each route: `{route} {prefix} {chain} {absent}`, and `{overrides}`: both.
     #[serde(default)]
     pub(crate) route: String,
     /// Once for each instance in a route's chain, in its order.
@@ -185,6 +185,12 @@ pub(crate) struct Config {
     /// Once for each instance that is not in a route's chain.
     #[serde(default)]
     pub(crate) absent: String,
+    /// The routes with the longest prefix first, for hosts that take the first match.
+    #[serde(default)]
+    pub(crate) routes_longest_first: bool,
+    /// Between the options of an instance; a line end where it is not said.
+    #[serde(default)]
+    pub(crate) options_separator: Option<String>,
     /// Between the pieces of `{chain}` and `{absent}`.
     #[serde(default)]
     pub(crate) separator: String,
@@ -244,7 +250,14 @@ const INSTANCE: &[&str] = &[
     "options",
     "value",
 ];
-const ROUTE: &[&str] = &["route", "prefix", "chain", "absent", "chain_arguments"];
+const ROUTE: &[&str] = &[
+    "route",
+    "prefix",
+    "chain",
+    "absent",
+    "overrides",
+    "chain_arguments",
+];
 
 /// Replaces the variables of `template`.
 pub(crate) fn fill(template: &str, values: &BTreeMap<String, String>) -> Result<String, String> {

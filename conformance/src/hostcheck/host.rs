@@ -158,7 +158,7 @@ fn write_config(
             v.insert("value".into(), value.clone());
             out.push(fill(template, &v).map_err(|e| at("config.options", e))?);
         }
-        Ok(out.join("\n"))
+        Ok(out.join(c.options_separator.as_deref().unwrap_or("\n")))
     };
     values.insert(
         "host_options".into(),
@@ -202,7 +202,11 @@ fn write_config(
         by_name.insert(i.name.clone(), (i, v));
     }
     let mut routes = String::new();
-    for r in &setup.routes {
+    let mut ordered: Vec<&Route> = setup.routes.iter().collect();
+    if c.routes_longest_first {
+        ordered.sort_by_key(|r| std::cmp::Reverse(r.prefix.len()));
+    }
+    for r in ordered {
         let mut chain = Vec::new();
         let mut arguments = Vec::new();
         for (name, own) in &r.chain {
@@ -245,8 +249,18 @@ fn write_config(
         let mut v = values.clone();
         v.insert("route".into(), r.name.clone());
         v.insert("prefix".into(), r.prefix.clone());
-        v.insert("chain".into(), chain.join(&c.separator));
-        v.insert("absent".into(), absent.join(&c.separator));
+        let joined = |pieces: &[&Vec<String>]| -> String {
+            let all: Vec<&str> = pieces
+                .iter()
+                .flat_map(|p| p.iter())
+                .map(String::as_str)
+                .filter(|p| !p.is_empty())
+                .collect();
+            all.join(&c.separator)
+        };
+        v.insert("chain".into(), joined(&[&chain]));
+        v.insert("absent".into(), joined(&[&absent]));
+        v.insert("overrides".into(), joined(&[&chain, &absent]));
         v.insert("chain_arguments".into(), String::new());
         routes.push_str(&fill(&c.route, &v).map_err(|e| at("config.route", e))?);
         for piece in &c.route_arguments {
