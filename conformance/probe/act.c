@@ -316,6 +316,10 @@ static uint64_t foreign(const char *name, int stream) {
   return v[stream];
 }
 
+uint64_t act_foreign(const char *name) { return foreign(name, 0); }
+
+void act_publish(const char *name, uint64_t value) { publish(name, value, 0); }
+
 static uint64_t random64(void) {
   static atomic_ullong n = 0x9e3779b97f4a7c15ull;
   uint64_t x = atomic_fetch_add(&n, 0x9e3779b97f4a7c15ull);

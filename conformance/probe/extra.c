@@ -43,8 +43,12 @@ static const pxg_metrics_v1 *metrics(void) {
   return the_host->get_ext ? the_host->get_ext(the_host->ctx, (const uint8_t *)id, sizeof id - 1) : NULL;
 }
 
-/* `$NAME` is the id that `define NAME` was answered last. */
+extern uint64_t act_foreign(const char *name);
+extern void act_publish(const char *name, uint64_t value);
+
+/* `$NAME` is the id that `define NAME` was answered last, `@NAME` one that another library has published. */
 uint32_t extra_metric(const word *w) {
+  if (w->len && *w->ptr == '@') return (uint32_t)act_foreign(cstr(w) + 1);
   if (!w->len || *w->ptr != '$') return (uint32_t)strtoull(cstr(w), NULL, 0);
   for (int i = n_ids; i-- > 0;)
     if (!strcmp(ids[i % 64].name, cstr(w) + 1)) return ids[i % 64].id;
@@ -145,7 +149,7 @@ static uint64_t bad_calls(const state *s) {
   memset(&wild, 0xff, sizeof wild), wild.size = sizeof wild;
   wild.ops = NULL, wild.reply = NULL, wild.error = (pxg_str){NULL, ~0u, ~0u};
   const pxg_result *results[] = {NULL, &zero, &short_one, &wild};
-  const uint64_t values[] = {0, 1, ~0ull, 1ull << 63, 0x0102030405060708ull, s->token ^ 1, s->stream ^ 1};
+  const uint64_t values[] = {0, 1, ~0ull, 1ull << 63, 0x0102030405060708ull, s->token ^ 1ull << 50, s->stream ^ 1ull << 50};
   uint64_t accepted = 0;
   for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
     for (size_t r = 0; r < sizeof results / sizeof *results; r++) {
@@ -213,6 +217,12 @@ int extra_effect(state *s, const step *st) {
   } else if (is(&w[0], "record")) { /* record ID VALUE */
     int32_t status = (m = metrics()) ? m->record(the_host->ctx, extra_metric(w1), strtoll(cstr(w2), NULL, 0)) : PXG_E_UNSUPPORTED;
     done(s, "record", w1, status, extra_metric(w1));
+  } else if (is(&w[0], "publish-metric")) {
+    for (int i = n_ids; i-- > 0;)
+      if (!strcmp(ids[i % 64].name, cstr(w1))) {
+        act_publish(cstr(w1), ids[i % 64].id);
+        break;
+      }
   } else if (is(&w[0], "get-ext")) {
     const void *p = the_host->get_ext ? the_host->get_ext(the_host->ctx, w1->ptr, w1->len) : NULL;
     done(s, "get_ext", w1, p ? PXG_OK : PXG_E_NOTFOUND, (uint64_t)(uintptr_t)p);

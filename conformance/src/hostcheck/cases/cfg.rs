@@ -7,8 +7,15 @@ use crate::hostcheck::record::fnv;
 /// Records of the hosts that this case started, from their folders.
 fn recorded(cx: &Cx) -> Vec<Record> {
     let mut all = Vec::new();
-    for dir in std::fs::read_dir(&cx.shared().dir).into_iter().flatten().flatten() {
-        let own = dir.file_name().to_string_lossy().starts_with(&cx.name().replace('/', "-"));
+    for dir in std::fs::read_dir(&cx.shared().dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let own = dir
+            .file_name()
+            .to_string_lossy()
+            .starts_with(&cx.name().replace('/', "-"));
         if let (true, Ok(records)) = (own, crate::hostcheck::record::read_dir(&dir.path())) {
             all.extend(records);
         }
@@ -60,8 +67,8 @@ pub(super) fn cases() -> Vec<Case> {
         .alone()
         .run(|cx| async move {
             let own = Own::start(&cx, &own::chain(&cx, &[
-                ("a", "subscribe all\npend none\nattr request.protocol request-headers\nattr x.nobody.has request-headers\nproject x-keep request-headers\n"),
-                ("b", "subscribe all\npend none\nattr path.raw request-headers response-headers\nproject x-other request-headers\n"),
+                ("a", "subscribe all\npend none\nattr request.protocol request-headers\nattr x.nobody.has request-headers\nproject x-keep request-headers\nproject x-pxg-case request-headers\n"),
+                ("b", "subscribe all\npend none\nattr path.raw request-headers response-headers\nproject x-other request-headers\nproject x-pxg-case request-headers\n"),
                 ("c", PLAIN),
             ])?).await?;
             let x = own.cx.exchange(Request::get("/copied?x").field("x-keep", "1").field("x-other", "2")).await?;
@@ -185,7 +192,7 @@ pub(super) fn cases() -> Vec<Case> {
             let mut wrong = vec![
                 ("an unknown phase", "subscribe raw 0x4000000000000000\npend none\n".to_string(), "subscribe", "4000000000000000|62"),
                 ("pend_phases outside subscribe", "subscribe request-headers raw\npend raw 0x10\n".into(), "pend_phases", "0x10|RESPONSE_HEADERS"),
-                ("LOG in pend_phases", "subscribe raw all\npend raw log\n".into(), "pend_phases", "0x80|LOG"),
+                ("LOG in pend_phases", "subscribe raw request-headers log\npend raw log\n".into(), "pend_phases", "0x80|LOG"),
                 ("an unknown flag", format!("{PLAIN}flags 0x1000\n"), "flags", "0x1000|4096"),
                 ("an unknown body mode", format!("{PLAIN}mode request 9\n"), "body_mode", "9"),
                 ("a body mode without its phase", "subscribe request-headers raw\npend none\nmode response whole\n".into(), "body_mode", "3|WHOLE"),
@@ -197,7 +204,7 @@ pub(super) fn cases() -> Vec<Case> {
             ];
             for (feature, word, value) in lacks {
                 if !cx.has(feature) {
-                    wrong.push(("a flag without its feature", format!("{PLAIN}flags {word}\n"), "flags", value));
+                    wrong.push(("a flag without its feature", format!("subscribe raw request-headers\npend none\nflags {word}\n"), "flags", value));
                 }
             }
             for (what, head, member, value) in wrong {
@@ -251,7 +258,7 @@ pub(super) fn cases() -> Vec<Case> {
         .run(|cx| async move {
             let own = Own::start(&cx, &own::chain(&cx, &[
                 ("plain", PLAIN),
-                ("some", "subscribe all\npend none\nproject cookie request-headers\nproject :path request-headers\nproject x-k response-headers\n"),
+                ("some", "subscribe all\npend none\nproject cookie request-headers\nproject x-pxg-case request-headers\nproject :path request-headers\nproject x-k response-headers\n"),
             ])?).await?;
             own.cx.answer(Answer::status(200).field("x-k", "1").field("x-l", "0").field("x-k", "2").body(b"x"));
             let x = own.cx.exchange(

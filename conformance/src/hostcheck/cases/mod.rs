@@ -13,19 +13,25 @@
 //!     })
 //! ```
 
+mod abi;
 mod act;
 mod asy;
+mod att;
 mod body;
+mod cfg;
 mod chn;
 mod err;
 mod evt;
 mod hdr;
 mod load;
-mod cfg;
+mod mem;
+mod mutations;
 mod neg;
-mod abi;
+mod obs;
 mod own;
 mod rpl;
+mod rt;
+mod sec;
 mod trl;
 
 use std::future::Future;
@@ -133,6 +139,12 @@ pub(crate) fn all() -> &'static [Case] {
         all.extend(err::cases());
         all.extend(hdr::cases());
         all.extend(load::cases());
+        all.extend(rt::cases());
+        all.extend(sec::cases());
+        all.extend(att::cases());
+        all.extend(obs::cases());
+        all.extend(mutations::cases());
+        all.extend(mem::cases());
         all.extend(cfg::cases());
         all.extend(neg::cases());
         all.extend(abi::cases());

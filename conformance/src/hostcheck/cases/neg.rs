@@ -5,7 +5,10 @@ use super::prelude::*;
 use crate::hostcheck::cx::has;
 
 fn name_of(number: u32) -> Option<&'static str> {
-    Feature::ALL.iter().find(|(f, _)| f.0 == number).map(|(_, n)| *n)
+    Feature::ALL
+        .iter()
+        .find(|(f, _)| f.0 == number)
+        .map(|(_, n)| *n)
 }
 
 pub(super) fn cases() -> Vec<Case> {

@@ -116,7 +116,14 @@ impl Own {
         self.cx.finish().await?;
         self.running.host.borrow().stop()?;
         let patience = self.outer.shared().patience * 2;
-        if self.running.host.borrow_mut().wait(patience).await.is_none() {
+        if self
+            .running
+            .host
+            .borrow_mut()
+            .wait(patience)
+            .await
+            .is_none()
+        {
             self.cx.unknown(rule, "the end of the host after its stop");
         }
         self.outer.take(&self.cx);
@@ -243,7 +250,12 @@ impl Metrics {
         self.get(name, labels).unwrap_or(0.0)
     }
 
-    pub(super) fn text(&self) -> &str {
-        &self.text
+    /// The sum of the series whose name has `part`; hosts put a guest's metrics under names of their own.
+    pub(super) fn like(&self, part: &str) -> Option<f64> {
+        self.text
+            .lines()
+            .filter(|l| !l.starts_with('#') && l.contains(part))
+            .filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .reduce(|a, b| a + b)
     }
 }

@@ -1,0 +1,253 @@
+//! Caps, watermarks, owners of values, what is stripped, what is logged, what is normalised.
+
+use super::own::{self, Own};
+use super::prelude::*;
+
+const PLAIN: &str = "subscribe all\npend none\n";
+
+fn request_headers(records: &[std::rc::Rc<Record>], place: &str) -> usize {
+    records.events(place, Phase::REQUEST_HEADERS.0).len()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "sec/cap",
+            4,
+            &["PXG-SEC-002"],
+            "at the cap on pending places the failure mode applies at once, without a call",
+        )
+        .script(
+            "a request-headers: pending; complete R @gate:go
+             a result R: continue",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS])
+        .alone()
+        .run(|cx| async move {
+            let mut setup = own::chain(&cx, &[("a", "subscribe all\npend all\n")])?;
+            setup.workers = 1;
+            own::option(&mut setup, "a", "max_pending", "2");
+            let own = Own::start(&cx, &setup).await?;
+            let mut waiting = Vec::new();
+            for n in 1..=2 {
+                let mut c = own.cx.connect().await?;
+                c.send(&Request::get("/"), cx.name()).await;
+                waiting.push(c);
+                own.cx.until("PXG-SEC-002", "a stream that pends", |r| r.iter().filter(|r| r.is("on_event", Edge::Exit)).count() >= n).await;
+            }
+            for _ in 0..3 {
+                let mut c = own.cx.connect().await?;
+                c.send(&Request::get("/"), cx.name()).await;
+                let reply = c.response("GET").await?;
+                cx.check("PXG-SEC-002", (500..600).contains(&reply.status), || format!("a stream over the cap: status {}", reply.status));
+            }
+            cx.equal("PXG-SEC-002", "calls of the guest", request_headers(&own.cx.records(), "a"), 2);
+            own.cx.open("go");
+            for mut c in waiting {
+                cx.equal("PXG-SEC-002", "the status of a stream below the cap", c.response("GET").await?.status, 200);
+            }
+            own.cx.ended().await;
+            let x = own.cx.exchange(Request::get("/")).await?;
+            cx.equal("PXG-SEC-002", "the status once places are free again", x.reply.status, 200);
+            own.end("PXG-SEC-002").await
+        }),
+        Case::new(
+            "sec/watermark",
+            4,
+            &["PXG-SEC-003"],
+            "bytes for a client that never reads are bounded: apply answers FULL, then LIMIT",
+        )
+        .script(
+            "a request-headers: reply 200; open; apply W @20 times=96
+             a result W: write %1048576:w; continue",
+        )
+        .needs(&[Feature::STREAM_REPLY, Feature::APPLY])
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.send(&Request::get("/"), cx.name()).await;
+            cx.until("PXG-SEC-003", "96 answers of apply", |r| r.statuses("apply", "a").len() >= 96).await;
+            let all = cx.records().statuses("apply", "a");
+            let taken = all.iter().filter(|s| **s >= 0).count();
+            cx.check("PXG-SEC-003", taken < 96, || "96 MiB were taken for a client that reads nothing".into());
+            cx.check("PXG-SEC-003", all.contains(&1), || format!("FULL was never answered: {taken} of 96 MiB were taken"));
+            c.reset();
+            Ok(())
+        }),
+        Case::new(
+            "sec/owners",
+            4,
+            &["PXG-SEC-004"],
+            "a token and a handle of one library are STALE to another, and change nothing",
+        )
+        .script(
+            "a request-headers: publish values; pending; complete R @gate:go
+             a result R: set x-a 1; continue
+             other request-headers: complete S value=of:values; apply T value=of:values; wake 7 value=of:values; set x-o 1
+             other result S: set x-evil 1; continue
+             other result T: reply 418",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY])
+        .alone()
+        .run(|cx| async move {
+            let first = own::variant(&cx, "library=first")?;
+            let second = own::variant(&cx, "library=second")?;
+            let mut setup = own::chain_of(&cx, &first, &[("a", "subscribe all\npend all\n")])?;
+            own::also(&cx, &mut setup, ("second", &second), "other", "subscribe all\npend all\n");
+            let own = Own::start(&cx, &setup).await?;
+            let mut c = own.cx.connect().await?;
+            c.send(&Request::get("/"), cx.name()).await;
+            own.cx.until("PXG-SEC-004", "the stream whose values are published", |r| r.iter().any(|r| r.is("on_event", Edge::Exit))).await;
+            let mut d = own.cx.connect().await?;
+            d.send(&Request::get("/other"), cx.name()).await;
+            let reply = d.response("GET").await?;
+            cx.equal("PXG-SEC-004", "the status of the other library's stream", reply.status, 200);
+            let records = own.cx.records();
+            for function in ["complete", "apply", "wake"] {
+                cx.equal("PXG-SEC-004", &format!("{function} with another library's value"), records.statuses(function, "other"), vec![STALE]);
+            }
+            own.cx.open("go");
+            cx.equal("PXG-SEC-004", "the status of the stream", c.response("GET").await?.status, 200);
+            own.cx.ended().await;
+            let seen = own.cx.seen();
+            let evil = seen.iter().any(|s| s.get("x-evil").is_some());
+            let own_result = seen.iter().any(|s| s.get("x-a").is_some());
+            cx.equal("PXG-SEC-004", "x-evil and x-a upstream", (evil, own_result), (false, true));
+            let wakes = own.cx.records().events("a", Phase::WAKE.0).len();
+            cx.equal("PXG-SEC-004", "WAKE events", wakes, 0);
+            own.end("PXG-SEC-004").await
+        }),
+        Case::new(
+            "sec/strip",
+            2,
+            &["PXG-SEC-005"],
+            "fields of the strip list are gone before the first guest, in every spelling, also where a guest is bypassed",
+        )
+        .script("a request-headers: error text")
+        .alone()
+        .run(|cx| async move {
+            let mut setup = own::chain(&cx, &[("a", PLAIN), ("b", PLAIN)])?;
+            own::option(&mut setup, "a", "open", "");
+            setup.options.push(("strip".into(), "x-user-id".into()));
+            setup.routes.push(crate::hostcheck::host::Route { name: "none".into(), prefix: "/none".into(), chain: Vec::new() });
+            let own = Own::start(&cx, &setup).await?;
+            for (turn, route) in ["/", "/none"].iter().enumerate() {
+                let mut c = own.cx.connect().await?;
+                let mut r = Request::get(route).field("x-kept", "1");
+                for name in ["x-user-id", "X-User-ID", "x_user_id", "X-User_Id"] {
+                    r = r.field(name, "spoofed");
+                }
+                c.send(&r, cx.name()).await;
+                cx.equal("PXG-SEC-005", "the status", c.response("GET").await?.status, 200);
+                own.cx.ended().await;
+                let seen = own.cx.seen().into_iter().nth(turn);
+                let left: Vec<String> = seen.iter().flat_map(|s| &s.head.fields).filter(|f| f.1.contains("spoofed")).map(|f| f.0.clone()).collect();
+                cx.equal("PXG-SEC-005", &format!("spoofed fields upstream on {route}"), left, Vec::new());
+                cx.check("PXG-SEC-005", seen.is_some_and(|s| s.get("x-kept").is_some()), || "x-kept did not arrive".into());
+            }
+            let shown = own.all().iter().filter(|r| r.fields.iter().flatten().any(|f| f.1 == "spoofed")).count();
+            cx.equal("PXG-SEC-005", "events that show a spoofed field", shown, 0);
+            own.end("PXG-SEC-005").await
+        }),
+        Case::new(
+            "sec/logs",
+            2,
+            &["PXG-SEC-006"],
+            "details and errors are escaped and capped, and a SENSITIVE value is in no output",
+        )
+        .script(
+            "a request-headers: set x-secret S3CRET-OF-A-GUEST; value-flags 2
+             b request-headers: reply 403; details %60000:D\\nforged\\x1b[31m
+             other request-headers: error %60000:E\\nforged\\x1b[31m",
+        )
+        .alone()
+        .run(|cx| async move {
+            let mut setup = own::chain(&cx, &[("a", PLAIN), ("b", PLAIN)])?;
+            own::also(&cx, &mut setup, ("probe", &cx.shared().probe.clone()), "other", PLAIN);
+            let own = Own::start(&cx, &setup).await?;
+            let names = |dir: &std::path::Path| -> Vec<std::path::PathBuf> {
+                std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+            };
+            // What the suite wrote holds the script, and the secret with it.
+            let config: Vec<_> = names(&own.running.dir).into_iter().filter(|p| std::fs::read(p).is_ok_and(|b| !b.is_empty()) && !is_log(p)).collect();
+            for route in ["/", "/other"] {
+                own.cx.exchange(Request::get(route)).await?;
+            }
+            let (dir, running) = (own.running.dir.clone(), own.running.clone());
+            own.end("PXG-SEC-006").await?;
+            let mut texts = vec![("its output".to_string(), running.host.borrow().output.since(0).join("\n"))];
+            for p in names(&dir).into_iter().filter(|p| !config.contains(p) && p.extension().is_none_or(|e| e != "jsonl" && e != "seq")) {
+                texts.push((p.display().to_string(), String::from_utf8_lossy(&std::fs::read(&p)?).into_owned()));
+            }
+            for (what, text) in &texts {
+                cx.check("PXG-SEC-006", !text.contains("S3CRET"), || format!("a SENSITIVE value is in {what}"));
+                for l in text.lines() {
+                    cx.check("PXG-SEC-006", !l.starts_with("forged") && !l.contains('\u{1b}'), || format!("a guest's text is not escaped in {what}"));
+                    cx.check("PXG-SEC-006", l.len() < 50_000, || format!("a line of {} bytes in {what}", l.len()));
+                }
+            }
+            cx.remark(format!("looked into {}", texts.iter().map(|t| t.0.as_str()).collect::<Vec<_>>().join(", ")));
+            Ok(())
+        }),
+        Case::new(
+            "sec/paths",
+            2,
+            &["PXG-SEC-007"],
+            "the path that a guest sees is the one that is forwarded, and has no dot segments left",
+        )
+        .script("* request-headers: continue")
+        .run(|cx| async move {
+            for path in ["/a/../b", "/a/./b", "/a/%2e%2e/b", "/a/.%2E/b?q=/../x", "/a/../../b", "//a//b", "/a/..%2fb", "/%61/b", "/a/b/..", "/a/b/."] {
+                let x = cx.exchange(Request::get(path)).await?;
+                if x.reply.status == 400 {
+                    continue;
+                }
+                let seen: Vec<Option<String>> = ["a", "b", "c"]
+                    .iter()
+                    .map(|p| x.records.events(p, Phase::REQUEST_HEADERS.0).first().and_then(|e| e.fields.iter().flatten().find(|f| f.0 == ":path").map(|f| f.1.clone())))
+                    .collect();
+                let target = x.up.as_ref().map(|u| u.head.target().to_string());
+                cx.check("PXG-SEC-007", seen.iter().all(|s| *s == target) && target.is_some(), || {
+                    format!("{path}: guests saw {seen:?}, the upstream {target:?}")
+                });
+                let shown = seen[0].clone().unwrap_or_default().to_ascii_lowercase().replace("%2e", ".");
+                let path_only = shown.split('?').next().unwrap_or_default();
+                let dots = path_only.split('/').any(|s| s == "." || s == "..");
+                cx.check("PXG-SEC-007", !dots, || format!("{path} is shown as {shown}: dot segments are left"));
+            }
+            Ok(())
+        }),
+        Case::new(
+            "sec/framing",
+            2,
+            &["PXG-SEC-007"],
+            "conflicting framing is rejected before the first guest",
+        )
+        .script("* request-headers: continue")
+        .run(|cx| async move {
+            for (what, fields, body) in [
+                ("content-length with transfer-encoding", "content-length: 5\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"),
+                ("two lengths", "content-length: 5\r\ncontent-length: 6\r\n", "123456"),
+                ("two lengths in one field", "content-length: 5, 6\r\n", "123456"),
+                ("a length that is no number", "content-length: +5\r\n", "12345"),
+                ("an obsolete line folding", "x-folded: a\r\n b\r\ncontent-length: 0\r\n", ""),
+                ("a space before the colon", "content-length : 5\r\n", "12345"),
+            ] {
+                let before = request_headers(&cx.records(), "a");
+                let mut c = cx.connect().await?;
+                let text = format!("POST / HTTP/1.1\r\nhost: pxg.test\r\nx-pxg-case: {}\r\n{fields}\r\n{body}", cx.name());
+                c.write(text.as_bytes()).await;
+                let reply = c.response("POST").await?;
+                cx.check("PXG-SEC-007", reply.status == 400 || reply.status == 0, || format!("{what}: status {}, expected 400", reply.status));
+                cx.equal("PXG-SEC-007", &format!("{what}: calls of the first guest"), request_headers(&cx.records(), "a") - before, 0);
+            }
+            // The checks above must not pass because nothing works.
+            let x = cx.exchange(Request::post("/", b"12345")).await?;
+            cx.equal("PXG-SEC-007", "the status of a sound request", x.reply.status, 200);
+            Ok(())
+        }),
+    ]
+}
+
+fn is_log(p: &std::path::Path) -> bool {
+    p.extension().is_some_and(|e| e == "log")
+}
