@@ -89,6 +89,14 @@ impl BodyBuf {
         }
     }
 
+    /// Empties it, and gives its memory back if it has some.
+    #[inline]
+    pub fn renew(&mut self) {
+        if self.chunks.capacity() > 0 {
+            *self = Self::default();
+        }
+    }
+
     /// Replaces what may be lent by copies.
     pub fn own(&mut self) {
         for piece in &mut self.chunks[self.first..] {

@@ -44,8 +44,8 @@ pub const LACKS: &[(Feature, &str)] = &[
 pub const GRANTED: &[(Feature, &str)] = &[
     (
         Feature::REPLY_REFILTER,
-        "the entry says `reply_refilter: true`, and gets it for the replies of guests in the same filter of Envoy: a reply in \
-         a response phase passes no other filter of Envoy's chain, and Envoy's own replies pass no guest",
+        "the entry says `reply_refilter: true`, and gets it for the replies of Envoy and of guests in the same filter of \
+         Envoy; a reply that a guest makes in a response phase passes no other filter of Envoy's chain",
     ),
     (
         Feature::ROUTE,

@@ -56,7 +56,7 @@ impl<H: Fields> Stream<H> {
             flags |= EventFlags::CAN_REPLY.0;
         }
         let flow = &mut self.flows[at.dir as usize];
-        if at.dir == Dir::Response && flow.local {
+        if at.dir == Dir::Response && (flow.local || flow.from_host) {
             flags |= EventFlags::LOCAL_ORIGIN.0;
         }
         if flow.upgraded {
@@ -221,7 +221,8 @@ impl<H: Fields> Stream<H> {
             let [mut fields, mut trailers, mut peer_fields, mut peer_trailers] =
                 std::array::from_fn(|_| Views::new());
             if phase == Phase::LOG {
-                if self.flows[Dir::Response as usize].local {
+                let response = &self.flows[Dir::Response as usize];
+                if response.local || response.from_host {
                     flags.0 |= EventFlags::LOCAL_ORIGIN.0;
                 }
                 view_left(

@@ -122,6 +122,8 @@ pub(super) struct Flow<H> {
     pub(super) finished: bool,
     pub(super) how: DirectionEnd,
     pub(super) local: bool,
+    /// The driver's own message in the upstream's stead, which it keeps and sends itself.
+    pub(super) from_host: bool,
     pub(super) upgraded: bool,
     /// Head and trailers as they left, for LOG and peers, where some filter wants them.
     pub(super) left: Option<Box<H>>,
@@ -148,6 +150,7 @@ impl<H> Flow<H> {
             finished: false,
             how: DirectionEnd::NEVER_BEGAN,
             local: false,
+            from_host: false,
             upgraded: false,
             left: None,
             left_trailers: None,

@@ -1,7 +1,8 @@
 //! For drivers that keep messages where they are and only lend them: what such a driver has to know, and to give at once.
 
 use bytes::Bytes;
-use proxy_golang_abi::{BodyMode, DirectionEnd, EndReason};
+use proxy_golang_abi::feature::Feature;
+use proxy_golang_abi::{BodyMode, ConfigFlags, DirectionEnd, EndReason};
 
 use super::super::fields::Fields;
 use super::flow::{End, State};
@@ -119,11 +120,15 @@ impl<H: Fields> Stream<H> {
             .map(|m| (&m.namespace[..], &m.key[..], &m.value[..]))
     }
 
-    /// Whether the host's own response, that passes no filter, has begun in the upstream's stead. `head` is kept for LOG if
-    /// some filter wants it. The driver sends it, and reports its end by [`Stream::body_forwarded`] or [`Stream::cut`].
-    pub fn local_response(&mut self, cx: &mut Cx<'_>, head: &H, length: BodyLength) {
-        if self.closed || self.flows[Dir::Response as usize].finished {
-            return;
+    /// The host, or somebody else in its chain, answers in the upstream's stead: to be called before
+    /// [`Stream::response_head`] with that answer. It passes the response phases of guests with REPLY_REFILTER that the
+    /// request reached, flagged LOCAL_ORIGIN. Whether there are such guests. If not, it counts as given out: the driver
+    /// sends it, and reports its end by [`Stream::body_forwarded`] or [`Stream::cut`]; of `head` LOG gets a copy if some
+    /// guest wants it.
+    pub fn host_responds(&mut self, cx: &mut Cx<'_>, head: &H, length: BodyLength) -> bool {
+        let response = &self.flows[Dir::Response as usize];
+        if self.closed || response.finished || response.head_at > 0 || response.head.is_some() {
+            return false;
         }
         let chain = std::mem::take(&mut self.chain);
         self.why.get_or_insert(EndReason::REPLIED);
@@ -136,28 +141,31 @@ impl<H: Fields> Stream<H> {
             };
         }
         self.cut_sides(cx, &chain, Dir::Request);
-        for place in 0..self.places.len() {
+        let mut seen = false;
+        for (place, filter) in chain.filters().iter().enumerate() {
             self.cancel_side(cx, &chain, Dir::Response, place);
+            let seat = &self.places[place];
+            let entitled = seat.reached || filter.is(ConfigFlags::ORPHAN);
+            let sees = entitled && !seat.failed && filter.has(Feature::REPLY_REFILTER);
+            let pos = self.pos_of(Dir::Response, place);
+            let side = &mut self.flows[Dir::Response as usize].sides[pos];
+            if !sees {
+                side.state = State::Bypass;
+            }
+            seen |= sees;
         }
         let flow = &mut self.flows[Dir::Response as usize];
-        for side in &mut flow.sides {
-            side.state = State::Bypass;
-            side.view.clear();
-            side.hold_since = None;
-            side.length_left = None;
-        }
-        flow.ready.clear();
-        flow.end = None;
-        flow.head = None;
-        flow.head_at = flow.sides.len() + 1;
-        flow.length = length;
-        flow.local = true;
-        flow.open = true;
-        flow.how = DirectionEnd::PROXY;
-        if flow.keep {
-            flow.left = Some(Box::new(head.clone()));
-        }
+        flow.from_host = true;
         self.upstream_cancelled = true;
+        if !seen {
+            flow.length = length;
+            flow.head_at = flow.sides.len() + 1;
+            flow.how = DirectionEnd::PROXY;
+            if flow.keep {
+                flow.left = Some(Box::new(head.clone()));
+            }
+        }
         self.chain = chain;
+        seen
     }
 }

@@ -2,7 +2,6 @@
 
 use proxy_golang_abi::{BodyMode, DirectionEnd, EventFlags};
 
-use super::super::body::BodyBuf;
 use super::super::fields::Fields;
 use super::super::guest::Chain;
 use super::flow::{Flow, Side, State};
@@ -25,6 +24,8 @@ impl<H: Fields> Stream<H> {
     pub fn let_go(&mut self) {
         debug_assert!(self.closed);
         self.chain = Chain::default();
+        // What the driver lends goes with the exchange.
+        self.flows.iter_mut().for_each(|flow| flow.head = None);
     }
 
     /// Makes this stream, which is over, one of another exchange, as [`Stream::new`] does.
@@ -88,6 +89,7 @@ impl<H> Flow<H> {
             finished,
             how,
             local,
+            from_host,
             upgraded,
             left,
             left_trailers,
@@ -100,11 +102,12 @@ impl<H> Flow<H> {
         *head_at = 0;
         *length = BodyLength::Unknown;
         *end = None;
-        *ready = BodyBuf::default();
+        ready.renew();
         *open = true;
         *finished = false;
         *how = DirectionEnd::NEVER_BEGAN;
         *local = false;
+        *from_host = false;
         *upgraded = false;
         *left = None;
         *left_trailers = None;
@@ -137,9 +140,9 @@ impl Side {
             resumed,
         } = self;
         *state = State::Wait;
-        *view = BodyBuf::default();
+        view.renew();
         *offset = 0;
-        *observed = BodyBuf::default();
+        observed.renew();
         *token = 0;
         *deadline = 0;
         *shown = 0;

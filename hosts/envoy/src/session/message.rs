@@ -84,11 +84,11 @@ impl Session {
                 framing_of(&head).0
             };
             if self.local.get() {
-                // Without REPLY_REFILTER no guest sees it.
-                self.with(state, |stream, cx| stream.local_response(cx, &head, length));
                 self.pass[0].set(true);
-                self.pass[1].set(true);
-                return CONTINUE;
+                if !self.with(state, |stream, cx| stream.host_responds(cx, &head, length)) {
+                    self.pass[1].set(true);
+                    return CONTINUE;
+                }
             }
             let way = &mut state.ways[1];
             way.came = Some(length);

@@ -298,6 +298,6 @@ fn upstream_breaks(w: &World) {
 fn unreachable(w: &World) {
     let reply = w.envoy().connect("nowhere").get("/");
     assert_eq!(reply.status, 503);
-    // What Envoy answers itself passes no guest.
-    assert_eq!(reply.field("x-trace-id"), None);
+    // What Envoy answers itself passes guests that see replies.
+    assert!(reply.field("x-trace-id").is_some());
 }
