@@ -208,6 +208,9 @@ void decision_check(decision *d, enum source by, const config *c, uint32_t phase
              (unsigned long long)set.max_ops);
     return;
   }
+  if ((d->unsubscribe & ~0xf01feull) && !BUG("undefined-bits-ignored"))
+    refuse(d, PXG_E_UNSUPPORTED, "unsubscribe: found undefined bits in 0x%llx [PXG-ABI-005]",
+           (unsigned long long)d->unsubscribe);
   for (int k = 0; k < 2; k++)
     if (d->mode[k] > PXG_BODY_OBSERVE)
       refuse(d, PXG_E_UNSUPPORTED, "body_mode[%d]: found %u, expected 0 to 4", k, d->mode[k]);

@@ -114,9 +114,13 @@ static bool declared_ok(const config *c, const pxg_config_out *o, const call *le
         !(o->subscribe & PXG_PHASE_BIT(d ? PXG_PHASE_RESPONSE_BODY : PXG_PHASE_REQUEST_BODY)))
       return bad(f, PXG_E_ARG, "body_mode[%d]: found %u, expected its body phase in subscribe [PXG-CFG-009]", d,
                  o->body_mode[d]);
-  if ((o->n_attrs && !o->attrs) || (o->n_projection && !o->projection) || o->n_attrs > 1024 || o->n_projection > 1024)
+  if ((o->n_attrs && !o->attrs) || o->n_attrs > 1024)
+    return bad(f, PXG_E_ARG, "attrs: found %s with n_attrs %llu, expected an array of at most 1024 [PXG-ABI-012]",
+               o->attrs ? "an array" : "NULL", (unsigned long long)o->n_attrs);
+  if ((o->n_projection && !o->projection) || o->n_projection > 1024)
     return bad(f, PXG_E_ARG,
-               "attrs or projection: found NULL or too many elements, expected an array of at most 1024 [PXG-ABI-012]");
+               "projection: found %s with n_projection %llu, expected an array of at most 1024 [PXG-ABI-012]",
+               o->projection ? "an array" : "NULL", (unsigned long long)o->n_projection);
   if (call_overruns(lent, o->attrs, o->n_attrs * sizeof *o->attrs) ||
       call_overruns(lent, o->projection, o->n_projection * sizeof *o->projection))
     return bad(f, PXG_E_ARG, "attrs or projection: found an array that leaves the lent scratch [PXG-MEM-012]");
@@ -124,7 +128,9 @@ static bool declared_ok(const config *c, const pxg_config_out *o, const call *le
     const pxg_attr_want *a = &o->attrs[i];
     if (!string_ok(&a->name, lent, f, "attrs")) return false;
     if ((a->flags & ~PXG_ATTR_REQUIRED) || a->reserved0 || a->phases & ~(HTTP_PHASES | L4_PHASES))
-      return bad(f, PXG_E_UNSUPPORTED, "attrs[%llu]: found undefined bits [PXG-CFG-009]", (unsigned long long)i);
+      return bad(f, PXG_E_UNSUPPORTED,
+                 "attrs[%llu]: found flags 0x%x, reserved0 %u, phases 0x%llx, expected no undefined bit [PXG-CFG-009]",
+                 (unsigned long long)i, a->flags, a->reserved0, (unsigned long long)a->phases);
     if ((a->flags & PXG_ATTR_REQUIRED) && attribute_find((const char *)a->name.ptr, a->name.len) == -1 &&
         !BUG("required-attribute-ignored"))
       return bad(f, PXG_E_NOTFOUND,
@@ -135,7 +141,8 @@ static bool declared_ok(const config *c, const pxg_config_out *o, const call *le
     const pxg_str *name = &o->projection[i].name;
     if (!string_ok(name, lent, f, "projection")) return false;
     if (o->projection[i].phases & ~(HTTP_PHASES | L4_PHASES))
-      return bad(f, PXG_E_UNSUPPORTED, "projection[%llu]: found undefined bits [PXG-CFG-009]", (unsigned long long)i);
+      return bad(f, PXG_E_UNSUPPORTED, "projection[%llu]: found phases 0x%llx, expected no undefined bit [PXG-CFG-009]",
+                 (unsigned long long)i, (unsigned long long)o->projection[i].phases);
     bool pseudo = name->ptr[0] == ':';
     if (!name_is_token(name->ptr + pseudo, name->len - pseudo, false))
       return bad(f, PXG_E_ARG, "projection[%llu]: found a name that is not a field's in lower case [PXG-HDR-010]",
@@ -250,10 +257,12 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
   fault f = {PXG_OK, ""};
   bool ok = false;
   for (int i = 0; i < 4 && !f.status; i++)
-    if (l->table.required[i] & ~c->features[i] && !BUG("required-ignored"))
-      bad(&f, PXG_E_UNSUPPORTED,
-          "the library requires features that this configuration lacks: 0x%llx of word %d [PXG-NEG-003]",
-          (unsigned long long)(l->table.required[i] & ~c->features[i]), i);
+    if (l->table.required[i] & ~c->features[i] && !BUG("required-ignored")) {
+      char missing[1024];
+      name_features(missing, sizeof missing, l->table.required, c->features);
+      bad(&f, PXG_E_UNSUPPORTED, "the library requires features that this configuration lacks: %s [PXG-NEG-003]",
+          missing);
+    }
   if (!f.status) {
     call_begin(&lent);
     int32_t status = l->table.on_config_new(l->table.ctx, &in, &out);

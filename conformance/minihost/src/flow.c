@@ -275,6 +275,7 @@ static bool step_hold(place *p, int d) {
     return true;
   }
   if (dir_is_parked(p, d)) return false;
+  if (x->body_end_seen && bug_name) return false; /* A mutant that obeys MORE there would be shown it for ever. */
   if (d == REQ && p->s->expect_100) client_continue(p->s);
   if (x->view.len > p->c->max_body[d] && !BUG("413-by-itself") && !BUG("over-limit-unsaid")) {
     deliver_body(p, d, PXG_EV_OVER_LIMIT);

@@ -136,18 +136,69 @@ static char *text(const char *format, ...) {
   return out;
 }
 
-static void name_features(char *to, size_t room, const uint64_t *want, const uint64_t *have) {
+#define NAME(feature) [PXG_F_##feature] = #feature
+
+static const char *const feature_names[256] = {NAME(PEND_REQUEST_HEADERS),
+                                               NAME(PEND_REQUEST_BODY),
+                                               NAME(PEND_REQUEST_TRAILERS),
+                                               NAME(PEND_RESPONSE_HEADERS),
+                                               NAME(PEND_RESPONSE_BODY),
+                                               NAME(PEND_RESPONSE_TRAILERS),
+                                               NAME(PEND_L4_OPEN),
+                                               NAME(PEND_L4_DATA),
+                                               NAME(BODY_STREAM_REQUEST),
+                                               NAME(BODY_STREAM_RESPONSE),
+                                               NAME(BODY_WHOLE_REQUEST),
+                                               NAME(BODY_WHOLE_RESPONSE),
+                                               NAME(BODY_OBSERVE_REQUEST),
+                                               NAME(BODY_OBSERVE_RESPONSE),
+                                               NAME(HOLD_REQUEST),
+                                               NAME(HOLD_RESPONSE),
+                                               NAME(RESIZE_REQUEST),
+                                               NAME(RESIZE_RESPONSE),
+                                               NAME(EXACT_EOS_REQUEST),
+                                               NAME(EXACT_EOS_RESPONSE),
+                                               NAME(TRAILERS_IN_REQUEST),
+                                               NAME(TRAILERS_IN_RESPONSE),
+                                               NAME(TRAILERS_OUT_REQUEST),
+                                               NAME(TRAILERS_OUT_RESPONSE),
+                                               NAME(PARTIAL_RELEASE),
+                                               NAME(CONTINUE_GATE),
+                                               NAME(BODY_INJECT),
+                                               NAME(STREAM_REPLY),
+                                               NAME(FLUSH),
+                                               NAME(REPLY_REFILTER),
+                                               NAME(ROUTE),
+                                               NAME(METADATA),
+                                               NAME(OWNED_BUF),
+                                               NAME(WIRE_ORDER),
+                                               NAME(ORPHAN),
+                                               NAME(SUBREQUESTS),
+                                               NAME(UPGRADE_BODY),
+                                               NAME(THREAD_AFFINE),
+                                               NAME(BATCH_END),
+                                               NAME(CONFIG_REJECT),
+                                               NAME(CONFIG_THREAD),
+                                               NAME(L4),
+                                               NAME(APPLY)};
+
+void name_features(char *to, size_t room, const uint64_t *want, const uint64_t *have) {
   size_t n = 0;
   to[0] = 0;
-  for (unsigned f = 0; f < 256; f++)
-    if (has_feature(want, f) && !has_feature(have, f) && n < room)
+  for (unsigned f = 0; f < 256; f++) {
+    if (!has_feature(want, f) || has_feature(have, f) || n >= room) continue;
+    if (feature_names[f]) {
+      n += (size_t)snprintf(to + n, room - n, "%s%s", n ? ", " : "", feature_names[f]);
+    } else {
       n += (size_t)snprintf(to + n, room - n, "%s%u", n ? ", " : "", f);
+    }
+  }
 }
 
 static char *table_fault(const pxg_guest *g, const pxg_host *h) {
   if (g->size < sizeof *g) return text("found a table of %u bytes, expected %zu or more", g->size, sizeof *g);
   if (g->major != PXG_VERSION_MAJOR) return text("found major %u, expected %u", g->major, PXG_VERSION_MAJOR);
-  char missing[256];
+  char missing[1024];
   name_features(missing, sizeof missing, g->required, h->features);
   if (*missing && !BUG("required-ignored"))
     return text("requires features that this host lacks: %s [PXG-NEG-003]", missing);

@@ -210,6 +210,8 @@ lib *lib_by_ctx(uint64_t ctx);
 lib *lib_first(void);
 const pxg_host *host_table(void);
 bool has_feature(const uint64_t *set, unsigned feature);
+/* The names of the features that are wanted and not there. */
+void name_features(char *to, size_t room, const uint64_t *want, const uint64_t *have);
 void libs_free(void);
 
 /* What is lent during a hook. */

@@ -224,8 +224,8 @@ void stream_run(stream *s) {
       if (s->tunnel_due) tunnel_start(s);
     } while (!s->dead && (step(s) || s->tunnel_due));
     if (s->dead) break;
-    reply_room(s);
     if (s->client) client_flush(s->client);
+    if (!s->dead) reply_room(s);
   }
   s->running = false;
   if (s->dead || (s->over[REQ] && s->over[RSP])) {
