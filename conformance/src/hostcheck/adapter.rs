@@ -97,6 +97,9 @@ pub(crate) struct Sign {
     /// A regular expression that a line of its output, standard or error, matches.
     #[serde(default)]
     pub(crate) line: Option<String>,
+    /// A line that says that it will not serve, though it runs.
+    #[serde(default)]
+    pub(crate) refused: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -176,6 +179,9 @@ pub(crate) struct Config {
     /// Once for each route: `{route} {prefix} {chain} {absent}`, and `{overrides}`: both.
     #[serde(default)]
     pub(crate) route: String,
+    /// For a route without `{overrides}`, instead of `route`.
+    #[serde(default)]
+    pub(crate) route_plain: Option<String>,
     /// Once for each instance in a route's chain, in its order.
     #[serde(default)]
     pub(crate) chain: String,
@@ -358,6 +364,7 @@ impl Adapter {
                 1,
             ),
             ("ready.line", &self.ready.line, 0),
+            ("ready.refused", &self.ready.refused, 0),
             ("listen.line", &l.line, 1),
             ("listen.matches", &l.matches, 1),
             (
@@ -445,6 +452,9 @@ impl Adapter {
             all.push((key, &c.route_arguments[i], vec![ROUTE]));
         }
         all.push(("config.route".into(), &c.route, vec![ROUTE]));
+        if let Some(plain) = &c.route_plain {
+            all.push(("config.route_plain".into(), plain, vec![ROUTE]));
+        }
         all.push(("config.chain".into(), &c.chain, vec![INSTANCE]));
         all.push((
             "config.chain_override".into(),

@@ -262,7 +262,11 @@ fn write_config(
         v.insert("absent".into(), joined(&[&absent]));
         v.insert("overrides".into(), joined(&[&chain, &absent]));
         v.insert("chain_arguments".into(), String::new());
-        routes.push_str(&fill(&c.route, &v).map_err(|e| at("config.route", e))?);
+        let template = match &c.route_plain {
+            Some(plain) if v["overrides"].is_empty() => plain,
+            _ => &c.route,
+        };
+        routes.push_str(&fill(template, &v).map_err(|e| at("config.route", e))?);
         for piece in &c.route_arguments {
             if piece == "{chain_arguments}" {
                 instance_arguments.append(&mut arguments);
@@ -345,6 +349,12 @@ impl Host {
             pid,
         };
         let ready = adapter.ready.line.as_deref().map(Regex::new).transpose()?;
+        let refused = adapter
+            .ready
+            .refused
+            .as_deref()
+            .map(Regex::new)
+            .transpose()?;
         let until = Instant::now() + patience;
         loop {
             if let Some(status) = host.ended() {
@@ -353,6 +363,17 @@ impl Host {
                 let output = host.output.since(0);
                 return Ok(Err(NotReady {
                     status: Some(status),
+                    output,
+                }));
+            }
+            let refuses = refused
+                .as_ref()
+                .is_some_and(|r| host.output.find(0, r).is_some());
+            if refuses {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let output = host.output.since(0);
+                return Ok(Err(NotReady {
+                    status: None,
                     output,
                 }));
             }
