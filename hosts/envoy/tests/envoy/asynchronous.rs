@@ -44,6 +44,8 @@ request_headers pend until gone-key
 request_headers set x-a 1
 case release-gone
 request_headers release gone-key
+case pend-reset
+request_headers pend until reset-key
 case pend-siblings
 request_headers pend until siblings-key
 case release-siblings
@@ -54,6 +56,12 @@ request_body pend 1
 request_body set x-a 1
 request_body drop all
 request_body inject later
+case parked
+request_headers mode request stream
+request_body @1 pend until parked-key
+response_headers set x-a 1
+case release-parked
+request_headers release parked-key
 case pend-response-gone
 response_headers pend until response-gone-key
 ",
@@ -63,7 +71,9 @@ response_headers pend until response-gone-key
     suite.test("async::completed_before_it_returned", early);
     suite.test("async::a_whole_body_changed_later", whole);
     suite.test("async::many_at_once_on_every_connection", storm);
+    suite.test("async::a_response_waits_while_the_request_pends", parked);
     suite.test("async::the_stream_goes_first", gone);
+    suite.test("async::streams_of_http2_go_first", gone_http2);
     suite.test("async::a_stream_that_dies_takes_no_wakeup_along", siblings);
     suite.test("async::nobody_decides_until_the_deadline", deadline);
     suite.test(
@@ -241,6 +251,72 @@ fn gone(w: &World) {
     assert_eq!(envoy.case("release-gone", "/").status, 200);
     let complete = w.record("pend-gone").calls("complete", 1);
     assert_eq!(complete[0]["status"], Status::STALE.0);
+}
+
+/// The upstream answers before it has the body, of which a chunk pends: without DUPLEX the guest sees one direction at a
+/// time.
+fn parked(w: &World) {
+    let envoy = w.envoy();
+    let mut client = envoy.connect("script");
+    client.send(
+        "POST /early HTTP/1.1\r\nhost: test\r\nx-case: parked\r\ncontent-length: 10000\r\n\r\nthe beginning",
+    );
+    let record = w.record("parked");
+    until("the body pends", || {
+        record.lines().iter().any(|l| l["phase"] == "request_body")
+    });
+    // The answer is there, or on its way: nothing tells from outside.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(
+        record
+            .lines()
+            .iter()
+            .all(|l| l["phase"] != "response_headers"),
+        "not parked"
+    );
+    assert_eq!(envoy.case("release-parked", "/").status, 200);
+    let reply = client.head();
+    assert_eq!((reply.status, reply.field("x-a")), (413, Some("1")));
+}
+
+/// Streams that are reset one by one on a connection that lives.
+fn gone_http2(w: &World) {
+    const STREAMS: usize = 50;
+    let address = w.envoy().address("script");
+    run(async {
+        let sender = h2::connect(address).await;
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let mut sender = sender.clone();
+            tasks.spawn(async move {
+                let _ = sender
+                    .send_request(h2::get("/", &[("x-case", "pend-reset")]))
+                    .await;
+            });
+        }
+        let record = w.record("pend-reset");
+        while record
+            .lines()
+            .iter()
+            .filter(|l| l["call"] == "event")
+            .count()
+            < STREAMS
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Dropped futures reset their streams.
+        tasks.shutdown().await;
+        let mut sender = sender.clone();
+        let after = h2::whole(sender.send_request(h2::get("/", &[])).await.unwrap())
+            .await
+            .unwrap();
+        assert_eq!(after.status, 200);
+        // The connection lives until all of them have ended.
+        while record.lines().iter().filter(|l| l["call"] == "end").count() < STREAMS {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    w.record("pend-reset").calls("cancel", STREAMS);
 }
 
 /// Many completions in one batch, some for streams that die in the same moment: the wake-up of the others must not be

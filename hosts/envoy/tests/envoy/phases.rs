@@ -74,6 +74,11 @@ wake log 2 woken
     suite.test("phases::lists_keep_their_values_in_order", lists);
     suite.test("phases::attributes", attributes);
     suite.test("phases::metadata_for_later_guests_and_for_envoy", metadata);
+    suite.test("phases::metadata_becomes_filter_state", filter_state);
+    suite.test(
+        "phases::trusted_fields_are_stripped_and_failures_have_their_status",
+        stripped,
+    );
     suite.test("phases::metrics_are_envoys_stats", metrics);
     suite.test("phases::routes_and_clusters_are_chosen_again", recompute);
     suite.test("phases::wake", wake);
@@ -115,7 +120,33 @@ fn listeners(setup: &Setup) -> Vec<Value> {
                      case no-recompute\nrequest_headers set x-go there\n\
                      case cluster\nrequest_headers cluster h2\ncase forbidden\nrequest_headers cluster raw\n";
     let script = guests::script();
+    let state = json!({
+        "guest": script, "config": "case *\nrequest_headers meta tenant blue\n",
+        "filter_state": { "tenant": "test.tenant" },
+    });
+    let reads = format!(
+        "{record}attr x.envoy.filter_state.test.tenant\ncase *\nrequest_headers set x-tenant $0\n"
+    );
+    let strict = json!({
+        "guest": script, "strip_request_fields": ["X-User"], "failure_status": 503,
+        "config": "case fails\nrequest_headers error as asked for\n",
+    });
     vec![
+        listener_with(
+            "filter-state",
+            vec![
+                config::pxg_with("script", state),
+                pxg_named("reads", &script, &reads),
+            ],
+            routes(),
+            json!({}),
+        ),
+        listener_with(
+            "strict",
+            vec![as_text("script", &strict)],
+            routes(),
+            json!({}),
+        ),
         listener_with(
             "attributes",
             vec![pxg("script", &script, text(&attributes))],
@@ -316,6 +347,34 @@ fn metadata(w: &World) {
         .request("GET", "/coloured", "x-case: metadata\r\n", b"");
     assert_eq!(seen(&reply.json(), "x-colour"), ["blue"]);
     envoy.wait_for_log("access path=/coloured colour=blue");
+}
+
+/// Our filter with these settings as a `StringValue`.
+fn as_text(filter: &str, settings: &Value) -> Value {
+    let mut filter = config::pxg_with(filter, json!({}));
+    filter["typed_config"]["filter_config"] = json!({
+        "@type": "type.googleapis.com/google.protobuf.StringValue",
+        "value": settings.to_string(),
+    });
+    filter
+}
+
+fn filter_state(w: &World) {
+    let reply = w.envoy().connect("filter-state").get("/");
+    assert_eq!(seen(&reply.json(), "x-tenant"), ["blue"]);
+}
+
+fn stripped(w: &World) {
+    let ask = |case: &str| {
+        let fields = format!("x-case: {case}\r\nx-user: root\r\nx-other: 1\r\n");
+        w.envoy()
+            .connect("strict")
+            .request("GET", "/", &fields, b"")
+    };
+    let mirror = ask("none").json();
+    assert!(seen(&mirror, "x-user").is_empty());
+    assert_eq!(seen(&mirror, "x-other"), ["1"]);
+    assert_eq!(ask("fails").status, 503);
 }
 
 fn metrics(w: &World) {

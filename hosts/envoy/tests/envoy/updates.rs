@@ -24,6 +24,7 @@ pub(crate) fn add(suite: &mut Suite) {
         bad_config,
     );
     suite.test("updates::listeners_change_under_streams_in_flight", lds);
+    suite.test("updates::filters_change_under_streams_in_flight", ecds);
     suite.test(
         "updates::a_refused_update_leaves_the_old_one_serving",
         refused,
@@ -146,7 +147,14 @@ impl Dynamic {
         } } });
         let file = folder.path().join("envoy.json");
         std::fs::write(&file, bootstrap.to_string()).expect("write the configuration");
-        let flags = ["--disable-hot-restart", "--concurrency", "2"];
+        // What was exchanged is dropped after this time; the default is ten minutes.
+        let flags = [
+            "--disable-hot-restart",
+            "--concurrency",
+            "2",
+            "--drain-time-s",
+            "2",
+        ];
         let mut envoy = Envoy::start_file(w.version, &file, folder, &flags);
         until("the listener is there", || {
             envoy.read_listeners();
@@ -177,14 +185,18 @@ impl Dynamic {
     }
 }
 
-/// Moves a new file to the place of the old one, which is what Envoy watches for.
 fn write(folder: &Path, listener: Value, version: u32) {
     let mut listener = listener;
     listener["@type"] = json!("type.googleapis.com/envoy.config.listener.v3.Listener");
-    let response = json!({ "version_info": version.to_string(), "resources": [listener] });
+    put(folder, "lds.json", listener, version);
+}
+
+/// Moves a new file to the place of the old one, which is what Envoy watches for.
+fn put(folder: &Path, name: &str, resource: Value, version: u32) {
+    let response = json!({ "version_info": version.to_string(), "resources": [resource] });
     let fresh = folder.join("fresh");
-    std::fs::write(&fresh, response.to_string()).expect("write the listener");
-    std::fs::rename(&fresh, folder.join("lds.json")).expect("exchange the listener");
+    std::fs::write(&fresh, response.to_string()).expect("write the resource");
+    std::fs::rename(&fresh, folder.join(name)).expect("exchange it");
 }
 
 /// A listener whose guest sets the field x-version, and holds requests of the case `held`.
@@ -196,13 +208,10 @@ fn versioned(version: u32) -> impl Fn(&Path) -> Value {
              request_headers set x-version {version}\n",
             record.display()
         );
-        let mut listener = listener(
+        listener(
             "main",
             vec![pxg("script", &guests::script(), text(&script))],
-        );
-        // Streams in flight have this long; the default is ten minutes, in which no configuration is dropped.
-        listener["drain_type"] = json!("MODIFY_ONLY");
-        listener
+        )
     }
 }
 
@@ -230,6 +239,61 @@ fn lds(w: &World) {
     assert_eq!((reply.status, reply.field("x-version")), (200, Some("1")));
     assert_eq!(seen(&reply.json(), "x-version"), ["1"]);
     record.calls("end", 1);
+    // Its configuration goes with the old listener, once.
+    drop(held);
+    dynamic.record("-").calls("drop", 1);
+}
+
+/// The same for one filter of a listener that stays.
+fn ecds(w: &World) {
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    let record = folder.path().join("record.jsonl");
+    let watched = folder.path().join("watched");
+    std::fs::create_dir(&watched).expect("a folder");
+    let filter = |version: u32| {
+        let listener = versioned(version)(&record);
+        let filter = &listener["filter_chains"][0]["filters"][0]["typed_config"]["http_filters"][0];
+        json!({
+            "@type": "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+            "name": "guests",
+            "typed_config": filter["typed_config"],
+        })
+    };
+    put(&watched, "ecds.json", filter(1), 1);
+    let discovered = json!({ "name": "guests", "config_discovery": {
+        "config_source": {
+            "path_config_source": {
+                "path": watched.join("ecds.json"),
+                "watched_directory": { "path": watched },
+            },
+            "resource_api_version": "V3",
+        },
+        "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter"],
+    } });
+    let mut bootstrap = config::bootstrap(
+        vec![listener("main", vec![discovered])],
+        &w.origins.clusters(),
+    );
+    bootstrap["node"] = json!({ "id": "test", "cluster": "test" });
+    let envoy = Envoy::start(w.version, &bootstrap);
+    until("the filter is there", || {
+        envoy.connect("main").get("/").status == 200
+    });
+    assert_eq!(version_of(&envoy), "1");
+    let mut held = envoy.connect("main");
+    held.send("GET / HTTP/1.1\r\nhost: test\r\nx-case: held\r\n\r\n");
+    let held_record = Record::new(record.clone(), "held");
+    until("it pends", || !held_record.lines().is_empty());
+    put(&watched, "ecds.json", filter(2), 2);
+    until("the new one serves", || version_of(&envoy) == "2");
+    let release = envoy
+        .connect("main")
+        .request("GET", "/", "x-case: release\r\n", b"");
+    assert_eq!(release.status, 200);
+    let reply = held.reply();
+    assert_eq!((reply.status, reply.field("x-version")), (200, Some("1")));
+    held_record.calls("end", 1);
+    Record::new(record.clone(), "-").calls("drop", 1);
 }
 
 fn refused(w: &World) {

@@ -475,14 +475,48 @@ static int pend(const script *s, const step *at, const pxg_event *ev, uint32_t n
 /* ---- streamed replies ------------------------------------------------------------------------------------------- */
 
 typedef struct writer {
+  struct writer *next;
   const script *script;
   uint64_t stream, pieces, size;
+  int writable, gone;
 } writer;
+
+static writer *writers;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+
+/* The stream's reply has room again, or the stream has ended. */
+static void tell_writer(uint64_t stream, int gone) {
+  pthread_mutex_lock(&lock);
+  for (writer *w = writers; w; w = w->next) {
+    if (w->stream != stream) continue;
+    w->writable = 1;
+    w->gone |= gone;
+  }
+  pthread_cond_broadcast(&changed);
+  pthread_mutex_unlock(&lock);
+}
+
+static void await_room(writer *w) {
+  pthread_mutex_lock(&lock);
+  while (!w->writable && !w->gone) pthread_cond_wait(&changed, &lock);
+  pthread_mutex_unlock(&lock);
+}
+
+static void forget(writer *w) {
+  pthread_mutex_lock(&lock);
+  for (writer **at = &writers; *at; at = &(*at)->next) {
+    if (*at == w) {
+      *at = w->next;
+      break;
+    }
+  }
+  pthread_mutex_unlock(&lock);
+  free(w);
+}
 
 static void release_piece(uint64_t ctx) { free((void *)(uintptr_t)ctx); }
 
-/* Writes the pieces at the pace of the client: FULL waits, here by looking again, for the writer has no event of its
- * own. */
+/* Writes the pieces at the pace of the client: after FULL it waits for WRITABLE. */
 static void *write_reply(void *arg) {
   writer *w = arg;
   uint64_t full = 0;
@@ -501,17 +535,20 @@ static void *write_reply(void *arg) {
     out.action = PXG_ACT_CONTINUE;
     out.ops = &o;
     out.n_ops = 1;
+    pthread_mutex_lock(&lock);
+    w->writable = 0;
+    pthread_mutex_unlock(&lock);
     status = host->apply(host->ctx, w->stream, &out);
     if (status == PXG_FULL) {
       full++;
-      sleep_ms(2);
+      await_room(w);
     }
   }
   line l;
   begin(&l, "written", w->script);
   put(&l, ",\"status\":%d,\"full\":%llu", status, (unsigned long long)full);
   finish(&l, w->script);
-  free(w);
+  forget(w);
   return NULL;
 }
 
@@ -539,6 +576,7 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   }
   const script *s = st->script;
   uint32_t nth = ++st->calls[ev->phase];
+  if (ev->flags & PXG_EV_WRITABLE) tell_writer(ev->stream, 0);
   record_event(s, ev, nth);
   const step *at = run(s, s->steps, ev->phase, ev->flags, nth, pxgg_body_len(ev), ev, out);
   if (at) {
@@ -552,8 +590,15 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->n_ops = 0;
     out->reply = NULL;
   } else if (out->action == PXG_ACT_REPLY && r.pieces) {
-    writer *w = malloc(sizeof *w);
-    *w = (writer){s, ev->stream, r.pieces, r.piece_size};
+    writer *w = calloc(1, sizeof *w);
+    w->script = s;
+    w->stream = ev->stream;
+    w->pieces = r.pieces;
+    w->size = r.piece_size;
+    pthread_mutex_lock(&lock);
+    w->next = writers;
+    writers = w;
+    pthread_mutex_unlock(&lock);
     detached(write_reply, w);
   }
 }
@@ -565,8 +610,9 @@ static void on_cancel(uint64_t ctx, uint64_t cfg, uint64_t user, uint64_t stream
 }
 
 static void on_stream_end(uint64_t ctx, uint64_t cfg, uint64_t user, uint64_t stream_id, uint32_t worker) {
-  (void)ctx, (void)cfg, (void)stream_id, (void)worker;
+  (void)ctx, (void)cfg, (void)worker;
   stream *st = (stream *)(uintptr_t)user;
+  tell_writer(stream_id, 1);
   record_status("end", st->script, 0, 0);
   free(st);
 }
@@ -612,7 +658,9 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
       st->text = text;
       out->subscribe |= PXG_PHASE_BIT(phase);
       pxg_str copy = text;
-      if (PXGG_EQ(pxgg_next_word(&copy), "pend")) out->pend_phases |= PXG_PHASE_BIT(phase);
+      pxg_str what = pxgg_next_word(&copy);
+      if (PXGG_EQ(what, "pend")) out->pend_phases |= PXG_PHASE_BIT(phase);
+      if (PXGG_EQ(what, "stream")) out->subscribe |= PXG_PHASE_BIT(PXG_PHASE_WAKE);
     } else if (PXGG_EQ(word, "case")) {
       s = calloc(1, sizeof *s);
       s->steps = calloc(MAX_STEPS, sizeof *s->steps);
