@@ -154,7 +154,7 @@ impl Measured {
             most(what, self.cpu(shape, variant), limit);
         }
         most(
-            "guest in Go, synchronous, over the guest in C: processor time, difference".into(),
+            "guest in Go, synchronous, less the guest in C: processor time".into(),
             pairs(self.cpu(shape, "go-sync"), self.cpu(shape, "c"), |go, c| {
                 go - c
             }),

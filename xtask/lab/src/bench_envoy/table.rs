@@ -170,12 +170,9 @@ fn probe(row: &MixedRow) -> [String; 2] {
 
 fn limit(target: &Target) -> String {
     let sign = if target.at_least { ">=" } else { "<=" };
-    let digits = if (target.limit * 100.0).fract() == 0.0 {
-        2
-    } else {
-        3
-    };
-    format!("{sign} {:.digits$}", target.limit)
+    let exact = format!("{:.3}", target.limit);
+    // 0.125, but 0.05.
+    format!("{sign} {}", exact.strip_suffix('0').unwrap_or(&exact))
 }
 
 fn said(target: &Target) -> &'static str {
