@@ -204,7 +204,7 @@ pub(super) fn cases() -> Vec<Case> {
             ];
             for (feature, word, value) in lacks {
                 if !cx.has(feature) {
-                    wrong.push(("a flag without its feature", format!("subscribe raw request-headers\npend none\nflags {word}\n"), "flags", value));
+                    wrong.push(("a flag without its feature", format!("subscribe raw request-headers\npend none\nflags {word}\n"), "flag", value));
                 }
             }
             for (what, head, member, value) in wrong {

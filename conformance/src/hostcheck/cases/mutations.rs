@@ -35,7 +35,7 @@ pub(super) fn cases() -> Vec<Case> {
             "an unknown kind is skipped and counted, with MUST it is a failure",
         )
         .script(
-            "a request-headers: op 60000 0 0 0 key value; set x-a 1; op 21 0 7 9 key value
+            "a request-headers: op 60000 0 0 0 key value; set x-a 1; op 60001 0 0 0 key value
              never request-headers: set x-a 1; op 60000 1 0 0 key value",
         )
         .alone()
@@ -97,7 +97,7 @@ pub(super) fn cases() -> Vec<Case> {
             "ROUTE goes to allowed clusters only, and is skipped and counted once routing is final",
         )
         .script(
-            "good request-headers: route other; pending; complete R
+            "good request-headers: pending; complete R
              good result R: route other; continue
              good response-headers: apply L; continue
              good result L: route other; continue

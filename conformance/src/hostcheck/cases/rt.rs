@@ -68,8 +68,8 @@ pub(super) fn cases() -> Vec<Case> {
             "handlers that a guest installs at load are called afterwards, and interrupted system calls are begun again",
         )
         .script(
-            "a request-headers: mode request stream; mode response stream; pending; complete R @race
-             a result R: raise 23; raise 11; raise 7; raise 8; raise 13; storm 60; set x-a 1; continue",
+            "a request-headers: pending; complete R @race
+             a result R: mode request stream; mode response stream; raise 23; raise 11; raise 7; raise 8; raise 13; storm 60; set x-a 1; continue",
         )
         .needs(&[Feature::PEND_REQUEST_HEADERS])
         .alone()
