@@ -82,6 +82,11 @@ pub trait Guest: Send + Sync {
     /// Which library this is: the owner of its tokens. Equal for all filters of one library.
     fn library(&self) -> u32;
 
+    /// Whether the library owns the metric of this id.
+    fn has_metric(&self, _id: u32) -> bool {
+        true
+    }
+
     /// A METRIC operation; NOTFOUND for an id that the library does not own.
     fn record_metric(&self, id: u32, value: i64) -> Status;
 

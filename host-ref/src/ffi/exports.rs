@@ -203,6 +203,10 @@ impl Entry {
         *self.label.write().unwrap_or_else(PoisonError::into_inner) = label.into();
     }
 
+    pub(super) fn has_metric(&self, id: u32) -> bool {
+        self.shared.metrics.owns(self.id, id)
+    }
+
     pub(super) fn record_metric(&self, id: u32, value: i64) -> Status {
         self.shared.metrics.record(self.id, id, value)
     }

@@ -429,6 +429,10 @@ impl Guest for FfiGuest {
         self.table.entry.id()
     }
 
+    fn has_metric(&self, id: u32) -> bool {
+        self.table.entry.has_metric(id)
+    }
+
     fn record_metric(&self, id: u32, value: i64) -> Status {
         self.table.entry.record_metric(id, value)
     }

@@ -188,13 +188,21 @@ impl Metrics {
         Ok(used + 1)
     }
 
+    /// The series of this id, if it is the library's own.
+    fn own(&self, library: u32, id: u32) -> Option<&Series> {
+        self.series
+            .get(id.wrapping_sub(1) as usize)
+            .and_then(OnceLock::get)
+            .filter(|s| s.library == library)
+    }
+
+    pub(super) fn owns(&self, library: u32, id: u32) -> bool {
+        self.own(library, id).is_some()
+    }
+
     /// Records a value.
     pub(super) fn record(&self, library: u32, id: u32, value: i64) -> Status {
-        let series = self
-            .series
-            .get(id.wrapping_sub(1) as usize)
-            .and_then(OnceLock::get);
-        let Some(series) = series.filter(|s| s.library == library) else {
+        let Some(series) = self.own(library, id) else {
             return Status::NOTFOUND;
         };
         match &series.cell {

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::config::Level;
+use super::guests::Counted;
 use super::control::{Order, Shared};
 use super::metrics;
 use crate::engine::{PHASES, TIME_BUCKETS_NS};
@@ -256,7 +257,7 @@ fn guests(shared: &Shared) -> Value {
     let filters: serde_json::Map<_, _> = shared
         .filter_stats()
         .into_iter()
-        .map(|(name, stats)| {
+        .map(|(name, Counted { stats, .. })| {
             let phases: serde_json::Map<_, _> = PHASES
                 .iter()
                 .map(|(phase, word)| {

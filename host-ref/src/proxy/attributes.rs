@@ -119,7 +119,11 @@ impl Attributes for Exchange {
                 let details = self.details.borrow();
                 text(out, (!details.is_empty()).then(|| details.as_bytes()))
             }
-            "response.body_bytes" => put!(self.body_bytes(Dir::Response)),
+            // Before there is a response, it has no length either.
+            "response.body_bytes" => {
+                (self.status.get() != 0 || self.answered_at.get() != 0)
+                    && put!(self.body_bytes(Dir::Response))
+            }
             "duration_ns" => put!(self.duration_ns()),
             "x.pxg-host.listener" => text(out, Some(self.conn.listener.name.as_bytes())),
             _ => false,

@@ -13,12 +13,12 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::access::AccessLog;
 use super::config::{Config, ConfigError, Diagnostic, KeyPath, Level, Site, check};
-use super::guests::{self, Guests, KeptStats};
+use super::guests::{self, Counted, Guests, KeptStats};
 use super::site::{Kept, Runtime};
 use super::sockets::{Bound, Sockets, bind_admin};
 use super::worker::{self, Command, Socket, WorkerStats};
 use super::{admin, clock, features, logging};
-use crate::engine::{FilterStats, Hub, HubLimits};
+use crate::engine::{Hub, HubLimits};
 use crate::ffi::MetricSnapshot;
 use crate::loader::{BoundaryLimits, Host, HostInfo, Library};
 
@@ -77,11 +77,11 @@ impl Shared {
         ]
     }
 
-    pub(super) fn filter_stats(&self) -> Vec<(String, Arc<FilterStats>)> {
+    pub(super) fn filter_stats(&self) -> Vec<(String, Counted)> {
         let stats = lock(&self.stats);
         let mut all: Vec<_> = stats
             .iter()
-            .map(|(name, s)| (name.to_owned(), Arc::clone(s)))
+            .map(|(name, counted)| (name.to_owned(), counted.clone()))
             .collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all

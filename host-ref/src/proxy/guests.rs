@@ -45,13 +45,21 @@ struct InstanceKey {
     policy: String,
 }
 
-/// Counters by filter name: they go on over reloads.
+/// What is counted for a filter's instance, and what it is an instance of.
+#[derive(Clone, Default)]
+pub(super) struct Counted {
+    pub guest: String,
+    pub filter: String,
+    pub stats: Arc<FilterStats>,
+}
+
+/// Counters by the instance's name: they go on over reloads.
 #[derive(Default)]
-pub(super) struct KeptStats(HashMap<String, Arc<FilterStats>>);
+pub(super) struct KeptStats(HashMap<String, Counted>);
 
 impl KeptStats {
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Arc<FilterStats>)> {
-        self.0.iter().map(|(name, stats)| (name.as_str(), stats))
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Counted)> {
+        self.0.iter().map(|(name, counted)| (name.as_str(), counted))
     }
 }
 
@@ -199,7 +207,10 @@ impl Loader<'_> {
             self.guests.instances.push(kept);
             return Some(filter);
         }
-        let stats = Arc::clone(self.stats.0.entry(checked.name.clone()).or_default());
+        let counted = self.stats.0.entry(checked.name.clone()).or_default();
+        library.name().clone_into(&mut counted.guest);
+        name.clone_into(&mut counted.filter);
+        let stats = Arc::clone(&counted.stats);
         let configured = library.configure(ConfigRequest {
             filter: &name,
             name: &checked.name,

@@ -12,8 +12,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::control::Shared;
+use super::guests::Counted;
 use super::worker::WorkerStats;
-use crate::engine::{FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
+use crate::engine::{FilterStats, PHASES, PhaseStats, Reason, TIME_BUCKETS_NS};
 use crate::ffi::{MetricSnapshot, MetricValue};
 
 /// Everything as text.
@@ -202,18 +203,46 @@ impl Collector for HostMetrics {
     }
 }
 
-fn filter_metrics(
-    e: &mut DescriptorEncoder<'_>,
-    filters: &[(String, Arc<FilterStats>)],
-) -> fmt::Result {
+/// The counters of spec 15.4, and what this host counts besides.
+fn filter_metrics(e: &mut DescriptorEncoder<'_>, filters: &[(String, Counted)]) -> fmt::Result {
     use MetricType::{Counter, Gauge};
     type Read = fn(&FilterStats) -> u64;
-    let per_filter: [(&str, &str, MetricType, Read); 8] = [
+    let per_filter: [(&str, &str, MetricType, Read); 9] = [
         (
-            "pxg_filter_stale_completions",
-            "Completions of what had ended",
+            "pxg_guest_pending",
+            "Decisions pending now",
+            Gauge,
+            |s| s.pending_now.get(),
+        ),
+        (
+            "pxg_guest_stale_completions",
+            "Calls of the guest for what had ended, and completions that were not applied",
             Counter,
-            |s| s.stale.get(),
+            |s| s.stale.get() + s.unused_completions.get(),
+        ),
+        (
+            "pxg_guest_cancels",
+            "Pending decisions that were cancelled",
+            Counter,
+            |s| s.cancels.get(),
+        ),
+        (
+            "pxg_guest_operations_skipped",
+            "Operations skipped",
+            Counter,
+            |s| s.skipped_ops.get(),
+        ),
+        (
+            "pxg_guest_late_replies",
+            "Replies that came too late",
+            Counter,
+            |s| s.late_replies.get(),
+        ),
+        (
+            "pxg_guest_bypassed",
+            "Requests that went on without the filter",
+            Counter,
+            |s| s.bypassed.get(),
         ),
         (
             "pxg_filter_unused_completions",
@@ -233,72 +262,62 @@ fn filter_metrics(
             Counter,
             |s| s.over_pending_cap.get(),
         ),
-        (
-            "pxg_filter_skipped_operations",
-            "Operations skipped",
-            Counter,
-            |s| s.skipped_ops.get(),
-        ),
-        (
-            "pxg_filter_late_replies",
-            "Replies that came too late",
-            Counter,
-            |s| s.late_replies.get(),
-        ),
-        (
-            "pxg_filter_bypassed",
-            "Requests that went on without the filter",
-            Counter,
-            |s| s.bypassed.get(),
-        ),
-        (
-            "pxg_filter_pending_now",
-            "Decisions pending now",
-            Gauge,
-            |s| s.pending_now.get(),
-        ),
     ];
     for (name, help, kind, read) in per_filter {
         let series = filters
             .iter()
-            .map(|(filter, stats)| (vec![("filter", filter.clone())], read(stats)));
+            .map(|(config, counted)| (labels_of(config, counted), read(&counted.stats)));
         family(e, name, help, kind, series)?;
     }
+    let failures = filters.iter().flat_map(|(config, counted)| {
+        Reason::ALL.iter().map(move |reason| {
+            let mut labels = labels_of(config, counted);
+            labels.push(("reason", reason.name().to_owned()));
+            (labels, counted.stats.failures(*reason).get())
+        })
+    });
+    family(e, "pxg_guest_failures", "Failures of the guest by reason", Counter, failures)?;
     type ReadPhase = fn(&PhaseStats) -> u64;
-    let per_phase: [(&str, &str, ReadPhase); 4] = [
-        ("pxg_filter_calls", "Calls into the guest", |p| {
+    let per_phase: [(&str, &str, MetricType, ReadPhase); 4] = [
+        ("pxg_guest_calls", "Calls into the guest", Counter, |p| {
             p.calls.get()
         }),
         (
-            "pxg_filter_errors",
+            "pxg_guest_errors",
             "Failures of the guest, panics included",
+            Counter,
             |p| p.errors.get(),
         ),
-        ("pxg_filter_panics", "Panics of the guest", |p| {
+        ("pxg_guest_panics", "Panics of the guest", Counter, |p| {
             p.panics.get()
         }),
-        ("pxg_filter_pending", "Decisions left pending", |p| {
-            p.pending.get()
-        }),
+        // OpenMetrics has one family of a name, and the gauge has it.
+        (
+            "pxg_guest_pending_total",
+            "Decisions left pending",
+            MetricType::Unknown,
+            |p| p.pending.get(),
+        ),
     ];
-    for (name, help, read) in per_phase {
-        let series = filters.iter().flat_map(|(filter, stats)| {
+    for (name, help, kind, read) in per_phase {
+        let series = filters.iter().flat_map(|(config, counted)| {
             PHASES.iter().map(move |(phase, word)| {
-                let labels = vec![("filter", filter.clone()), ("phase", (*word).to_owned())];
-                (labels, read(&stats.phase(*phase)))
+                let mut labels = labels_of(config, counted);
+                labels.push(("phase", (*word).to_owned()));
+                (labels, read(&counted.stats.phase(*phase)))
             })
         });
-        family(e, name, help, Counter, series)?;
+        family(e, name, help, kind, series)?;
     }
     let mut time = e.encode_descriptor(
-        "pxg_filter_time_seconds",
+        "pxg_guest_call_seconds",
         "Time inside the guest, per call",
         None,
         MetricType::Histogram,
     )?;
-    for (filter, stats) in filters {
+    for (config, counted) in filters {
         for (phase, word) in PHASES {
-            let phase = stats.phase(phase);
+            let phase = counted.stats.phase(phase);
             let bounds = TIME_BUCKETS_NS
                 .iter()
                 .map(|ns| seconds(*ns))
@@ -308,8 +327,8 @@ fn filter_metrics(
                 .collect();
             let count = buckets.iter().map(|(_, n)| n).sum();
             if count > 0 {
-                let labels: Labels<'_> =
-                    vec![("filter", filter.clone()), ("phase", word.to_owned())];
+                let mut labels = labels_of(config, counted);
+                labels.push(("phase", word.to_owned()));
                 time.encode_family(&labels)?
                     .encode_histogram::<NoLabelSet>(
                         seconds(phase.time_ns.get()),
@@ -323,9 +342,28 @@ fn filter_metrics(
     Ok(())
 }
 
-/// What guests defined, under `pxg_guest_`, with the guest as a label.
+/// The labels that every counter of a filter's instance has.
+fn labels_of<'a>(config: &str, counted: &Counted) -> Labels<'a> {
+    vec![
+        ("guest", counted.guest.clone()),
+        ("filter", counted.filter.clone()),
+        ("config", config.to_owned()),
+    ]
+}
+
+/// The name of a guest's metric in exports (spec 15.3).
+fn user_name(metric: &MetricSnapshot) -> String {
+    let library: String = metric
+        .guest
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    format!("pxg_user_{library}_{}", metric.name)
+}
+
+/// What guests defined, under `pxg_user_<library>_`, with the guest as a label.
 fn guest_metrics(e: &mut DescriptorEncoder<'_>, metrics: &[MetricSnapshot]) -> fmt::Result {
-    let mut families: BTreeMap<(&str, u8), Vec<&MetricSnapshot>> = BTreeMap::new();
+    let mut families: BTreeMap<(String, u8), Vec<&MetricSnapshot>> = BTreeMap::new();
     for metric in metrics {
         let kind = match metric.value {
             MetricValue::Counter(_) => 0,
@@ -333,15 +371,15 @@ fn guest_metrics(e: &mut DescriptorEncoder<'_>, metrics: &[MetricSnapshot]) -> f
             MetricValue::Histogram { .. } => 2,
         };
         families
-            .entry((&metric.name, kind))
+            .entry((user_name(metric), kind))
             .or_default()
             .push(metric);
     }
-    let mut last = "";
+    let mut last = String::new();
     for ((name, kind), series) in &families {
         // Two guests may give one name to different things; a family has one type.
         let clash = *name == last;
-        last = name;
+        last.clone_from(name);
         let suffix = if clash {
             ["_counter", "_gauge", "_histogram"][usize::from(*kind)]
         } else {
@@ -352,7 +390,7 @@ fn guest_metrics(e: &mut DescriptorEncoder<'_>, metrics: &[MetricSnapshot]) -> f
             MetricType::Gauge,
             MetricType::Histogram,
         ][usize::from(*kind)];
-        let full = format!("pxg_guest_{name}{suffix}");
+        let full = format!("{name}{suffix}");
         let mut family = e.encode_descriptor(&full, "Defined by a guest", None, kind)?;
         for metric in series {
             let mut labels: Labels<'_> = vec![("guest", metric.guest.clone())];

@@ -269,9 +269,9 @@ fn an_asynchronous_verdict_holds_the_request() {
     client.send("abc");
     assert_eq!(client.reply().json()["body"], "abc");
     assert!(
-        host.metric("pxg_filter_pending_total{filter=\"token\",phase=\"request_headers\"}") >= 5
+        host.metric("pxg_guest_pending_total{config=\"token\",phase=\"request_headers\"}") >= 5
     );
-    assert_eq!(host.metric("pxg_filter_pending_now{filter=\"token\"}"), 0);
+    assert_eq!(host.metric("pxg_guest_pending{config=\"token\"}"), 0);
 }
 
 #[test]
@@ -463,7 +463,7 @@ fn a_failing_filter_fails_only_its_own_request() {
         );
     }
     assert!(
-        host.metric("pxg_filter_panics_total{filter=\"faulty\",phase=\"request_headers\"}") >= 2
+        host.metric("pxg_guest_panics_total{config=\"faulty\",phase=\"request_headers\"}") >= 2
     );
     host.wait_for_log("a filter failed on a request");
 }
@@ -482,11 +482,11 @@ fn a_filter_that_never_decides_runs_into_its_limit() {
     let reply = client.request("POST", "/closed", "x-fault: async-never\r\n", b"body");
     assert_eq!(reply.status, 500);
     assert_eq!(
-        host.metric("pxg_filter_deadlines_total{filter=\"closed\"}"),
+        host.metric("pxg_filter_deadlines_total{config=\"closed\"}"),
         1
     );
     assert_eq!(
-        host.metric("pxg_filter_bypassed_total{filter=\"faulty\"}"),
+        host.metric("pxg_guest_bypassed_total{config=\"faulty\"}"),
         1
     );
 }
@@ -497,7 +497,7 @@ fn a_client_that_leaves_cancels_what_pends() {
     let host = Host::start(&site(&upstream, &faulty(""), &[("/", "[\"faulty\"]")]));
     let mut client = host.connect();
     client.send("GET /left HTTP/1.1\r\nhost: a\r\nx-fault: async-never\r\n\r\n");
-    let pending = || host.metric("pxg_filter_pending_now{filter=\"faulty\"}");
+    let pending = || host.metric("pxg_guest_pending{config=\"faulty\"}");
     until("the filter waits", || pending() == 1);
     drop(client);
     until("nothing waits any more", || pending() == 0);
@@ -574,7 +574,7 @@ fn an_unused_configuration_is_dropped_and_an_unchanged_one_kept() {
     }
     until("the old ones are dropped", || live() == 1);
     assert_eq!(
-        host.metric("pxg_filter_calls_total{filter=\"policy\",phase=\"request_headers\"}"),
+        host.metric("pxg_guest_calls_total{config=\"policy\",phase=\"request_headers\"}"),
         6,
         "counters go on"
     );
@@ -615,7 +615,7 @@ fn a_long_chain_in_three_languages() {
         }
     });
     assert_eq!(
-        host.metric("pxg_filter_calls_total{filter=\"rewrite\",phase=\"response_body\"}"),
+        host.metric("pxg_guest_calls_total{config=\"rewrite\",phase=\"response_body\"}"),
         200
     );
 }

@@ -157,10 +157,14 @@ impl Host {
 
     pub(crate) fn metric(&self, series: &str) -> u64 {
         let text = self.admin("GET", "/metrics").text();
-        let line = text
-            .lines()
-            .find(|l| l.starts_with(series) && l[series.len()..].starts_with(' '));
-        line.map_or(0, |l| l[series.len() + 1..].parse().unwrap())
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let wanted: Vec<&str> = labels.trim_end_matches('}').split_terminator(',').collect();
+        let line = text.lines().find_map(|l| {
+            let (of, value) = l.rsplit_once(' ')?;
+            let (n, has) = of.split_once('{').unwrap_or((of, ""));
+            (n == name && wanted.iter().all(|w| has.contains(w))).then_some(value)
+        });
+        line.map_or(0, |value| value.parse().unwrap())
     }
 
     pub(crate) fn log(&self) -> String {

@@ -248,13 +248,19 @@ impl Host {
     }
 
     /// A metric of its own, by its name in the text format, labels included.
-    pub async fn metric(&self, name: &str) -> Result<f64> {
+    pub async fn metric(&self, series: &str) -> Result<f64> {
         let answer = self.admin(Method::GET, "/metrics").await?;
         let text = String::from_utf8_lossy(&answer.body);
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        value.with_context(|| format!("pxg-host has no metric {name}"))
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let wanted = labels.trim_end_matches('}');
+        // A series may have labels besides.
+        let value = text.lines().find_map(|line| {
+            let (of, value) = line.rsplit_once(' ')?;
+            let (n, has) = of.split_once('{').unwrap_or((of, ""));
+            (n == name && wanted.split_terminator(',').all(|w| has.contains(w)))
+                .then(|| value.parse().ok())?
+        });
+        value.with_context(|| format!("pxg-host has no metric {series}"))
     }
 
     /// Asks for a graceful end, and waits for it.

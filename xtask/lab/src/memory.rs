@@ -101,7 +101,7 @@ pub async fn run(args: &Args) -> Result<()> {
             "a goroutine of its own",
             Some((built.go.as_path(), "faulty")),
             ("x-fault", "async-never"),
-            "pxg_filter_pending_now{filter=\"it\"}",
+            "pxg_guest_pending{config=\"it\"}",
         ),
     ] {
         let host = start(built, folder.path(), &upstream, filter).await?;

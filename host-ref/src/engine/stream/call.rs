@@ -500,6 +500,11 @@ impl<'m> Attrs<'m> {
         phase: Phase,
         metadata: &'m [Metadata],
     ) {
+        // In a phase that none asks for there is none, not a list of absent ones (PXG-ATT-001).
+        let asked = filter.declared.attrs.iter().fold(0, |m, a| m | a.phases);
+        if asked & phase_bit(phase) == 0 {
+            return;
+        }
         self.bytes = std::mem::take(&mut cx.worker.attrs);
         self.bytes.clear();
         for want in &filter.declared.attrs {

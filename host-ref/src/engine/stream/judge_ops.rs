@@ -60,7 +60,8 @@ impl<H: Fields> Stream<H> {
         for (index, op) in outcome.ops.iter().enumerate() {
             let verdict = match &op.kind {
                 OpKind::Metadata { namespace, key, .. } => judge_metadata(filter, namespace, key),
-                OpKind::Metric { .. } => Verdict::Apply,
+                OpKind::Metric { id, .. } if filter.guest.has_metric(*id) => Verdict::Apply,
+                OpKind::Metric { .. } => Verdict::Skip,
                 _ if only_effects => {
                     judged.applied.push(false);
                     continue;

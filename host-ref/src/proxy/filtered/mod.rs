@@ -31,6 +31,9 @@ pub(super) use direct::Next;
 pub(super) use streams::{Streams, keep_deadlines};
 pub(super) use task::Task;
 
+/// Most bytes of a guest's text about its failure that are logged (PXG-SEC-006).
+const MAX_FAILURE_TEXT: usize = 1024;
+
 /// The engine's part of an exchange.
 pub(super) struct Filtered {
     stream: RefCell<Stream<Message>>,
@@ -134,12 +137,20 @@ impl Filtered {
                 Signal::ResetClient => self.reset_client.set(true),
                 // The connection is flushed whenever its body has nothing more to give.
                 Signal::Flush(_) => {}
-                Signal::GuestFailed(failure) => tracing::warn!(
-                    route = exchange.route().map_or("", |r| &r.name),
-                    request = exchange.number,
-                    ?failure,
-                    "a filter failed on a request"
-                ),
+                Signal::GuestFailed(mut failure) => {
+                    let most = (0..=MAX_FAILURE_TEXT).rev();
+                    let cut = most.into_iter().find(|i| failure.text.is_char_boundary(*i));
+                    if let Some(cut) = cut.filter(|cut| *cut < failure.text.len()) {
+                        failure.text.truncate(cut);
+                        failure.text.push_str("...");
+                    }
+                    tracing::warn!(
+                        route = exchange.route().map_or("", |r| &r.name),
+                        request = exchange.number,
+                        ?failure,
+                        "a filter failed on a request"
+                    );
+                }
                 Signal::Finished => self.finished.set(true),
             }
         }
