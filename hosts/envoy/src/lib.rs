@@ -1,7 +1,7 @@
 //! Runs `proxy_golang` guests inside a stock Envoy: a dynamic module that drives them through the reference engine.
 //!
 //! Envoy 1.39 and 1.40 load `libproxy_golang.so`; how to is in the crate's `README.md`, the configuration in
-//! [`config`](mod@config), what this host lacks in [`features::LACKS`]. One of our filters in Envoy runs a chain of guests;
+//! the module `config`, what this host lacks in [`features::LACKS`]. One of our filters in Envoy runs a chain of guests;
 //! several of them in one HTTP connection manager each run their own.
 
 #![deny(unsafe_code)]

@@ -244,9 +244,8 @@ mod tests {
 
     #[test]
     fn details_have_no_white_space() {
-        assert_eq!(
-            details_of("auth: no token"),
-            b"proxy_golang{auth:_no_token}"
-        );
+        assert_eq!(details_of("auth: no token"), b"auth.no_token");
+        assert_eq!(details_of("auth: "), b"auth.reply");
+        assert_eq!(details_of("auth: error: boom"), b"auth.error:_boom");
     }
 }

@@ -11,7 +11,7 @@ use proxy_golang_host::loader::Library;
 use crate::bell::{Bell, NEVER};
 use crate::process::{self, Process};
 use crate::session::Session;
-use crate::sys::Scheduler;
+use crate::sys::{Heads, Scheduler};
 
 /// Sessions that are kept with their memory for later streams.
 const SPARE: usize = 512;
@@ -28,6 +28,7 @@ pub(crate) struct Worker {
     pub(crate) process: &'static Process,
     pub(crate) engine: RefCell<Engine>,
     pub(crate) bell: Arc<Bell<Scheduler>>,
+    pub(crate) heads: &'static Heads,
     /// All sessions that this worker ever needed at once, by slot.
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
@@ -67,6 +68,7 @@ pub(crate) fn current(index: impl FnOnce() -> u32) -> Option<Rc<Worker>> {
                     process,
                     engine: RefCell::new(engine),
                     bell,
+                    heads: Heads::leak(),
                     slots: RefCell::default(),
                     free: RefCell::default(),
                     generation: Cell::new(0),

@@ -4,7 +4,6 @@ use proxy_golang_abi::EndReason;
 use proxy_golang_host::engine::{Cut, Dir, Stream};
 
 use super::{DIRS, Session, State};
-use crate::sys::next_hook;
 
 impl Session {
     /// Envoy, or another filter, answers.
@@ -16,7 +15,7 @@ impl Session {
 
     /// Envoy's stream is over: guests get LOG.
     pub(crate) fn complete(&self) {
-        next_hook();
+        self.worker.heads.next_hook();
         let state = &mut *self.state.borrow_mut();
         if !state.open || state.closed {
             return;
@@ -24,26 +23,28 @@ impl Session {
         let replied = state.replied;
         let passed = DIRS
             .map(|dir| !replied && self.pass[dir as usize].get() && self.ended[dir as usize].get());
-        let cause = if passed == [true; 2] {
-            (Dir::Response, Cut::Sender) // not looked at
-        } else {
-            self.cause(state)
-        };
-        self.with(state, |stream, cx| {
+        let over = self.with(state, |stream, cx| {
             for dir in DIRS {
                 if passed[dir as usize] {
                     stream.body_forwarded(cx, dir);
                 }
             }
-            if replied {
-                if !stream.has_ended() {
-                    stream.cut(cx, Dir::Response, Cut::Receiver);
-                }
-            } else if !stream.has_ended() {
-                stream.cut(cx, cause.0, cause.1);
+            if stream.has_ended() {
+                stream.close(cx, EndReason::COMPLETE);
             }
-            stream.close(cx, EndReason::COMPLETE);
+            stream.has_ended()
         });
+        if !over {
+            let (dir, how) = if replied {
+                (Dir::Response, Cut::Receiver)
+            } else {
+                self.cause(state)
+            };
+            self.with(state, |stream, cx| {
+                stream.cut(cx, dir, how);
+                stream.close(cx, EndReason::COMPLETE);
+            });
+        }
         state.closed = true;
     }
 
@@ -77,7 +78,7 @@ impl Session {
     /// Envoy lets go of the stream.
     pub(crate) fn end(&self) {
         self.filter.set(None);
-        next_hook();
+        self.worker.heads.next_hook();
         let (scheduler, needed) = {
             let state = &mut *self.state.borrow_mut();
             if state.open {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::reply::Reply;
 use crate::site::Route;
-use crate::sys::{Filter, Head, HeaderOf, next_hook};
+use crate::sys::{Filter, Head, HeaderOf};
 
 impl Session {
     /// A head hook of the request.
@@ -20,12 +20,12 @@ impl Session {
         if self.pass[0].get() {
             return CONTINUE;
         }
-        next_hook();
+        self.worker.heads.next_hook();
         self.ended[0].set(end);
         {
             let state = &mut *self.state.borrow_mut();
             self.strip(filter);
-            let head = Head::live(filter, HeaderOf::Request);
+            let head = self.worker.heads.live(filter, HeaderOf::Request);
             let (length, tunnel) = if end {
                 (BodyLength::Exact(0), false)
             } else {
@@ -59,7 +59,7 @@ impl Session {
         if self.pass[1].get() {
             return CONTINUE;
         }
-        next_hook();
+        self.worker.heads.next_hook();
         {
             let state = &mut *self.state.borrow_mut();
             if state.replied {
@@ -69,7 +69,7 @@ impl Session {
                 self.pass[1].set(true);
                 return CONTINUE;
             }
-            let head = Head::live(filter, HeaderOf::Response);
+            let head = self.worker.heads.live(filter, HeaderOf::Response);
             let status = head.value(b":status").unwrap_or_default();
             let upgraded =
                 state.ways[0].tunnel && (status == b"101" || status.first() == Some(&b'2'));
@@ -115,7 +115,7 @@ impl Session {
         let Some(filter) = self.filter.get() else {
             return CONTINUE;
         };
-        next_hook();
+        self.worker.heads.next_hook();
         {
             let state = &mut *self.state.borrow_mut();
             if state.reset || state.reply.is_some() || state.closed {
@@ -138,7 +138,7 @@ impl Session {
         let Some(filter) = self.filter.get() else {
             return CONTINUE;
         };
-        next_hook();
+        self.worker.heads.next_hook();
         {
             let state = &mut *self.state.borrow_mut();
             if state.reset || state.reply.is_some() || state.closed {
@@ -186,7 +186,10 @@ impl Session {
         }
         way.fed = kept + new;
         way.end_fed = ended;
-        let end = ended.then(|| way.trailers.then(|| Head::live(filter, trailers_of(dir))));
+        let end = ended.then(|| {
+            way.trailers
+                .then(|| self.worker.heads.live(filter, trailers_of(dir)))
+        });
         self.with(state, |stream, cx| stream.feed(cx, dir, pieces, end));
     }
 

@@ -25,7 +25,7 @@ use proxy_golang_host::engine::{BodyLength, Cx, Dir, Part, Signal, Stream, Strea
 use crate::attributes::OfStream;
 use crate::reply::Reply;
 use crate::site::{Route, Site};
-use crate::sys::{self, BodyOf, Filter, Head, HeaderOf, Scheduler, next_hook};
+use crate::sys::{self, BodyOf, Filter, Head, HeaderOf, Scheduler};
 use crate::worker::{Worker, slot_of};
 
 /// Room in Envoy's buffer beyond what guests may hold, so that the host sees the excess before Envoy does.
@@ -96,12 +96,24 @@ struct Way {
 
 impl Way {
     fn renew(&mut self) {
-        self.out.clear();
-        let out = std::mem::take(&mut self.out);
-        *self = Self {
+        // All by name: a new one is not forgotten here.
+        let Self {
+            came,
+            stopped,
+            head_out,
             out,
-            ..Self::default()
-        };
+            out_end,
+            fed,
+            end_fed,
+            trailers,
+            tunnel,
+        } = self;
+        *came = None;
+        for flag in [stopped, head_out, out_end, end_fed, trailers, tunnel] {
+            *flag = false;
+        }
+        out.clear();
+        *fed = 0;
     }
 }
 
@@ -368,7 +380,7 @@ impl Session {
         if let Some(cluster) = cluster {
             let field = site.settings.cluster_field.as_bytes();
             filter.set_field(HeaderOf::Request, field, Some(cluster));
-            next_hook();
+            self.worker.heads.next_hook();
         }
         filter.clear_route_cache();
     }

@@ -5,12 +5,12 @@ use proxy_golang_host::engine::{Dir, Mail, Stream};
 use super::message::release;
 use super::{DIRS, Session, State};
 use crate::reply::{Next, Reply, Send};
-use crate::sys::{Filter, next_hook};
+use crate::sys::Filter;
 
 impl Session {
     /// \[turn\] A guest has answered, woken or applied.
     pub(crate) fn deliver(&self, mail: Mail) {
-        next_hook();
+        self.worker.heads.next_hook();
         {
             let state = &mut *self.state.borrow_mut();
             if !state.open || state.closed {
@@ -23,7 +23,7 @@ impl Session {
 
     /// \[turn\] A deadline has passed.
     pub(crate) fn expire(&self) {
-        next_hook();
+        self.worker.heads.next_hook();
         {
             let state = &mut *self.state.borrow_mut();
             if !state.open || state.closed {
@@ -36,7 +36,7 @@ impl Session {
 
     /// The turn that this stream asked for, or that it carries for its worker.
     pub(crate) fn scheduled(&self) {
-        next_hook();
+        self.worker.heads.next_hook();
         if std::mem::take(&mut self.state.borrow_mut().asked) {
             self.go_on();
         }
@@ -72,7 +72,7 @@ impl Session {
                 Step::Go(Dir::Request) => filter.continue_request(),
                 Step::Go(Dir::Response) => filter.continue_response(),
             }
-            next_hook();
+            self.worker.heads.next_hook();
         }
     }
 

@@ -7,16 +7,53 @@ use proxy_golang_host::engine::{Edit, FieldList, FieldView, Fields, Views};
 use super::abi::Header;
 use super::envoy::{Filter, HeaderOf};
 
-thread_local! {
+/// What the heads of one worker share; it lives as long as the process.
+#[derive(Default)]
+pub(crate) struct Heads {
     /// Counts hooks: what Envoy lent in an earlier one may be gone.
-    static HOOKS: Cell<u64> = const { Cell::new(0) };
+    hooks: Cell<u64>,
     /// Room for arrays, used again.
-    static SPARE: UnsafeCell<Vec<Vec<Header>>> = const { UnsafeCell::new(Vec::new()) };
+    spare: Cell<Vec<Vec<Header>>>,
 }
 
-/// A hook has begun, or something that can change fields has run.
-pub(crate) fn next_hook() {
-    HOOKS.with(|hooks| hooks.set(hooks.get() + 1));
+impl Heads {
+    /// For a worker that has just been made.
+    pub(crate) fn leak() -> &'static Self {
+        Box::leak(Box::default())
+    }
+
+    /// A hook has begun, or something that can change fields has run.
+    #[inline]
+    pub(crate) fn next_hook(&self) {
+        self.hooks.set(self.hooks.get() + 1);
+    }
+
+    /// Envoy's fields of a stream.
+    #[inline]
+    pub(crate) fn live(&'static self, filter: Filter, of: HeaderOf) -> Head {
+        Head::Live(Live {
+            filter,
+            of,
+            heads: self,
+            array: UnsafeCell::default(),
+            fresh: Cell::new(0),
+        })
+    }
+
+    fn take_spare(&self) -> Vec<Header> {
+        let mut spare = self.spare.take();
+        let array = spare.pop();
+        self.spare.set(spare);
+        array.unwrap_or_else(|| Vec::with_capacity(64))
+    }
+
+    fn give_spare(&self, array: Vec<Header>) {
+        let mut spare = self.spare.take();
+        if spare.len() < 16 {
+            spare.push(array);
+        }
+        self.spare.set(spare);
+    }
 }
 
 /// A head, or trailers.
@@ -31,6 +68,7 @@ pub(crate) enum Head {
 pub(crate) struct Live {
     filter: Filter,
     of: HeaderOf,
+    heads: &'static Heads,
     /// Envoy's array, as of the hook `fresh`; written only while no view of it is out.
     array: UnsafeCell<Vec<Header>>,
     /// 0 when an edit has made it stale.
@@ -41,28 +79,20 @@ impl Drop for Live {
     fn drop(&mut self) {
         let array = std::mem::take(self.array.get_mut());
         if array.capacity() > 0 {
-            // SAFETY: of this thread alone, and no other reference to it is made while this one is used.
-            let _ = SPARE.try_with(|spare| unsafe {
-                let spare = &mut *spare.get();
-                if spare.len() < 16 {
-                    spare.push(array);
-                }
-            });
+            self.heads.give_spare(array);
         }
     }
 }
 
 impl Live {
     fn views(&self) -> &[FieldView<'_>] {
-        let now = HOOKS.with(Cell::get);
+        let now = self.heads.hooks.get();
         if self.fresh.get() != now {
             // SAFETY: a hook has passed, or an edit by `&mut self`, since views were made last: views do not outlive
             // either, as the engine shows them to guests only inside of one call.
             let array = unsafe { &mut *self.array.get() };
             if array.capacity() == 0 {
-                // SAFETY: as in `drop`.
-                let spare = SPARE.with(|spare| unsafe { (*spare.get()).pop() });
-                *array = spare.unwrap_or_else(|| Vec::with_capacity(64));
+                *array = self.heads.take_spare();
             }
             self.filter.fields(self.of, array);
             self.fresh.set(now);
@@ -83,16 +113,6 @@ impl Live {
 }
 
 impl Head {
-    /// Envoy's fields.
-    pub(crate) fn live(filter: Filter, of: HeaderOf) -> Self {
-        Self::Live(Live {
-            filter,
-            of,
-            array: UnsafeCell::default(),
-            fresh: Cell::new(0),
-        })
-    }
-
     fn views(&self) -> &[FieldView<'_>] {
         match self {
             Self::Live(live) => live.views(),

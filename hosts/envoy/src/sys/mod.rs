@@ -19,4 +19,4 @@ pub(crate) use envoy::{
     BodyOf, Config, ConfigBell, Filter, HeaderOf, Scheduler, Stat, StatKind, concurrency,
     is_validating, log, log_enabled,
 };
-pub(crate) use head::{Head, next_hook};
+pub(crate) use head::{Head, Heads};
