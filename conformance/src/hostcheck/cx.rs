@@ -13,6 +13,7 @@ use proxy_golang_abi::feature::Feature;
 
 use super::adapter::Adapter;
 use super::client::{Connection, Reply, Request};
+use super::h2c::H2;
 use super::history;
 use super::host::{Host, NotReady, Setup};
 use super::journal::Journal;
@@ -210,6 +211,15 @@ impl Cx {
     pub(crate) async fn connect(&self) -> Result<Connection> {
         let to = self.0.running.host.borrow().address;
         Connection::open(to, self.0.shared.patience).await
+    }
+
+    /// A connection of HTTP/2 without TLS, by prior knowledge.
+    pub(crate) async fn h2(&self) -> Result<H2> {
+        if self.0.shared.adapter.not_applicable.contains_key("h2c") {
+            return Err(super::host::NoOption("h2c".into()).into());
+        }
+        let to = self.0.running.host.borrow().address;
+        H2::open(to, self.0.shared.patience).await
     }
 
     pub(crate) fn name(&self) -> &'static str {

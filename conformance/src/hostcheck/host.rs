@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -73,7 +74,7 @@ impl Output {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn follow(&self, from: impl Read + Send + 'static) {
+    fn follow(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
         let to = self.clone();
         std::thread::spawn(move || {
             let mut from = BufReader::new(from);
@@ -86,7 +87,7 @@ impl Output {
                     .push(String::from_utf8_lossy(&line).trim_end().to_string());
                 line.clear();
             }
-        });
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -333,11 +334,12 @@ impl Host {
             .spawn()
             .with_context(|| format!("cannot start {:?}", command[0]))?;
         let output = Output::default();
+        let mut readers = Vec::new();
         if let Some(o) = child.stdout.take() {
-            output.follow(o);
+            readers.push(output.follow(o));
         }
         if let Some(e) = child.stderr.take() {
-            output.follow(e);
+            readers.push(output.follow(e));
         }
         let pid = child.id();
         let mut host = Self {
@@ -358,8 +360,10 @@ impl Host {
         let until = Instant::now() + patience;
         loop {
             if let Some(status) = host.ended() {
-                // What it printed last is still on its way through the pipe.
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                // What it printed last is still on its way through the pipes, which children of it may hold open.
+                while !readers.iter().all(JoinHandle::is_finished) && Instant::now() < until {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
                 let output = host.output.since(0);
                 return Ok(Err(NotReady {
                     status: Some(status),

@@ -21,6 +21,7 @@ pub(crate) mod cli;
 mod client;
 mod cx;
 mod groups;
+mod h2c;
 mod history;
 mod host;
 mod journal;

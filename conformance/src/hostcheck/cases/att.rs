@@ -19,7 +19,7 @@ const NAMES: &[(&str, &str)] = &[
     ("destination.address", r"^127\.0\.0\.1:\d+$"),
     ("connection.id", r"^(0|[1-9]\d*)$"),
     ("connection.requests", r"^[1-9]\d*$"),
-    ("route.name", r"^root$"),
+    ("route.name", r"^\S+$"),
     ("upstream.cluster", r"^\S+$"),
     ("upstream.address", r"^127\.0\.0\.1:\d+$"),
     ("upstream.attempts", r"^1$"),

@@ -22,6 +22,7 @@ mod cfg;
 mod chn;
 mod err;
 mod evt;
+mod h2;
 mod hdr;
 mod load;
 mod mem;
@@ -137,6 +138,7 @@ pub(crate) fn all() -> &'static [Case] {
         all.extend(body::cases());
         all.extend(chn::cases());
         all.extend(err::cases());
+        all.extend(h2::cases());
         all.extend(hdr::cases());
         all.extend(load::cases());
         all.extend(rt::cases());
