@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, PoisonError};
 
@@ -42,13 +43,21 @@ struct Borrow {
     function: &'static str,
 }
 
+/// Never destroyed: a host may call from a destructor of its own when the thread ends.
+type Kept<T> = ManuallyDrop<RefCell<Vec<T>>>;
+
 thread_local! {
-    pub(super) static FRAMES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
-    static BORROWED: RefCell<Vec<Borrow>> = const { RefCell::new(Vec::new()) };
+    static FRAMES: Kept<Frame> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
+    static BORROWED: Kept<Borrow> = const { ManuallyDrop::new(RefCell::new(Vec::new())) };
     /// The host function that runs on this thread.
     pub(super) static IN_HOST: Cell<Option<&'static str>> = const { Cell::new(None) };
     /// A `release` runs on this thread: it must not call the host.
     pub(super) static IN_RELEASE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The hooks that run on this thread, the innermost last.
+pub(super) fn frames<T>(f: impl FnOnce(&mut Vec<Frame>) -> T) -> T {
+    FRAMES.with(|s| f(&mut s.borrow_mut()))
 }
 
 /// Scratch that is lent now, to whichever thread.
@@ -66,11 +75,14 @@ pub(super) fn contained<T>(otherwise: T, f: impl FnOnce() -> T) -> T {
 
 /// Ends what the guest lent by its last result on this thread.
 fn end_borrowing(slot: usize, r: &Reporter) {
-    let over: Vec<Borrow> = BORROWED.with_borrow_mut(|b| {
+    let over: Vec<Borrow> = BORROWED.with(|b| {
+        let mut b = b.borrow_mut();
         if b.is_empty() {
             return Vec::new();
         }
-        let (over, keep) = std::mem::take(b).into_iter().partition(|x| x.slot == slot);
+        let (over, keep) = std::mem::take(&mut *b)
+            .into_iter()
+            .partition(|x| x.slot == slot);
         *b = keep;
         over
     });
@@ -273,7 +285,7 @@ fn in_frame<T>(
     views: Vec<Range>,
     f: impl FnOnce() -> T,
 ) -> (T, Frame) {
-    FRAMES.with_borrow_mut(|s| {
+    frames(|s| {
         s.push(Frame {
             slot,
             scratch,
@@ -286,7 +298,7 @@ fn in_frame<T>(
     let outer = IN_HOST.replace(None);
     let v = f();
     IN_HOST.set(outer);
-    let frame = FRAMES.with_borrow_mut(Vec::pop);
+    let frame = frames(Vec::pop);
     (v, frame.unwrap_or_else(|| unreachable!("pushed above")))
 }
 
@@ -507,8 +519,8 @@ fn borrow(l: &Link, slab: Option<Slab>, originals: Vec<(u64, Vec<u8>)>, function
     if slab.is_none() && originals.is_empty() {
         return;
     }
-    BORROWED.with_borrow_mut(|b| {
-        b.push(Borrow {
+    BORROWED.with(|b| {
+        b.borrow_mut().push(Borrow {
             slot: l.library.slot,
             slab,
             originals,

@@ -11,7 +11,7 @@ use proxy_golang_conformance::parts::reader::Reader;
 use serde_json::json;
 
 use super::handover;
-use super::hooks::{FRAMES, IN_HOST, IN_RELEASE, contained, per_slot};
+use super::hooks::{IN_HOST, IN_RELEASE, contained, frames, per_slot};
 use super::memory::{self, For, Kind};
 use super::tables::{Link, Metrics, SLOTS, link};
 use crate::library::Findings;
@@ -64,7 +64,7 @@ fn handed(at: u64, function: &'static str) -> Option<(Outcome, abi::EventResult)
         f.report();
         return None;
     }
-    let (scratch, views) = FRAMES.with_borrow(|f| {
+    let (scratch, views) = frames(|f| {
         f.last()
             .map(|f| (f.scratch.clone(), f.views.clone()))
             .unwrap_or_default()
@@ -284,7 +284,7 @@ unsafe extern "C" fn scratch_more<const N: usize>(ctx: u64, n: u64) -> *mut u8 {
         };
         begin(l, ctx, "scratch_more");
         let mut found = Findings::at("scratch_more");
-        let running = FRAMES.with_borrow(|s| {
+        let running = frames(|s| {
             s.last()
                 .filter(|f| f.slot == N)
                 .map(|f| (f.granted, f.limit))
@@ -333,7 +333,7 @@ unsafe extern "C" fn scratch_more<const N: usize>(ctx: u64, n: u64) -> *mut u8 {
                     "zeroed memory",
                 ));
             }
-            FRAMES.with_borrow_mut(|s| {
+            frames(|s| {
                 if let Some(f) = s.last_mut() {
                     f.granted += rounded;
                     f.scratch.push((at as u64, n));
