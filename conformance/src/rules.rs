@@ -148,6 +148,11 @@ pub(crate) fn sources() -> &'static [(&'static str, &'static str)] {
     SOURCES
 }
 
+/// The Go SDK, for the probe's twin in Go: path below its module, and content.
+pub(crate) fn go_sdk() -> &'static [(&'static str, &'static str)] {
+    GO_SDK
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
