@@ -1,10 +1,13 @@
 //! The attributes that this host has, by Envoy's own (`spec/16-attributes.md`).
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use proxy_golang_host::engine::Attributes;
 
+use crate::process;
 use crate::sys::Filter;
 
 /// Where an attribute comes from.
@@ -16,13 +19,21 @@ enum Source {
     Number(i32),
     /// The cluster of the route.
     Cluster,
+    /// When the stream began.
+    Start,
+    /// How long ago that was.
+    Duration,
 }
 
 /// Names in the order of their numbers.
 const NAMES: &[(&str, Source)] = &[
     ("request.id", Source::Text(9)),
     ("request.protocol", Source::Text(10)),
+    ("request.start_ns", Source::Start),
+    ("duration_ns", Source::Duration),
+    // As Envoy's filters see it: with `normalize_path` it is no longer what the client sent, and `path.raw` is not known.
     ("path.raw", Source::Text(0)),
+    ("path.normalized", Source::Text(0)),
     ("source.address", Source::Text(24)),
     ("destination.address", Source::Text(26)),
     ("connection.id", Source::Number(28)),
@@ -42,9 +53,33 @@ const FILTER_STATE: &str = "x.envoy.filter_state.";
 /// Names of filter states that configurations asked for; a number is a place here, behind those of `NAMES`.
 static FILTER_STATES: RwLock<Vec<String>> = RwLock::new(Vec::new());
 
+/// Some configuration asks for times: without one, nobody looks at the clock when a stream begins.
+static TIMED: AtomicBool = AtomicBool::new(false);
+
+/// When a stream began, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    monotonic: u64,
+    since_1970: u128,
+}
+
+/// Now, if somebody wants to know when streams begin.
+pub(crate) fn start() -> Option<Start> {
+    TIMED.load(Relaxed).then(|| Start {
+        monotonic: process::now(),
+        since_1970: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos(),
+    })
+}
+
 /// The number of an attribute.
 pub(crate) fn number(name: &str) -> Option<u32> {
     if let Some(index) = NAMES.iter().position(|(known, _)| *known == name) {
+        if matches!(NAMES[index].1, Source::Start | Source::Duration) {
+            TIMED.store(true, Relaxed);
+        }
         return u32::try_from(index).ok();
     }
     let state = name.strip_prefix(FILTER_STATE).filter(|s| !s.is_empty())?;
@@ -59,11 +94,17 @@ pub(crate) fn number(name: &str) -> Option<u32> {
 }
 
 /// The attributes of a stream; none once Envoy has let go of it.
-pub(crate) struct OfStream(pub(crate) Option<Filter>);
+pub(crate) struct OfStream {
+    pub(crate) filter: Option<Filter>,
+    /// By [`start`].
+    pub(crate) start: Option<Start>,
+}
 
 impl Attributes for OfStream {
     fn write(&self, attribute: u32, out: &mut Vec<u8>) -> bool {
-        let Some(filter) = self.0 else { return false };
+        let Some(filter) = self.filter else {
+            return false;
+        };
         let Some((_, source)) = NAMES.get(attribute as usize) else {
             let states = FILTER_STATES.read().unwrap_or_else(PoisonError::into_inner);
             let state = states.get(attribute as usize - NAMES.len());
@@ -72,6 +113,12 @@ impl Attributes for OfStream {
         match *source {
             Source::Text(id) => filter.attribute(id, out),
             Source::Cluster => filter.cluster(out),
+            Source::Duration => self.start.is_some_and(|start| {
+                write!(out, "{}", process::now().saturating_sub(start.monotonic)).is_ok()
+            }),
+            Source::Start => self
+                .start
+                .is_some_and(|start| write!(out, "{}", start.since_1970).is_ok()),
             Source::Number(id) => match filter.attribute_number(id) {
                 // Writing to memory cannot fail.
                 Some(n) => write!(out, "{n}").is_ok(),
@@ -81,7 +128,7 @@ impl Attributes for OfStream {
     }
 
     fn write_metadata(&self, namespace: &[u8], key: &[u8], out: &mut Vec<u8>) -> bool {
-        self.0
+        self.filter
             .is_some_and(|filter| filter.metadata(namespace, key, out))
     }
 }

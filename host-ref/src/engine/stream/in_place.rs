@@ -34,18 +34,19 @@ impl<H: Fields> Stream<H> {
         self.run(cx);
     }
 
-    /// Bytes of a direction that some filter keeps from going on.
+    /// Bytes of a direction that have not been given out: some filter keeps them, or the driver has not taken them.
     #[must_use]
     pub fn held(&self, dir: Dir) -> u64 {
-        let sides = &self.flows[dir as usize].sides;
-        sides.iter().map(|side| side.view.len()).sum()
+        let flow = &self.flows[dir as usize];
+        let views = flow.sides.iter().map(|side| side.view.len());
+        flow.ready.len() + views.sum::<u64>()
     }
 
     /// Copies what is held of a direction: to be called before lent bytes become invalid.
     pub fn own_bodies(&mut self, dir: Dir) {
-        for side in &mut self.flows[dir as usize].sides {
-            side.view.own();
-        }
+        let flow = &mut self.flows[dir as usize];
+        flow.ready.own();
+        flow.sides.iter_mut().for_each(|side| side.view.own());
     }
 
     /// Whether bytes that come now would get anywhere. If not, a driver that can keep them saves a copy.

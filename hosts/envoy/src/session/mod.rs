@@ -22,7 +22,7 @@ use bytes::Bytes;
 use proxy_golang_abi::LogLevel;
 use proxy_golang_host::engine::{BodyLength, Cx, Dir, Part, Signal, Stream, StreamLimits};
 
-use crate::attributes::OfStream;
+use crate::attributes::{self, OfStream};
 use crate::reply::Reply;
 use crate::site::{Route, Site};
 use crate::sys::{self, BodyOf, Filter, Head, HeaderOf, Scheduler};
@@ -72,6 +72,8 @@ struct State {
     scheduler: Option<Arc<Scheduler>>,
     /// A turn of this stream's own is asked for.
     asked: bool,
+    /// For attributes.
+    start: Option<attributes::Start>,
 }
 
 /// One direction as Envoy has it.
@@ -177,6 +179,7 @@ impl Session {
                 needs_turns: false,
                 scheduler: None,
                 asked: false,
+                start: None,
             }),
         }
     }
@@ -224,6 +227,7 @@ impl Session {
             return;
         }
         state.open = true;
+        state.start = attributes::start();
         let site = self.site.borrow();
         let Some(site) = &*site else { return };
         let own = route.and_then(|route| site.plan_for(route));
@@ -298,7 +302,10 @@ impl Session {
         state: &mut State,
         act: impl FnOnce(&mut Stream<Head>, &mut Cx<'_>) -> R,
     ) -> R {
-        let attrs = OfStream(self.filter.get());
+        let attrs = OfStream {
+            filter: self.filter.get(),
+            start: state.start,
+        };
         let (result, batch_is_open) = {
             let mut engine = self.worker.engine.borrow_mut();
             let mut cx = Cx {
@@ -328,7 +335,8 @@ impl Session {
                 self.part(state, Dir::Request, part);
                 continue;
             }
-            if !self.blocked.get()
+            // Only a reply waits for the client: a forwarded message is in Envoy's own buffers.
+            if !(self.blocked.get() && state.reply.is_some())
                 && let Some(part) = state.stream.response_part(cx)
             {
                 self.part(state, Dir::Response, part);
