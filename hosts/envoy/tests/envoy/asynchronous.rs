@@ -5,7 +5,8 @@ use std::time::Duration;
 use proxy_golang_abi::Status;
 use serde_json::{Value, json};
 
-use crate::config::{listener, pxg, pxg_with};
+use crate::config::{bootstrap, listener, pxg, pxg_with, text};
+use crate::envoy::Envoy;
 use crate::guests;
 use crate::h2;
 use crate::phases::seen;
@@ -75,6 +76,7 @@ response_headers pend until response-gone-key
     suite.test("async::the_stream_goes_first", gone);
     suite.test("async::streams_of_http2_go_first", gone_http2);
     suite.test("async::a_stream_that_dies_takes_no_wakeup_along", siblings);
+    suite.test("async::a_ring_outlives_its_carrier", carrier);
     suite.test("async::nobody_decides_until_the_deadline", deadline);
     suite.test(
         "async::nobody_decides_and_the_filter_may_fail_open",
@@ -353,6 +355,67 @@ fn siblings(w: &World) {
         for (i, mut client) in living {
             assert_eq!(client.reply().status, 200, "round {round}, stream {i}");
         }
+    }
+}
+
+/// A stream that carries the wake-up for another one ends before the wake-up is served.
+///
+/// On one worker, the event loop finds two things ready at once: a request that blocks it, and the end of the carrier.
+/// While it is blocked, the other stream is completed, which rings by way of the carrier.
+fn carrier(w: &World) {
+    const ROUNDS: usize = 3;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut script = format!("record {}\n", at("record.jsonl").display());
+    for round in 0..ROUNDS {
+        let file = at(&format!("released-{round}"));
+        script += &format!(
+            "watch key-{round} {}\ncase waits-{round}\nrequest_headers pend until key-{round}\n",
+            file.display()
+        );
+    }
+    script +=
+        "case carries\nrequest_headers pend forever\ncase blocks\nrequest_headers block 200\n";
+    let listeners = vec![listener(
+        "main",
+        vec![pxg("script", &guests::script(), text(&script))],
+    )];
+    let config = bootstrap(listeners, &w.origins.clusters());
+    let envoy = Envoy::start_with(
+        w.version,
+        &config,
+        &["--disable-hot-restart", "--concurrency", "1"],
+    );
+    let ask = |case: &str| {
+        let mut client = envoy.connect("main");
+        client.send(format!(
+            "GET / HTTP/1.1\r\nhost: test\r\nx-case: {case}\r\n\r\n"
+        ));
+        client
+    };
+    let pending = |n: usize| {
+        until("they pend", || {
+            let text = std::fs::read_to_string(at("record.jsonl")).unwrap_or_default();
+            text.lines()
+                .filter(|l| l.contains(r#""call":"event""#))
+                .count()
+                >= n
+        });
+    };
+    for round in 0..ROUNDS {
+        let mut waits = ask(&format!("waits-{round}"));
+        pending(round * 4 + 1);
+        let carries = ask("carries");
+        pending(round * 4 + 2);
+        // What arrives while this one blocks is found in one look.
+        let first = ask("blocks");
+        pending(round * 4 + 3);
+        let second = ask("blocks");
+        drop(carries);
+        pending(round * 4 + 4);
+        std::fs::write(at(&format!("released-{round}")), "").unwrap();
+        assert_eq!(waits.reply().status, 200, "round {round}");
+        drop((first, second));
     }
 }
 

@@ -519,7 +519,7 @@ static void release_piece(uint64_t ctx) { free((void *)(uintptr_t)ctx); }
 /* Writes the pieces at the pace of the client: after FULL it waits for WRITABLE. */
 static void *write_reply(void *arg) {
   writer *w = arg;
-  uint64_t full = 0;
+  uint64_t full = 0, sent = 0;
   int32_t status = PXG_OK;
   for (uint64_t i = 0; i < w->pieces && status >= 0; i++) {
     char *piece = malloc(w->size);
@@ -539,6 +539,7 @@ static void *write_reply(void *arg) {
     w->writable = 0;
     pthread_mutex_unlock(&lock);
     status = host->apply(host->ctx, w->stream, &out);
+    if (status >= 0) sent += w->size;
     if (status == PXG_FULL) {
       full++;
       await_room(w);
@@ -546,7 +547,7 @@ static void *write_reply(void *arg) {
   }
   line l;
   begin(&l, "written", w->script);
-  put(&l, ",\"status\":%d,\"full\":%llu", status, (unsigned long long)full);
+  put(&l, ",\"status\":%d,\"full\":%llu,\"sent\":%llu", status, (unsigned long long)full, (unsigned long long)sent);
   finish(&l, w->script);
   forget(w);
   return NULL;
