@@ -92,7 +92,10 @@ void extra_handlers(void) {
 }
 
 /* Delivers a signal to this thread, on a small stack of its own, as a runtime does that sets SA_ONSTACK on every handler. */
-static void raise_here(int signal) {
+static int raise_here(int signal) {
+  struct sigaction is;
+  /* Where nobody handles it, it would end the process: the host takes it otherwise, or not at all. */
+  if (sigaction(signal, NULL, &is) || (is.sa_handler == SIG_DFL && signal != SIGCHLD && signal != SIGURG)) return 0;
   stack_t old, alt = {.ss_sp = malloc(32 << 10), .ss_size = 32 << 10};
   struct sigaction a;
   sigaltstack(&alt, &old);
@@ -106,6 +109,7 @@ static void raise_here(int signal) {
   syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), signal);
   sigaltstack(&old, NULL);
   free(alt.ss_sp);
+  return 1;
 }
 
 /* Interrupts the system calls of every other thread, `rounds` times. */
@@ -226,7 +230,7 @@ int extra_effect(state *s, const step *st) {
   } else if (is(&w[0], "get-ext")) {
     const void *p = the_host->get_ext ? the_host->get_ext(the_host->ctx, w1->ptr, w1->len) : NULL;
     done(s, "get_ext", w1, p ? PXG_OK : PXG_E_NOTFOUND, (uint64_t)(uintptr_t)p);
-    if (p && *(const uint32_t *)p < 8) note("PXG-ABI-002", "an extension's table of %u bytes", *(const uint32_t *)p);
+    if (p && *(const uint32_t *)p < 8) note("PXG-EXT-002", "an extension's table of %u bytes", *(const uint32_t *)p);
   } else if (is(&w[0], "dlsym")) {
     void *p = dlsym(RTLD_DEFAULT, cstr(w1));
     done(s, "dlsym", w1, p ? PXG_OK : PXG_E_NOTFOUND, 0);
@@ -241,10 +245,10 @@ int extra_effect(state *s, const step *st) {
     done(s, "reap", w1, PXG_OK, reap(n));
   } else if (is(&w[0], "storm")) {
     done(s, "storm", w1, PXG_OK, storm(n));
-  } else if (is(&w[0], "raise")) { /* The answer: whether the probe's own handler ran. */
+  } else if (is(&w[0], "raise")) { /* The answer: OK if the probe's own handler ran, STATE if nobody handles it. */
     int was = caught[n & 63];
-    raise_here((int)n);
-    done(s, "raise", w1, caught[n & 63] > was ? PXG_OK : PXG_E_NOTFOUND, n);
+    int raised = raise_here((int)n);
+    done(s, "raise", w1, !raised ? PXG_E_STATE : caught[n & 63] > was ? PXG_OK : PXG_E_NOTFOUND, n);
   } else if (is(&w[0], "bad-calls")) {
     done(s, "bad-calls", NULL, PXG_OK, bad_calls(s));
   } else {

@@ -573,6 +573,13 @@ impl Drop for Host {
         if let Some(mut c) = self.child.take() {
             let _ = c.kill();
             let _ = c.wait();
+            // For --keep-logs.
+            if let Some(dir) = self.values.get("dir") {
+                let _ = std::fs::write(
+                    Path::new(dir).join("host.log"),
+                    self.output.since(0).join("\n"),
+                );
+            }
         }
     }
 }
