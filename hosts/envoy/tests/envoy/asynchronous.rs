@@ -358,12 +358,15 @@ fn siblings(w: &World) {
     }
 }
 
-/// A stream that carries the wake-up for another one ends before the wake-up is served.
+/// The streams that carry the wake-up for another one end before it is served.
 ///
-/// On one worker, the event loop finds two things ready at once: a request that blocks it, and the end of the carrier.
-/// While it is blocked, the other stream is completed, which rings by way of the carrier.
+/// On one worker, the event loop finds at once: a request that blocks it, and the ends of all streams but the one that
+/// waits. While it is blocked, that one is completed, which rings by way of one of the others.
 fn carrier(w: &World) {
     const ROUNDS: usize = 3;
+    // More than carry rings at once: so the blocking ones do not.
+    const CARRIERS: usize = 8;
+    const EACH: usize = CARRIERS + 3;
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let mut script = format!("record {}\n", at("record.jsonl").display());
@@ -386,11 +389,10 @@ fn carrier(w: &World) {
         &config,
         &["--disable-hot-restart", "--concurrency", "1"],
     );
+    let request = |case: &str| format!("GET / HTTP/1.1\r\nhost: test\r\nx-case: {case}\r\n\r\n");
     let ask = |case: &str| {
         let mut client = envoy.connect("main");
-        client.send(format!(
-            "GET / HTTP/1.1\r\nhost: test\r\nx-case: {case}\r\n\r\n"
-        ));
+        client.send(request(case));
         client
     };
     let pending = |n: usize| {
@@ -404,15 +406,16 @@ fn carrier(w: &World) {
     };
     for round in 0..ROUNDS {
         let mut waits = ask(&format!("waits-{round}"));
-        pending(round * 4 + 1);
-        let carries = ask("carries");
-        pending(round * 4 + 2);
-        // What arrives while this one blocks is found in one look.
+        pending(round * EACH + 1);
+        let mut second = envoy.connect("main");
+        let carry: Vec<_> = (0..CARRIERS).map(|_| ask("carries")).collect();
+        pending(round * EACH + 1 + CARRIERS);
+        // What arrives while this one blocks is found in one look, in the order in which it came.
         let first = ask("blocks");
-        pending(round * 4 + 3);
-        let second = ask("blocks");
-        drop(carries);
-        pending(round * 4 + 4);
+        pending(round * EACH + 2 + CARRIERS);
+        second.send(request("blocks"));
+        drop(carry);
+        pending(round * EACH + 3 + CARRIERS);
         std::fs::write(at(&format!("released-{round}")), "").unwrap();
         assert_eq!(waits.reply().status, 200, "round {round}");
         drop((first, second));
