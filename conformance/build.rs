@@ -34,6 +34,10 @@ fn main() {
                     .expect("inside")
                     .display()
                     .to_string();
+                let twice = prefix.is_empty() && name == "GO_SDK" && below != "go.mod";
+                if twice || below.ends_with("_test.go") {
+                    continue;
+                }
                 if endings.iter().any(|e| below.ends_with(e)) {
                     any = true;
                     let _ = writeln!(
@@ -60,6 +64,18 @@ fn main() {
             ("minihost/adapter", "minihost/"),
         ],
         &[".c", ".h", ".inc", ".go", ".mod", ".toml", ".so", ".cc"],
+    );
+    // What the probe's twin in Go is built with.
+    list(
+        &mut code,
+        "GO_SDK",
+        &[
+            ("go-sdk/guest", "guest/"),
+            ("go-sdk/internal", "internal/"),
+            ("go-sdk/proxyfilter", "proxyfilter/"),
+            ("go-sdk/", ""),
+        ],
+        &[".c", ".h", ".go", "go.mod", ".s", ".so"],
     );
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
     std::fs::write(out.join("embedded.rs"), code).expect("cannot write to OUT_DIR");

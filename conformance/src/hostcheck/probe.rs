@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
-use crate::rules::sources;
+use crate::rules::{go_sdk, sources};
 
 /// Where the probe is built.
 pub(crate) struct Workshop {
@@ -65,6 +65,54 @@ impl Workshop {
                 .with_context(|| format!("cannot copy {} to {}", probe.display(), to.display()))?;
         }
         Ok(to)
+    }
+
+    /// The probe's twin in Go, on the Go SDK; None without Go on this machine.
+    pub(crate) fn go_probe(&self) -> Result<Option<PathBuf>> {
+        let is_there = Command::new("go")
+            .arg("version")
+            .output()
+            .is_ok_and(|o| o.status.success());
+        if !is_there {
+            return Ok(None);
+        }
+        let home = self.dir.join("go");
+        let twin = sources()
+            .iter()
+            .filter_map(|(n, t)| Some((n.strip_prefix("probe/go/")?, t)))
+            .map(|(n, t)| (format!("conformance/probe/go/{n}"), t));
+        let sdk = go_sdk()
+            .iter()
+            .map(|(n, t)| (format!("guest-sdk/go/{n}"), t));
+        for (name, text) in twin.chain(sdk) {
+            let to = home.join(name);
+            if std::fs::read_to_string(&to).is_ok_and(|t| t == **text) {
+                continue;
+            }
+            if let Some(folder) = to.parent() {
+                std::fs::create_dir_all(folder)?;
+            }
+            std::fs::write(&to, text)?;
+        }
+        let out = self.dir.join("libpxg_probe_go.so");
+        // Another file each time: a process may have mapped the last one.
+        let _ = std::fs::remove_file(&out);
+        let done = Command::new("go")
+            .args(["build", "-buildmode=c-shared", "-o"])
+            .arg(&out)
+            .arg(".")
+            .current_dir(home.join("conformance/probe/go"))
+            .env("GOFLAGS", "-mod=mod -buildvcs=false")
+            .env("GOWORK", "off")
+            .output()
+            .context("cannot run go")?;
+        if !done.status.success() {
+            bail!(
+                "the probe in Go does not build:\n{}",
+                String::from_utf8_lossy(&done.stderr)
+            );
+        }
+        Ok(Some(out))
     }
 
     /// Another small library, from this source text.

@@ -22,8 +22,11 @@ mod cfg;
 mod chn;
 mod err;
 mod evt;
+mod ext;
+mod go;
 mod h2;
 mod hdr;
+mod l4;
 mod load;
 mod mem;
 mod mutations;
@@ -133,11 +136,14 @@ pub(crate) fn all() -> &'static [Case] {
     ALL.get_or_init(|| {
         let mut all = Vec::new();
         all.extend(evt::cases());
+        all.extend(ext::cases());
+        all.extend(l4::cases());
         all.extend(act::cases());
         all.extend(asy::cases());
         all.extend(body::cases());
         all.extend(chn::cases());
         all.extend(err::cases());
+        all.extend(go::cases());
         all.extend(h2::cases());
         all.extend(hdr::cases());
         all.extend(load::cases());

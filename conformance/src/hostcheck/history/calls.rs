@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use proxy_golang_abi::Phase;
+use proxy_golang_abi::{EventFlags, Phase};
 
 use super::super::record::{Edge, Record};
 use super::{
@@ -11,7 +11,6 @@ use super::{
 };
 
 const OK: i32 = 0;
-const FULL: i32 = 1;
 const STALE: i32 = -1;
 
 /// Hooks never run inside each other, nor inside a host function; those of a place never at the same time.
@@ -395,6 +394,8 @@ pub(super) fn wakes(records: &[Record], out: &mut Vec<Found>) {
         asked: u64,
         bits: u64,
         events: u64,
+        writes: u64,
+        writable: u64,
     }
     let mut all: HashMap<PlaceKey, Woken> = HashMap::new();
     let mut quiet: HashSet<PlaceKey> = HashSet::new();
@@ -405,14 +406,22 @@ pub(super) fn wakes(records: &[Record], out: &mut Vec<Found>) {
             let w = all.entry(key).or_default();
             w.asked += 1;
             w.bits |= r.arg.unwrap_or_default();
-        } else if r.is("apply", Edge::Exit) && r.status == Some(FULL) {
-            // WRITABLE follows.
-            all.entry(key).or_default().asked += 1;
+        } else if r.is("apply", Edge::Enter) {
+            // WRITABLE may come before the call has returned FULL.
+            all.entry(key).or_default().writes += 1;
         } else if r.is("on_event", Edge::Enter) && r.phase == Some(Phase::WAKE.0) {
             let w = all.entry(key.clone()).or_default();
-            w.events += 1;
+            let writable = r.flags.unwrap_or_default() & EventFlags::WRITABLE.0 != 0;
             let bits = r.arg.unwrap_or_default();
-            if (bits & !w.bits != 0 || w.events > w.asked) && quiet.insert(key) {
+            // One event may say both.
+            if writable {
+                w.writable += 1;
+            }
+            if !writable || bits != 0 {
+                w.events += 1;
+            }
+            let wrong = bits & !w.bits != 0 || w.events > w.asked || w.writable > w.writes;
+            if wrong && quiet.insert(key) {
                 out.push(Found {
                     rule: "PXG-ASY-013",
                     saw: format!(

@@ -1,0 +1,157 @@
+//! Connections: a host of its own that passes bytes, and a probe whose script is chosen by no field.
+
+use std::rc::Rc;
+
+use anyhow::Result;
+
+use super::own::{self, Own};
+use super::prelude::*;
+use crate::hostcheck::client::Connection;
+
+const HEAD: &str = "subscribe all\npend all\n";
+const GET: &[u8] = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// A host for connections with one probe, which does `script` on each.
+async fn start(cx: &Cx, script: &str) -> Result<Own> {
+    let mut setup = own::chain(cx, &[("a", HEAD)])?;
+    let config = format!("record -\ninstance a\n{HEAD}\ncase *\n{script}\n");
+    for i in &mut setup.instances {
+        i.config = config.clone().into_bytes();
+    }
+    setup.options.push(("l4".into(), String::new()));
+    Own::start(cx, &setup).await
+}
+
+/// What comes back for a request that goes through as bytes.
+async fn exchange(own: &Own, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut c: Connection = own.cx.connect().await?;
+    c.write(bytes).await;
+    c.finish().await;
+    let mut all = Vec::new();
+    loop {
+        let part = c.raw(1).await?;
+        if part.is_empty() {
+            return Ok(all);
+        }
+        all.extend(part);
+    }
+}
+
+fn phases(own: &Own) -> Vec<u32> {
+    own.all()
+        .iter()
+        .filter(|r: &&Rc<Record>| r.is("on_event", Edge::Enter))
+        .filter_map(|r| r.phase)
+        .collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "l4/connection",
+            2,
+            &["PXG-L4-003"],
+            "L4_OPEN before any byte, L4_CLOSE once at the end",
+        )
+        .needs(&[Feature::L4])
+        .script("a l4-open: continue")
+        .alone()
+        .run(|cx| async move {
+            let own = start(
+                &cx,
+                "  l4-open: pending; complete R @30\n  result R: continue",
+            )
+            .await?;
+            let back = text(&exchange(&own, GET).await?);
+            cx.check("PXG-L4-003", back.starts_with("HTTP/1.1 200"), || {
+                format!("the client got {back:?}")
+            });
+            let seen = phases(&own);
+            cx.equal(
+                "PXG-L4-003",
+                "the first event",
+                seen.first().copied(),
+                Some(Phase::L4_OPEN.0),
+            );
+            cx.equal(
+                "PXG-L4-003",
+                "L4_CLOSE",
+                seen.iter().filter(|p| **p == Phase::L4_CLOSE.0).count(),
+                1,
+            );
+            cx.equal(
+                "PXG-L4-003",
+                "the last event",
+                seen.last().copied(),
+                Some(Phase::L4_CLOSE.0),
+            );
+            own.end("PXG-L4-003").await
+        }),
+        Case::new(
+            "l4/refused",
+            2,
+            &["PXG-L4-003"],
+            "a connection that is reset at L4_OPEN never reaches the upstream",
+        )
+        .needs(&[Feature::L4])
+        .script("a l4-open: reset")
+        .alone()
+        .run(|cx| async move {
+            let own = start(&cx, "  l4-open: pending; complete R @30\n  result R: reset").await?;
+            let before = own.cx.shared().upstream.seen("").len();
+            let back = exchange(&own, GET).await.unwrap_or_default();
+            cx.equal("PXG-L4-003", "bytes at the client", back.len(), 0);
+            cx.equal(
+                "PXG-L4-003",
+                "requests upstream",
+                own.cx.shared().upstream.seen("").len(),
+                before,
+            );
+            own.end("PXG-L4-003").await
+        }),
+        Case::new(
+            "l4/operations",
+            2,
+            &["PXG-L4-001", "PXG-L4-002"],
+            "PASS, DROP and INJECT on what comes from the upstream, with credit beyond the view",
+        )
+        .needs(&[Feature::L4])
+        .script("a l4-upstream: continue")
+        .alone()
+        .run(|cx| async move {
+            // The status line is 17 bytes with its end: the credit goes on into the fields, and what is behind it waits.
+            let own = start(&cx, "  l4-upstream#1: inject <; pass 10; drop 100000").await?;
+            let back = text(&exchange(&own, GET).await?);
+            cx.equal(
+                "PXG-L4-001",
+                "the bytes at the client",
+                back,
+                "<HTTP/1.1 2".into(),
+            );
+            own.end("PXG-L4-001").await
+        }),
+        Case::new(
+            "l4/injection",
+            2,
+            &["PXG-L4-002"],
+            "INJECT behind a credit keeps its place, and goes out with the half-close",
+        )
+        .needs(&[Feature::L4])
+        .script("a l4-upstream: continue")
+        .alone()
+        .run(|cx| async move {
+            let own = start(&cx, "  l4-upstream#1: pass 100000; inject !").await?;
+            let back = text(&exchange(&own, GET).await?);
+            cx.check(
+                "PXG-L4-002",
+                back.starts_with("HTTP/1.1 200") && back.ends_with('!'),
+                || format!("the client got {back:?}"),
+            );
+            own.end("PXG-L4-002").await
+        }),
+    ]
+}
