@@ -61,7 +61,8 @@ impl Session {
             (Dir::Response, Cut::Timeout)
         } else if has("upstream_reset") || has("protocol_error") {
             (Dir::Response, Cut::Sender)
-        } else if begun {
+        } else if begun || self.ended[Dir::Request as usize].get() {
+            // A client that has said everything can only stop listening.
             (Dir::Response, Cut::Receiver)
         } else {
             (Dir::Request, Cut::Sender)
