@@ -88,10 +88,6 @@ impl Reply {
         self.data.is_empty() && self.head.value(b"content-length").is_some()
     }
 
-    pub(crate) fn is_streaming(&self) -> bool {
-        self.streaming
-    }
-
     /// What can be sent now. When the upstream's response has `begun`, Envoy takes no second head: what was meant to be
     /// streamed is sent when all of it is here, without its trailers.
     pub(crate) fn next(&mut self, begun: bool) -> Option<Next> {

@@ -37,8 +37,11 @@ struct Defined {
     pending_now: Option<Stat>,
     recipe: Option<Stat>,
     /// Guests' metrics by kind, name and names of labels.
-    metrics: Mutex<HashMap<(String, Vec<String>), Option<Stat>>>,
+    metrics: Mutex<HashMap<Shape, Option<Stat>>>,
 }
+
+/// The name of a guest's metric, and the names of its labels.
+type Shape = (String, Vec<String>);
 
 /// What has been added to Envoy's counters of a process: whichever configuration did it.
 static ADDED: Mutex<Option<HashMap<String, u64>>> = Mutex::new(None);
@@ -72,7 +75,7 @@ fn kind_of(value: &MetricValue) -> StatKind {
     }
 }
 
-fn shape_of(metric: &MetricSnapshot) -> (String, Vec<String>) {
+fn shape_of(metric: &MetricSnapshot) -> Shape {
     let labels = metric.labels.iter().map(|(name, _)| name.clone());
     (metric.name.clone(), labels.collect())
 }
@@ -85,7 +88,7 @@ impl Published {
             return;
         };
         let counter = |name: &str, labels: &[&str]| config.define(StatKind::Counter, name, labels);
-        let metrics = Mutex::<HashMap<_, _>>::default();
+        let metrics = Mutex::<HashMap<Shape, _>>::default();
         for metric in process.host.metrics() {
             let shape = shape_of(&metric);
             let mut labels: Vec<&str> = vec!["guest"];

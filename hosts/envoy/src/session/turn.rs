@@ -77,6 +77,10 @@ impl Session {
     }
 
     fn step(&self, state: &mut State, filter: Filter) -> Step {
+        if state.reply.is_some() && !state.closed {
+            // There may be room again for what the engine has of it.
+            self.with(state, |_, _| ());
+        }
         if std::mem::take(&mut state.reset) {
             return Step::Reset;
         }
@@ -84,22 +88,16 @@ impl Session {
             return Step::Rest;
         }
         let begun = state.ways[1].came.is_some();
-        if state.reply.is_some() {
-            // There may be room again for what the engine has.
-            self.with(state, |_, _| ());
-        }
         if let Some(reply) = &mut state.reply {
-            if !state.replied || reply.is_streaming() {
-                if let Some(next) = reply.next(begun) {
-                    state.replied = true;
-                    self.pass.iter().for_each(|pass| pass.set(true));
-                    return match next {
-                        Next::Whole => state.reply.take().map_or(Step::Rest, Step::Reply),
-                        Next::Part(send) => Step::Send(send),
-                    };
-                }
-            }
-            return Step::Rest;
+            let Some(next) = reply.next(begun) else {
+                return Step::Rest;
+            };
+            state.replied = true;
+            self.pass.iter().for_each(|pass| pass.set(true));
+            return match next {
+                Next::Whole => state.reply.take().map_or(Step::Rest, Step::Reply),
+                Next::Part(send) => Step::Send(send),
+            };
         }
         for dir in DIRS {
             if self.pass[dir as usize].get() || state.ways[dir as usize].came.is_none() {
