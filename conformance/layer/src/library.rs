@@ -1003,18 +1003,17 @@ impl Library {
                     });
                 }
             }
-            if let Some(p) = s.places.get(&stream) {
-                if (p.sees(Phase::LOG) || p.sees(Phase::L4_CLOSE))
-                    && !p.log
-                    && matches!(p.fate, Fate::Open | Fate::Replied | Fate::Reset)
-                    && !p.cancelled
-                {
-                    f.push(host(
-                        "PXG-EVT-009",
-                        "on_stream_end without LOG",
-                        "LOG (L4_CLOSE) once for each subscribed place whose guest has not failed",
-                    ));
-                }
+            if let Some(p) = s.places.get(&stream)
+                && (p.sees(Phase::LOG) || p.sees(Phase::L4_CLOSE))
+                && !p.log
+                && matches!(p.fate, Fate::Open | Fate::Replied | Fate::Reset)
+                && !p.cancelled
+            {
+                f.push(host(
+                    "PXG-EVT-009",
+                    "on_stream_end without LOG",
+                    "LOG (L4_CLOSE) once for each subscribed place whose guest has not failed",
+                ));
             }
         }
         f.know(stream, s.places.get(&stream), None);

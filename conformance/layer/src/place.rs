@@ -514,7 +514,7 @@ impl Place {
                 "response events only where the request came, but with ORPHAN",
             );
         }
-        if d.end && !(self.upgraded && !is_headers(p)) {
+        if d.end && (!self.upgraded || is_headers(p)) {
             let rule = if is_body(p) && !d.body {
                 "PXG-BODY-017"
             } else if is_trailers(p) && d.whole {

@@ -295,3 +295,37 @@ fn without_a_guest_init_says_what_to_set() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("the layer itself"), "{text}");
 }
+
+/// Instructions that a process executes, by callgrind.
+fn instructions(library: &Path, mode: &str, heads: u32) -> Option<u64> {
+    let b = built();
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(b.file("host"))
+        .arg(library)
+        .args(["", "", &heads.to_string()])
+        .env("PXG_LAYER_GUEST", b.file("guest.so"))
+        .env("PXG_LAYER", mode)
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let line = text.lines().find(|l| l.contains("Collected"))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+#[test]
+#[ignore = "a measurement: needs valgrind, and --release to mean anything"]
+fn what_a_call_costs() {
+    let b = built();
+    let per_call = |library: &Path, mode: &str| {
+        let few = instructions(library, mode, 100).expect("valgrind is needed");
+        let many = instructions(library, mode, 1100).expect("valgrind is needed");
+        (many - few) / 1000
+    };
+    println!(
+        "instructions for a head of 13 fields: {} without the layer, {} in log, {} in heal",
+        per_call(&b.file("guest.so"), "log"),
+        per_call(&b.layer, "log"),
+        per_call(&b.layer, "heal"),
+    );
+}

@@ -2,7 +2,9 @@
  * A host and a guest with one defect each, on either side of the layer.
  *
  *   cc -DGUEST -shared -fPIC wrong.c -o guest.so    the guest: its configuration says what it does wrong
- *   cc wrong.c -o host                              the host: host LAYER.so DEFECT GUEST-DEFECT
+ *   cc wrong.c -o host                              the host: host LAYER.so DEFECT GUEST-DEFECT [N]
+ *
+ * With N the host sends N heads of requests with 13 fields and nothing else: for counting instructions.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -206,6 +208,24 @@ static pxg_result event(uint32_t phase, uint64_t user) {
   return out;
 }
 
+static void heads(long n) {
+  static const char *const names[] = { ":method", ":scheme", ":path" }, *const values[] = { "GET", "http", "/" };
+  static char more_names[10][12];
+  pxg_field fields[13] = { 0 };
+  for (int i = 0; i < 13; i++) {
+    const char *name = i < 3 ? names[i] : more_names[i - 3], *value = i < 3 ? values[i] : "a value of some length";
+    if (i >= 3) snprintf(more_names[i - 3], sizeof more_names[0], "x-field-%d", i);
+    fields[i].name = (pxg_str){ (const uint8_t *)name, (uint32_t)strlen(name), 0 };
+    fields[i].value = (pxg_str){ (const uint8_t *)value, (uint32_t)strlen(value), 0 };
+  }
+  for (long i = 0; i < n; i++) {
+    pxg_event ev = { .size = sizeof ev, .phase = PXG_PHASE_REQUEST_HEADERS, .flags = PXG_EV_CAN_REPLY | PXG_EV_END_STREAM,
+      .config = 1, .stream = (uint64_t)(100 + i), .token = (uint64_t)(1000000 + i), .fields = fields, .n_fields = 13 };
+    pxg_result out = { .size = sizeof out, .scratch_ops = lent_ops, .scratch_ops_cap = 32, .scratch = lent, .scratch_cap = 4096 };
+    guest.on_event(guest.ctx, &ev, &out);
+  }
+}
+
 int main(int argc, char **argv) {
   static uint8_t f[] = "f", n[] = "name";
   pxg_config_in in = { 0 };
@@ -231,7 +251,8 @@ int main(int argc, char **argv) {
   out.size = sizeof out, out.scratch = lent, out.scratch_cap = 4096;
   if (guest.on_config_new(guest.ctx, &in, &out) < 0) return 5;
   attr = out.attrs[0].name.ptr;
-  guest.on_worker(guest.ctx, 0, 1);
+  if (guest.on_worker) guest.on_worker(guest.ctx, 0, 1);
+  if (argc > 4) return heads(atol(argv[4])), 0;
   if (is("keeps a configuration's strings")) sink = attr[0];
   if (is("calls in a child")) {
     pid_t child = fork();
