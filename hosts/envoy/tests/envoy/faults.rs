@@ -84,7 +84,10 @@ fn listeners(setup: &Setup) -> Vec<Value> {
         listener("panics", vec![pxg("panics", &guests::go(), json!({}))]),
         crate::config::listener_with(
             "nowhere",
-            vec![pxg_with("trace-of-replies", trace)],
+            vec![
+                pxg_with("trace-of-replies", trace),
+                pxg("trace-id", &guests::go(), json!({ "header": "x-unseen" })),
+            ],
             vec![nowhere],
             json!({}),
         ),
@@ -298,6 +301,7 @@ fn upstream_breaks(w: &World) {
 fn unreachable(w: &World) {
     let reply = w.envoy().connect("nowhere").get("/");
     assert_eq!(reply.status, 503);
-    // What Envoy answers itself passes guests that see replies.
+    // What Envoy answers itself passes guests that see replies, and no others.
     assert!(reply.field("x-trace-id").is_some());
+    assert_eq!(reply.field("x-unseen"), None);
 }
