@@ -730,5 +730,5 @@ void act_event(state *s, const pxg_event *ev, pxg_result *out, line **lines, int
 int act_is_operation(const pxg_op *op) {
   static const pxg_op zero;
   if (!op->kind) return !memcmp(op, &zero, sizeof zero);
-  return op->kind <= PXG_OP_ROUTE || op->kind >= 20000;
+  return op->kind <= PXG_OP_ROUTE || op->kind >= 60000;
 }

@@ -54,7 +54,8 @@ static _Thread_local struct {
 
 static void entered(void) {
   act_entered();
-  if (answer.used) memset(&answer, 0xdd, sizeof answer);
+  /* Still well formed: a host that reads it late goes on with other names. */
+  memset(answer.names, 'x', answer.used);
   answer.used = 0;
 }
 

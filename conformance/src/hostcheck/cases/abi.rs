@@ -178,6 +178,24 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "abi/metadata-bytes",
+            2,
+            &["PXG-ABI-008"],
+            "a metadata value with NUL and bytes that are not UTF-8 comes back as an attribute",
+        )
+        .script("a request-headers: meta k one\\0two\\xff")
+        .needs(&[Feature::METADATA])
+        .alone()
+        .run(|cx| async move {
+            let own = Own::start(&cx, &own::chain(&cx, &[
+                ("a", "subscribe all\npend none\n"), ("b", "subscribe all\npend none\nattr metadata.a.k request-headers\n"),
+            ])?).await?;
+            let x = own.cx.exchange(Request::get("/")).await?;
+            let seen = x.records.events("b", Phase::REQUEST_HEADERS.0).first().and_then(|r| r.attrs.clone());
+            cx.equal("PXG-ABI-008", "metadata.a.k at b", seen, Some(vec![Some("one\0two\u{ff}".into())]));
+            own.end("PXG-ABI-008").await
+        }),
+        Case::new(
             "abi/small-values",
             2,
             &["PXG-ABI-009"],
@@ -210,6 +228,7 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .script(
             "never request-headers: unset
+             peer request-headers: reply 0
              headers request-headers: reply-zero
              a request-headers: pending; complete nothing; complete zero-reply; complete good
              a result nothing: unset
@@ -218,7 +237,7 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .needs(&[Feature::PEND_REQUEST_HEADERS])
         .run(|cx| async move {
-            for route in ["/never", "/headers"] {
+            for route in ["/never", "/headers", "/peer"] {
                 let x = cx.exchange(Request::get(route)).await?;
                 cx.check("PXG-ABI-011", x.up.is_none() && (500..600).contains(&x.reply.status), || {
                     format!("zeros on {route}: status {}, upstream {}", x.reply.status, x.up.is_some())
@@ -287,7 +306,7 @@ pub(super) fn cases() -> Vec<Case> {
             cx.equal("PXG-MEM-014", "scratch_more: five pieces, 2^62 bytes, on a foreign thread, operations", got, vec![0, 0, 0, 0, 0, -8, -8, 0]);
             cx.check("PXG-ABI-010", calls.iter().all(|r| r.status != Some(0) || r.misaligned == Some(0)), || "scratch_more: not aligned to 16".into());
             cx.check("PXG-MEM-010", calls.iter().all(|r| r.dirty != Some(true)), || "scratch_more: not zeroed".into());
-            cx.equal("PXG-MEM-014", "x-b and x-c, whose operations lay there", (x.reply.get("x-b"), x.reply.get("x-c")), (Some("1".into()), Some("2".into())));
+            cx.equal("PXG-ABI-010", "x-b and x-c, whose operations lay there", (x.reply.get("x-b"), x.reply.get("x-c")), (Some("1".into()), Some("2".into())));
             Ok(())
         }),
     ]

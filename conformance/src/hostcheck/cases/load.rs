@@ -47,7 +47,7 @@ fn calls(cx: &Cx) -> Vec<String> {
 
 /// The lines of the process's map that name `file`.
 fn mapped(own: &Own, file: &str) -> Vec<String> {
-    let pid = own.running.host.borrow().pid;
+    let pid = own.running.host.pid;
     std::fs::read_to_string(format!("/proc/{pid}/maps"))
         .unwrap_or_default()
         .lines()
@@ -194,10 +194,10 @@ pub(super) fn cases() -> Vec<Case> {
                 ("a refused configuration", own::chain(&cx, &[("a", "refuse -3 not\\sthis\\sone\n")])?, ["not this one", "ARG"]),
                 ("a library whose init fails", own::chain_of(&cx, &lib, PLAIN)?, ["there to refuse", "INTERNAL"]),
             ] {
-                let from = own.running.host.borrow().output.len();
+                let from = own.running.host.output.len();
                 let taken = own.reload(&setup).await?;
                 cx.equal("PXG-LOAD-009", &format!("the reload with {what}"), taken, Some(false));
-                let text = own.running.host.borrow().output.since(from).join("\n");
+                let text = own.running.host.output.since(from).join("\n");
                 own::says(&cx, "PXG-LOAD-009", what, &text, &words)?;
                 let x = own.cx.exchange(Request::get("/")).await?;
                 cx.equal("PXG-LOAD-009", "x-served after it", x.up_get("x-served"), Some("yes".into()));
@@ -224,6 +224,28 @@ pub(super) fn cases() -> Vec<Case> {
             let hooks: Vec<String> = calls(&cx).into_iter().filter(|c| c.starts_with("on_")).collect();
             cx.equal("PXG-LOAD-010", "hooks called in refused libraries", hooks, Vec::new());
             Ok(())
+        }),
+        Case::new(
+            "load/second-go-runtime",
+            5,
+            &["PXG-LOAD-008"],
+            "a second Go runtime in the process is told, with both files",
+        )
+        .alone()
+        .run(|cx| async move {
+            let workshop = &cx.shared().workshop;
+            let Some(first) = workshop.go_probe()? else {
+                return Err(crate::hostcheck::host::NoOption("go".into()).into());
+            };
+            let second = workshop.dir().join("libpxg_second_go.so");
+            std::fs::copy(&first, &second)?;
+            let mut setup = own::chain_of(&cx, &first, PLAIN)?;
+            own::also(&cx, &mut setup, ("second", &second), "other", PLAIN[0].1);
+            let own = Own::start(&cx, &setup).await?;
+            let said = own.output();
+            let both = said.lines().any(|l| l.contains("libpxg_probe_go.so") && l.contains("libpxg_second_go.so"));
+            cx.check("PXG-LOAD-008", both, || format!("no line names both libraries of Go:\n{said}"));
+            own.stop("PXG-LOAD-008").await
         }),
         Case::new(
             "load/files",
