@@ -191,7 +191,7 @@ fn a_wrong_access_is_named_with_its_function_and_line() {
     let (code, text) = guest(&library, &["--only", "mem/late-use", "--filter", "headers"]);
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("PXG-MEM-002"), "{text}");
-    assert!(text.contains("late_run  guest.c:"), "{text}");
+    assert!(text.contains("late_run  late.h:"), "{text}");
     assert!(text.contains("after on_event("), "{text}");
 }
 
@@ -204,7 +204,7 @@ fn late_system_call(command: &mut Command, library: &Path) -> i32 {
         .args(["--only", "mem/late-system-call"]));
     let inactive = text.contains("not active: userfaultfd for late uses inside system calls (");
     let words: &[&str] = match code {
-        1 => &["inside the system call write", "late_run  guest.c:"],
+        1 => &["inside the system call write", "late_run  late.h:"],
         _ => &[
             "UNCHECKED",
             "1 not checkable here",
