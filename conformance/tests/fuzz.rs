@@ -179,7 +179,7 @@ fn a_finding_is_made_small_kept_and_repeated() {
         .unwrap_or_else(|| panic!("{text}"));
     assert!(f["steps"].as_u64().unwrap() <= 3, "{f}");
     let detail = f["detail"].to_string();
-    assert!(detail.contains("late_run  guest.c:"), "{detail}");
+    assert!(detail.contains("late_run  late.h:"), "{detail}");
     let file = f["file"].as_str().unwrap();
     let kept = std::fs::read_to_string(file).unwrap();
     assert!(kept.len() < 1500, "{kept}");
