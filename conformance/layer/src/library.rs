@@ -712,11 +712,21 @@ impl Library {
     ) -> Findings {
         let mut f = Findings::at("on_event");
         f.list.extend(changed);
-        let violations = call
+        let mut violations = call
             .context
             .as_ref()
             .map(|c| c.judge(o))
             .unwrap_or_default();
+        if o.action == Action::PENDING
+            && content::is_body(call.view.phase)
+            && let (Some(c), Some(d)) = (&call.context, dir_of(call.view.phase))
+            && c.mode[d] == BodyMode::OBSERVE
+        {
+            violations.push((
+                "PXG-BODY-007",
+                format!("{}: PENDING in OBSERVE", phase_name(call.view.phase)),
+            ));
+        }
         for (rule, what) in &violations {
             f.push(guest(rule, what.clone(), "a result that a host may take"));
         }
@@ -980,10 +990,13 @@ impl Library {
             ));
         }
         if self.stream_hook(s, config, user, stream, worker, &mut f) {
+            // What a completion that no event followed led to is not visible: the guest may have failed by it.
+            let mut unsettled = false;
             for t in s.tokens.of_stream(stream) {
                 let Some(t) = s.tokens.get_mut(t) else {
                     continue;
                 };
+                unsettled |= t.kept.is_some() || t.flying.is_some();
                 if t.life == Life::Pending && t.flying.is_none() {
                     f.push(if t.stale {
                         host(
@@ -1008,6 +1021,7 @@ impl Library {
                 && !p.log
                 && matches!(p.fate, Fate::Open | Fate::Replied | Fate::Reset)
                 && !p.cancelled
+                && !unsettled
             {
                 f.push(host(
                     "PXG-EVT-009",

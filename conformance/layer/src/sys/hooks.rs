@@ -1,6 +1,7 @@
 //! What the host calls: the functions of the guest's table, each in front of the real one.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::panic::AssertUnwindSafe;
@@ -214,12 +215,39 @@ fn check_scratch(at: u64, cap: u64, put: &mut impl FnMut(&'static str, String, &
     }
 }
 
-/// Whether it may be an operation that an earlier call left. Guests may try unknown kinds, so any kind below 2^15 may.
+/// Whether it may be an operation that an earlier call left.
 fn is_operation(o: &abi::Op) -> bool {
-    if peek::as_bytes(o).iter().all(|b| *b == 0) {
-        return true;
+    looks_right(o)
+        || ODD
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(peek::as_bytes(o))
+}
+
+fn looks_right(o: &abi::Op) -> bool {
+    let zero = peek::as_bytes(o).iter().all(|b| *b == 0);
+    zero || o.flags.0 <= 3
+        && o.key.flags.0 <= 0x33
+        && o.val.bytes.flags.0 <= 0x33
+        && o.kind.0 <= abi::OpKind::ROUTE.0
+}
+
+/// Operations that guests left in scratch and that look like none, up to a bound: they may come again.
+static ODD: Mutex<BTreeSet<Vec<u8>>> = Mutex::new(BTreeSet::new());
+const MOST_ODD: usize = 4096;
+
+/// Remembers what the guest left in `scratch_ops`.
+fn remember_odd(at: u64, n: u64) {
+    let n = usize::try_from(n.min(32)).unwrap_or(0);
+    let Ok(ops) = peek::array::<abi::Op>(at, n) else {
+        return;
+    };
+    for o in ops.iter().filter(|o| !looks_right(o)) {
+        let mut odd = ODD.lock().unwrap_or_else(PoisonError::into_inner);
+        if odd.len() < MOST_ODD {
+            odd.insert(peek::as_bytes(o).to_vec());
+        }
     }
-    o.flags.0 <= 3 && o.key.flags.0 <= 0x33 && o.val.bytes.flags.0 <= 0x33 && o.kind.0 < 0x8000
 }
 
 /// A struct of the layer's own that the guest fills, with canaries behind it.
@@ -400,6 +428,7 @@ fn event(l: &Link, ctx: u64, ev: u64, out: u64) {
         unsafe { f(ctx, at as *const abi::Event, to as *mut abi::EventResult) };
     });
     unlend(&lent);
+    remember_odd(raw.scratch_ops as u64, raw.scratch_ops_cap);
     finish_event(l, r, &e, &call, out, &raw, size, &mut filled, &frame);
     if let Some(c) = copied {
         c.slab.close(true);

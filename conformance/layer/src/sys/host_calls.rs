@@ -18,8 +18,8 @@ use crate::library::Findings;
 use crate::report::{self, guest, host};
 use crate::{perturb, report_faults, trace};
 
-/// What every host function begins with.
-fn begin(l: &Link, ctx: u64, function: &'static str) {
+/// What every host function begins with. False: the ctx is not the host's, and what the host answers is its own affair.
+fn begin(l: &Link, ctx: u64, function: &'static str) -> bool {
     if let Some(r) = report::current() {
         r.count_call();
     }
@@ -31,7 +31,9 @@ fn begin(l: &Link, ctx: u64, function: &'static str) {
             format!("the ctx of the host's table, {:#x}", l.host.ctx),
         ));
         f.report();
+        return false;
     }
+    true
 }
 
 /// Runs a function of the host's: a hook that begins on this thread meanwhile is called from inside it.
@@ -127,9 +129,12 @@ unsafe extern "C" fn complete<const N: usize>(
         let Some((l, f)) = link(N).and_then(|l| Some((l, l.host.complete?))) else {
             return Status::INTERNAL;
         };
-        begin(l, ctx, "complete");
+        let mine = begin(l, ctx, "complete");
         perturb::pause();
         let o = handed(r as u64, "complete");
+        if !mine || o.is_none() {
+            return hand_on(l, "complete", f, ctx, token, r as u64, o.as_ref());
+        }
         let (call, found) =
             l.library
                 .complete_enter(token, o.as_ref().map(|o| &o.0), IN_RELEASE.get());
@@ -156,9 +161,12 @@ unsafe extern "C" fn apply<const N: usize>(
         let Some((l, f)) = link(N).and_then(|l| Some((l, l.host.apply?))) else {
             return Status::INTERNAL;
         };
-        begin(l, ctx, "apply");
+        let mine = begin(l, ctx, "apply");
         perturb::pause();
         let o = handed(r as u64, "apply");
+        if !mine || o.is_none() {
+            return hand_on(l, "apply", f, ctx, stream, r as u64, o.as_ref());
+        }
         let (call, found) =
             l.library
                 .apply_enter(stream, o.as_ref().map(|o| &o.0), IN_RELEASE.get());
@@ -180,7 +188,10 @@ unsafe extern "C" fn wake<const N: usize>(ctx: u64, stream: u64, arg: u64) -> St
         let Some((l, f)) = link(N).and_then(|l| Some((l, l.host.wake?))) else {
             return Status::INTERNAL;
         };
-        begin(l, ctx, "wake");
+        if !begin(l, ctx, "wake") {
+            // SAFETY: an any-thread function of the host's, with values.
+            return in_host("wake", || unsafe { f(ctx, stream, arg) });
+        }
         perturb::pause();
         let ended = l.library.has_ended(stream);
         l.library.wake_enter(stream, arg, IN_RELEASE.get()).report();

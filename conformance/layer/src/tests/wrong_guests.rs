@@ -62,6 +62,13 @@ const WRONG: &[Wrong] = &[
         r.send(&Ev::headers(), &go());
         r.send(&Ev::body(0, "abc"), &with_ops(go(), vec![op(8, 4, "", "")]));
     }),
+    ("PXG-BODY-007", "PENDING in OBSERVE", |r| {
+        let mut c = config();
+        c.body_mode[0] = BodyMode::OBSERVE;
+        r.configure(&c);
+        r.send(&Ev::headers(), &go());
+        r.send(&Ev::body(0, "abc"), &answer(Action::PENDING));
+    }),
     ("PXG-BODY-015", "a mode that comes back", |r| {
         r.configure(&config());
         r.send(&Ev::headers(), &go());
