@@ -47,7 +47,6 @@ void client_accept(worker *w, int fd) {
     s->cluster = cluster_find("default", 7);
     c->tunnel = true;
     stream_begin(s, chain, n);
-    if (BUG("bytes-before-l4-open")) upstream_open(s);
     stream_run(s);
   } else {
     client_update(c);

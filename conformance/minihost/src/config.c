@@ -277,7 +277,7 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
       bad(&f, PXG_E_ARG, "config: found %llu, expected a value that is not 0 and not in use [PXG-CFG-008]",
           (unsigned long long)out.config);
     } else {
-      if (BUG("declaration-read-late")) {
+      if (BUG("declaration-read-late") && out.n_attrs) {
         pxg_config_out again = {.size = sizeof again, .scratch = lent.scratch, .scratch_cap = lent.scratch_cap};
         pxg_config_in other = in;
         other.flags |= PXG_CFG_IN_VALIDATE_ONLY;
@@ -300,7 +300,7 @@ static config *make(const filter_spec *spec, const char *file, config *parent, u
     config_free(c);
     return NULL;
   }
-  if (parent && !BUG("parent-dropped-first")) c->parent = config_ref(parent);
+  if (parent) c->parent = config_ref(parent);
   alive = must(realloc(alive, (live + 1) * sizeof *alive));
   alive[live++] = c;
   return c;
@@ -377,11 +377,10 @@ bool world_load(uint32_t in_flags, world **out) {
 
 void world_free(world *w) {
   if (!w) return;
-  for (size_t i = 0; BUG("parent-dropped-first") && i < w->n; i++) config_unref(w->instances[i]);
   for (size_t k = 0; k < w->specs->n_chains; k++)
     for (size_t i = 0; i < w->specs->chains[k].n; i++)
       if (w->overrides[k][i]) config_unref(w->overrides[k][i]);
-  for (size_t i = 0; !BUG("parent-dropped-first") && i < w->n; i++) config_unref(w->instances[i]);
+  for (size_t i = 0; i < w->n; i++) config_unref(w->instances[i]);
   free(w);
 }
 

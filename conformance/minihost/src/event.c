@@ -77,7 +77,6 @@ static void show_fields(place *p, int d, pxg_event *ev) {
   bool heads = log || is_headers_phase(phase) || (ev->flags & PXG_EV_HEADERS_HELD);
   bool trailers = log || phase == PXG_PHASE_REQUEST_TRAILERS || phase == PXG_PHASE_RESPONSE_TRAILERS ||
                   (ev->flags & PXG_EV_WHOLE_BODY);
-  if (BUG("fields-in-every-event")) heads = true;
   if (BUG("whole-without-trailers") && (ev->flags & PXG_EV_WHOLE_BODY)) trailers = false;
   message *m = &s->m[own];
   for (size_t i = 0; i < m->trailers.n; i++) m->trailers.at[i].seen = -1;
@@ -144,7 +143,9 @@ static void *on_thread(void *of) {
   return NULL;
 }
 
-/* A mutant's second event of the same place. */
+static atomic_bool first_is_back;
+
+/* A mutant's further events of the same place, until the first one has returned. */
 static void *beside(void *of) {
   void **a = of;
   const pxg_guest *g = a[0];
@@ -161,9 +162,11 @@ static void *beside(void *of) {
   ev.phase = PXG_PHASE_WAKE;
   ev.token = ev.n_fields = 0;
   ev.fields = NULL;
-  call_begin(&lent);
-  g->on_event(g->ctx, &ev, &out);
-  call_end(&lent);
+  do {
+    call_begin(&lent);
+    g->on_event(g->ctx, &ev, &out);
+    call_end(&lent);
+  } while (!atomic_load(&first_is_back));
   return NULL;
 }
 
@@ -176,6 +179,7 @@ static void cross(lib *l, const pxg_event *ev, pxg_result *out, call *lent) {
   }
   bool twice = BUG("concurrent-events") && ev->phase == PXG_PHASE_REQUEST_HEADERS;
   pthread_t second;
+  atomic_store(&first_is_back, false);
   if (twice && pthread_create(&second, NULL, beside, (void *[]){&l->table, (void *)(uintptr_t)ev})) abort();
   if (BUG("event-on-another-thread") && ev->phase >= PXG_PHASE_RESPONSE_HEADERS) {
     if (pthread_create(&t, NULL, on_thread, (void *[]){&l->table, (void *)(uintptr_t)ev, out, lent})) abort();
@@ -183,6 +187,7 @@ static void cross(lib *l, const pxg_event *ev, pxg_result *out, call *lent) {
   } else {
     l->table.on_event(l->table.ctx, ev, out);
   }
+  atomic_store(&first_is_back, true);
   if (twice) pthread_join(second, NULL);
   if (scribbled) {
     atomic_store(&scribbling, false);
@@ -313,6 +318,7 @@ void deliver(place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint
   emit(p, ev, &dec, &action, &over);
   bool pending = pending_is_legal(p, d, phase, &dec);
   if (!ev->token && pending && d < 0) pending = false;
+  if (BUG("early-completion-wins") && x && ev->token && token_is_early(ev->token)) pending = true;
   if (pending) start_pending(p, d, ev, len, &dec);
   if (pending && BUG("leaves-while-pending") && d == REQ && is_headers_phase(phase) && x->held) pass_headers(p, d);
   if (ev->token) token_returned(p, ev->token, pending);
@@ -333,8 +339,7 @@ void call_cancel(place *p, uint64_t token) {
   lib *l = p->c->lib;
   loop_enter(p->s->w, l);
   p->c->stats->cancels += !BUG("cancels-uncounted");
-  l->table.on_cancel(l->table.ctx, p->c->value, BUG("cancel-without-user") ? 0 : p->user, p->handle, token,
-                     p->s->w->index);
+  l->table.on_cancel(l->table.ctx, p->c->value, p->user, p->handle, token, p->s->w->index);
   if (BUG("cancel-twice")) l->table.on_cancel(l->table.ctx, p->c->value, p->user, p->handle, token, p->s->w->index);
 }
 

@@ -226,7 +226,7 @@ static uint32_t ending(const place *p, int d) {
   const struct dir *x = &p->d[d];
   if (!x->ended) return 0;
   if (BUG("body-end-never")) return 0;
-  bool trailers = p->s->m[d].trailers.n && !x->tunnel && !BUG("end-stream-twice");
+  bool trailers = p->s->m[d].trailers.n && !x->tunnel;
   return PXG_EV_BODY_END | (trailers ? 0 : PXG_EV_END_STREAM);
 }
 
@@ -352,12 +352,6 @@ static bool step_flow(place *p, int d) {
     }
   }
   if (!x->ended || x->end_out) return false;
-  if (BUG("empty-body-event") && body && x->end_at_head && x->mode == PXG_BODY_STREAM && !x->trailers_seen) {
-    x->trailers_seen = true;
-    x->body_end_seen = true;
-    deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), PXG_EV_BODY_END, 0, 0);
-    return true;
-  }
   uint32_t t = phase_of(p->s, d, PXG_PHASE_REQUEST_TRAILERS);
   bool skip_trailers = BUG("trailers-only-with-a-body-mode") && mode == PXG_BODY_SKIP;
   if (!p->s->l4 && p->s->m[d].trailers.n && !x->tunnel && subscribed(p, t) && !x->trailers_seen && !skip_trailers) {
@@ -395,7 +389,18 @@ bool node_step(place *p, int d) {
   case S_HOLD: return step_hold(p, d);
   case S_FLOW: return step_flow(p, d);
   case S_BYPASS: return step_bypass(p, d);
+  case S_PEND: {
+    struct dir *x = &p->d[d];
+    if (!BUG("bytes-before-l4-open") || !p->s->l4 || d == RSP || (x->head_out && !x->view.len)) return false;
+    if (!x->head_out) pass_headers(p, d);
+    to_next_bytes(p, d, &x->view, x->view.len);
+    return true;
+  }
   case S_DONE:
+    if (BUG("empty-body-event") && p->d[d].end_at_head && p->d[d].mode == PXG_BODY_STREAM && !p->d[d].trailers_seen) {
+      p->d[d].trailers_seen = true;
+      deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), PXG_EV_BODY_END, 0, 0);
+    }
     if (BUG("delivered-after-the-end") && d == RSP && !p->d[d].resumed && subscribed(p, PXG_PHASE_RESPONSE_BODY) &&
         !p->s->l4 && !p->d[d].tunnel) {
       p->d[d].resumed = true;

@@ -512,6 +512,7 @@ void handle_retire(uint64_t handle);
 effect *effect_take(place *p);
 void effect_free(effect *e);
 bool token_is_pending(uint64_t token);
+bool token_is_early(uint64_t token);
 void effects_discard(place *p);
 void effect_wake(place *p, uint32_t flags, uint64_t arg); /* From the worker itself. */
 void place_sync(place *p);                                /* Publishes `subscribe` for `wake`. */

@@ -110,7 +110,7 @@ static void judge_body(place *p, int dir, uint32_t phase, uint32_t flags, uint64
   if (l4 || x->mode == PXG_BODY_OBSERVE) return;
   uint64_t kept = view - moved;
   if (d->action == PXG_ACT_MORE && kept > p->c->max_body[dir] && is_body_phase(phase) &&
-      !BUG("keeps-more-than-max-body"))
+      !BUG("keeps-more-than-max-body") && !(BUG("more-over-the-limit") && p->d[dir].mode == PXG_BODY_WHOLE))
     return refuse(d, PXG_E_ARG, "MORE: found %llu bytes kept, expected at most %llu [PXG-BODY-014]",
                   (unsigned long long)kept, (unsigned long long)p->c->max_body[dir]);
   if (d->action != PXG_ACT_CONTINUE && d->action != PXG_ACT_MORE) return;
@@ -237,7 +237,6 @@ static void change(place *p, int dir, const op *o) {
   switch (o->kind) {
   case PXG_OP_HEADER_SET: fields_set(list, o->key, o->key_len, o->val.ptr, o->val.len, sensitive); break;
   case PXG_OP_HEADER_ADD:
-    if (BUG("empty-value-is-no-field") && !o->val.len) return;
     fields_add(list, o->key, o->key_len, o->val.ptr, o->val.len, sensitive);
     list->at[list->n - 1].changed = true;
     break;

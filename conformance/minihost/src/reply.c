@@ -9,11 +9,10 @@ static void cut_for(stream *s, int at) {
   uint64_t tokens[MAX_PLACES][2] = {{0}};
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
-    tokens[i][REQ] = BUG("request-runs-on-after-a-reply") ? 0 : cut_quietly(p, REQ);
+    tokens[i][REQ] = cut_quietly(p, REQ);
     bool orphan =
         (p->c->flags & PXG_CFG_ORPHAN) && !p->failed && !p->d[RSP].head_in && i > at && !BUG("orphans-ignored");
     if (i < at || orphan) continue;
-    if (i > at && BUG("reply-seen-upstream-of-it") && p->reached && !p->d[RSP].head_in) continue;
     if (i > at && BUG("response-without-request") && !p->reached) continue;
     if (i == at && BUG("replier-sees-its-reply")) {
       tokens[i][RSP] = cut_quietly(p, RSP);
@@ -70,7 +69,6 @@ void make_reply(place *p, reply *r, const char *details) {
     if (!grpc || strcmp(f->name, "content-type"))
       fields_add(&head, f->name, f->name_len, f->value, f->value_len, f->flags);
   }
-  if (BUG("details-to-the-client") && r->details) fields_put(&head, "x-details", r->details);
   bool none = r->status == 204 || r->status == 304;
   if (grpc) bytes_free(&r->body);
   bool empty = none || s->head_method || grpc;

@@ -72,6 +72,10 @@ void fail(place *p, int dir, uint32_t phase, enum reason why, const char *text) 
   if (can_reply(p)) {
     char *details = zalloc(strlen(p->c->instance) + 16);
     sprintf(details, "%s.%s", p->c->instance, reason_names[why]);
+    if (BUG("error-text-to-the-client") && text) {
+      free(details);
+      details = clean_text(text, strlen(text));
+    }
     stream_why(s, PXG_END_ERROR);
     return make_local(s, p, 500, details);
   }

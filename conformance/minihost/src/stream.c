@@ -125,7 +125,7 @@ bool stream_wants(const stream *s, int d) {
 }
 
 static void set_why(stream *s, uint32_t why) {
-  if (!s->why || BUG("last-cause-wins")) s->why = why;
+  if (!s->why) s->why = why;
 }
 
 void stream_why(stream *s, uint32_t why) { set_why(s, why); }
@@ -188,7 +188,7 @@ static bool take_effect(place *p) {
       if (BUG("completion-takes-user")) p->user = e->d.user;
       x->token = 0;
       unpend(p);
-      x->resumed = !BUG("resumed-never-said");
+      x->resumed = true;
       if (BUG("pending-bytes-pass-unseen") && is_body_phase(x->pend_phase)) x->pend_len = x->view.len;
       take_result(p, d, x->pend_phase, x->pend_flags, x->pend_len, &e->d, BY_COMPLETE);
       break;

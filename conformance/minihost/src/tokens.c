@@ -175,12 +175,9 @@ void token_returned(place *p, uint64_t token, bool pending) {
     if (kept && pending && !BUG("early-completion-lost")) {
       kept->early = false;
       worker_ready(p->s);
-    } else if (kept && !(BUG("early-completion-wins") && !pending)) {
+    } else if (kept) {
       unlink_effect(p, kept);
       if (!pending) p->c->stats->stale++;
-    } else if (kept) {
-      kept->early = false;
-      kept = NULL;
     }
     give_back(token);
   } else if (s && pending) {
@@ -201,6 +198,14 @@ bool token_retire(uint64_t token) {
   if (s && !BUG("tokens-live-after-the-end")) give_back(token);
   pthread_mutex_unlock(&tokens_lock);
   return was;
+}
+
+bool token_is_early(uint64_t token) {
+  pthread_mutex_lock(&tokens_lock);
+  slot *s = find(token);
+  bool is = s && s->state == EARLY;
+  pthread_mutex_unlock(&tokens_lock);
+  return is;
 }
 
 bool token_is_pending(uint64_t token) {
@@ -261,16 +266,10 @@ static void die_of(const decision *d) {
   if (d->status == PXG_E_ARG && BUG("dies-of-a-bad-argument")) abort();
 }
 
-/* A mutant. */
-static void hook_inside(uint64_t ctx) {
-  lib *l = lib_by_ctx(ctx);
-  if (BUG("hook-inside-a-host-function") && l && l->table.on_batch_end) l->table.on_batch_end(l->table.ctx, 0);
-}
-
 int32_t guest_complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
-  hook_inside(ctx);
   effect *e = effect_new(E_COMPLETE, r, BY_COMPLETE);
   int32_t status = PXG_E_STALE;
+  place *inside = NULL;
   die_of(&e->d);
   pthread_mutex_lock(&tokens_lock);
   slot *s = find(token);
@@ -278,6 +277,7 @@ int32_t guest_complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
   if (s && (s->state == ISSUED || s->state == PENDING || (BUG("second-completion-taken") && s->state == EARLY)) &&
       !foreign(s, ctx)) {
     place *p = s->p;
+    if (BUG("hook-inside-a-host-function")) inside = p;
     wait_for_worker(p);
     decision_check(&e->d, BY_COMPLETE, p->c, s->phase, s->flags);
     status = e->d.status;
@@ -301,6 +301,8 @@ int32_t guest_complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
     }
   }
   pthread_mutex_unlock(&tokens_lock);
+  if (inside)
+    inside->c->lib->table.on_cancel(inside->c->lib->table.ctx, inside->c->value, inside->user, inside->handle, 0, 0);
   if (status == PXG_E_STALE) count_stale(ctx);
   if (e && e->d.status) say_refused(ctx, "complete", &e->d);
   if (e) effect_free(e);
@@ -341,7 +343,6 @@ int32_t guest_apply(uint64_t ctx, uint64_t handle, const pxg_result *r) {
 
 int32_t guest_wake(uint64_t ctx, uint64_t handle, uint64_t arg) {
   int32_t status = PXG_E_STALE;
-  hook_inside(ctx);
   pthread_mutex_lock(&tokens_lock);
   slot *s = find(handle);
   if (s && s->state == HANDLE && !foreign(s, ctx)) {
