@@ -18,8 +18,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::config::Level;
-use super::guests::Counted;
 use super::control::{Order, Shared};
+use super::guests::Counted;
 use super::metrics;
 use crate::engine::{PHASES, TIME_BUCKETS_NS};
 

@@ -59,7 +59,9 @@ pub(super) struct KeptStats(HashMap<String, Counted>);
 
 impl KeptStats {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Counted)> {
-        self.0.iter().map(|(name, counted)| (name.as_str(), counted))
+        self.0
+            .iter()
+            .map(|(name, counted)| (name.as_str(), counted))
     }
 }
 

@@ -208,12 +208,9 @@ fn filter_metrics(e: &mut DescriptorEncoder<'_>, filters: &[(String, Counted)]) 
     use MetricType::{Counter, Gauge};
     type Read = fn(&FilterStats) -> u64;
     let per_filter: [(&str, &str, MetricType, Read); 9] = [
-        (
-            "pxg_guest_pending",
-            "Decisions pending now",
-            Gauge,
-            |s| s.pending_now.get(),
-        ),
+        ("pxg_guest_pending", "Decisions pending now", Gauge, |s| {
+            s.pending_now.get()
+        }),
         (
             "pxg_guest_stale_completions",
             "Calls of the guest for what had ended, and completions that were not applied",
@@ -276,7 +273,13 @@ fn filter_metrics(e: &mut DescriptorEncoder<'_>, filters: &[(String, Counted)]) 
             (labels, counted.stats.failures(*reason).get())
         })
     });
-    family(e, "pxg_guest_failures", "Failures of the guest by reason", Counter, failures)?;
+    family(
+        e,
+        "pxg_guest_failures",
+        "Failures of the guest by reason",
+        Counter,
+        failures,
+    )?;
     type ReadPhase = fn(&PhaseStats) -> u64;
     let per_phase: [(&str, &str, MetricType, ReadPhase); 4] = [
         ("pxg_guest_calls", "Calls into the guest", Counter, |p| {
