@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use proxy_golang_abi::Status;
+use proxy_golang_abi::{Phase, Status};
 
 use super::outcome::KeptOutcome;
 use super::sync::{AtomicBool, Ordering::*, Queue};
@@ -94,6 +94,11 @@ impl Hub {
     /// OK, or STALE if the token is not live or not this library's.
     pub fn token_status(&self, library: u32, token: u64) -> Status {
         self.table.token_status(library, token)
+    }
+
+    /// The phase of a live token's event.
+    pub fn token_phase(&self, library: u32, token: u64) -> Option<Phase> {
+        self.table.token_phase(library, token)
     }
 
     /// OK, or STALE if the handle is not live or not this library's.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use loom::thread;
-use proxy_golang_abi::{Action, Status};
+use proxy_golang_abi::{Action, Phase, Status};
 
 use super::hub::{Hub, HubLimits, Item};
 use super::outcome::{KeptOutcome, Op, OpKind, Outcome, Payload};
@@ -18,7 +18,9 @@ const LIBRARY: u32 = 1;
 fn table(state: State) -> (Arc<Table>, FreeList, u64) {
     let table = Arc::new(Table::new());
     let mut free = FreeList::default();
-    let value = table.issue(&mut free, 0, LIBRARY, 7, state).unwrap();
+    let value = table
+        .issue(&mut free, 0, LIBRARY, 7, state, Phase(0))
+        .unwrap();
     (table, free, value)
 }
 
@@ -93,7 +95,9 @@ fn a_late_complete_and_the_next_owner() {
         let other = Arc::clone(&table);
         let guest = thread::spawn(move || other.complete(LIBRARY, token));
         let was = table.retire(&mut free, token);
-        let next = table.issue(&mut free, 0, 2, 8, State::Issued).unwrap();
+        let next = table
+            .issue(&mut free, 0, 2, 8, State::Issued, Phase(0))
+            .unwrap();
         assert_ne!(next, token);
         let to = guest.join().unwrap();
         assert_eq!(to.is_some(), was == State::Done);
@@ -118,7 +122,7 @@ fn a_late_visitor_and_the_next_owner() {
             });
             table.retire(&mut free, handle);
             let next = table
-                .issue(&mut free, 0, LIBRARY, 8, State::WakeHandle)
+                .issue(&mut free, 0, LIBRARY, 8, State::WakeHandle, Phase(0))
                 .unwrap();
             guest.join().unwrap();
             assert_eq!(table.take_wakes(next), 0);
@@ -196,7 +200,7 @@ fn no_mail_is_left_behind_a_sleeping_worker() {
         let mut free = FreeList::default();
         let mut issue = || {
             hub.table
-                .issue(&mut free, 0, LIBRARY, 7, State::Issued)
+                .issue(&mut free, 0, LIBRARY, 7, State::Issued, Phase(0))
                 .unwrap()
         };
         let tokens = [issue(), issue()];
@@ -260,7 +264,7 @@ fn buffers_of_a_racing_completion_are_released_once() {
         let mut free = FreeList::default();
         let token = hub
             .table
-            .issue(&mut free, 0, LIBRARY, 7, State::Issued)
+            .issue(&mut free, 0, LIBRARY, 7, State::Issued, Phase(0))
             .unwrap();
         let released = Arc::new(AtomicUsize::new(0));
         let buffer = Bytes::from_owner(Counted(Arc::clone(&released)));

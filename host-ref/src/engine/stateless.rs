@@ -37,7 +37,26 @@ pub(super) fn refuse_edit(kind: &OpKind<'_>) -> Option<String> {
         OpKind::SetAt { value, .. } if !grammar::is_value(value) => {
             Some(format!("{} is not a field value", show(value)))
         }
+        OpKind::Metadata { namespace, key, .. } => refuse_metadata(namespace, key),
         _ => None,
+    }
+}
+
+/// Why a name of metadata is illegal (spec 16.5). An empty namespace is the guest's own.
+pub(super) fn refuse_metadata(namespace: &[u8], key: &[u8]) -> Option<String> {
+    let is_name = |text: &[u8], more: &[u8]| {
+        let legal = |b: &u8| b.is_ascii_alphanumeric() || b"_-/".contains(b) || more.contains(b);
+        (1..=128).contains(&text.len()) && text.iter().all(legal)
+    };
+    if !namespace.is_empty() && !is_name(namespace, b"") {
+        Some(format!(
+            "{} is not a namespace of metadata",
+            show(namespace)
+        ))
+    } else if !is_name(key, b".") {
+        Some(format!("{} is not a key of metadata", show(key)))
+    } else {
+        None
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 
-use proxy_golang_abi::Status;
+use proxy_golang_abi::{Phase, Status};
 
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
@@ -56,6 +56,8 @@ struct Slot {
     word: AtomicU64,
     /// Of the library that may use the value. Written while the slot is free.
     library: AtomicU32,
+    /// Of a token: the phase of its event. Written while the slot is free.
+    phase: AtomicU32,
     /// The driver's key of the stream. Written while the slot is free.
     stream: AtomicU64,
     /// Threads inside `apply` or `wake` for this slot: it is not reused while there are any, so that what they add
@@ -130,6 +132,7 @@ impl Table {
         library: u32,
         stream: u64,
         state: State,
+        phase: Phase,
     ) -> Option<u64> {
         loop {
             let index = match free.free.pop() {
@@ -142,6 +145,7 @@ impl Table {
                 continue; // worn out for good
             }
             slot.library.store(library, Relaxed);
+            slot.phase.store(phase.0, Relaxed);
             slot.stream.store(stream, Relaxed);
             if matches!(state, State::Handle | State::WakeHandle) {
                 slot.wakes.store(0, Relaxed);
@@ -179,6 +183,7 @@ impl Table {
             word: AtomicU64::new(word(0, State::Free)),
             library: AtomicU32::new(0),
             stream: AtomicU64::new(0),
+            phase: AtomicU32::new(0),
             visitors: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
             wake_queued: AtomicBool::new(false),
@@ -269,6 +274,12 @@ impl Table {
             Some(_) => Status::OK,
             None => Status::STALE,
         }
+    }
+
+    /// The phase of a live token's event.
+    pub(crate) fn token_phase(&self, library: u32, token: u64) -> Option<Phase> {
+        let (slot, _, _) = self.live_token(library, token)?;
+        Some(Phase(slot.phase.load(Relaxed)))
     }
 
     fn live_token(&self, library: u32, token: u64) -> Option<(&Slot, u32, u64)> {
@@ -418,7 +429,11 @@ mod tests {
     fn a_retired_handle_does_not_reach_the_next_owner() {
         let table = Table::new();
         let mut free = FreeList::default();
-        let issue = |free: &mut FreeList| table.issue(free, 0, 1, 7, State::WakeHandle).unwrap();
+        let issue = |free: &mut FreeList| {
+            table
+                .issue(free, 0, 1, 7, State::WakeHandle, Phase(0))
+                .unwrap()
+        };
         let old = issue(&mut free);
         assert!(matches!(table.wake(1, old, 1), Ok(Some(_))));
         table.retire(&mut free, old);

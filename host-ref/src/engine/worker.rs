@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use proxy_golang_abi::Phase;
 use proxy_golang_abi::feature::Feature;
 
 use super::guest::{Filter, Guest};
@@ -96,10 +97,15 @@ impl Worker {
         Some(self.timing)
     }
 
-    pub(crate) fn issue(&mut self, library: u32, stream: u64, state: State) -> Option<u64> {
-        self.hub
-            .table
-            .issue(&mut self.free, self.id, library, stream, state)
+    pub(crate) fn issue(
+        &mut self,
+        library: u32,
+        stream: u64,
+        state: State,
+        phase: Phase,
+    ) -> Option<u64> {
+        let table = &self.hub.table;
+        table.issue(&mut self.free, self.id, library, stream, state, phase)
     }
 
     pub(crate) fn retire(&mut self, value: u64) -> State {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use proxy_golang_abi as abi;
 use proxy_golang_abi::ext::{METRICS_V1_ID, MetricKind, MetricsV1};
 use proxy_golang_abi::feature::{Feature, FeatureSet, set_of};
-use proxy_golang_abi::{Action, EventResult, Field, LogLevel, Status, Str};
+use proxy_golang_abi::{Action, EventResult, Field, LogLevel, Phase, Status, Str};
 
 use super::decode::Reading;
 use super::members::Limits;
@@ -360,6 +360,9 @@ unsafe extern "C" fn complete(ctx: u64, token: u64, r: *const EventResult) -> St
                     | Action::REPLY
                     | Action::RESET
                     | Action::ERROR => {
+                        if let Some(phase) = entry.shared.hub.token_phase(entry.id, token) {
+                            fits(phase, &outcome)?;
+                        }
                         Ok(entry
                             .shared
                             .hub
@@ -398,6 +401,31 @@ unsafe extern "C" fn apply(ctx: u64, stream: u64, r: *const EventResult) -> Stat
             )
         }
     })
+}
+
+/// Operations that no result of this phase may hold (spec 10.2). What the action leaves out is not judged.
+fn fits(phase: Phase, outcome: &Outcome<'_>) -> Result<(), Fault> {
+    if !matches!(outcome.action, Action::CONTINUE | Action::MORE) {
+        return Ok(());
+    }
+    let body = matches!(phase, Phase::REQUEST_BODY | Phase::RESPONSE_BODY);
+    let routes = matches!(phase, Phase::REQUEST_HEADERS | Phase::REQUEST_BODY);
+    let bad = outcome.ops.iter().position(|op| match op.kind {
+        OpKind::Pass(_) | OpKind::Drop(_) | OpKind::Inject(_) => !body,
+        OpKind::Route(_) => !routes,
+        OpKind::BodyWrite { .. } => true,
+        _ => false,
+    });
+    match bad {
+        None => Ok(()),
+        Some(i) => Err(Fault::new(
+            Status::ARG,
+            format!(
+                "result.ops[{i}]: found an operation that is not legal in a result of phase {} (PXG-MUT-006)",
+                phase.0
+            ),
+        )),
+    }
 }
 
 /// `apply` stands outside of both directions: what needs one is refused (spec 12.3).

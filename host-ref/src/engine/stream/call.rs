@@ -41,7 +41,8 @@ impl<H: Fields> Stream<H> {
             );
         }
         let library = filter.guest.library();
-        let Some(token) = self.issue(cx, chain, at.place, library, may_pend) else {
+        let Some(token) = self.issue(cx, chain, at.place, library, may_pend.then_some(phase))
+        else {
             return self.fail(
                 cx,
                 chain,
@@ -191,7 +192,7 @@ impl<H: Fields> Stream<H> {
     ) {
         let filter = &chain.filters()[place];
         if self
-            .issue(cx, chain, place, filter.guest.library(), false)
+            .issue(cx, chain, place, filter.guest.library(), None)
             .is_none()
         {
             return;
@@ -301,7 +302,7 @@ impl<H: Fields> Stream<H> {
         chain: &Chain,
         place: usize,
         library: u32,
-        token: bool,
+        token: Option<Phase>,
     ) -> Option<u64> {
         if self.places[place].handle == 0 {
             let wakes = chain.filters()[place].subscribes(Phase::WAKE);
@@ -313,12 +314,12 @@ impl<H: Fields> Stream<H> {
                 } else {
                     Slot::Handle
                 },
+                Phase(0),
             )?;
         }
-        if token {
-            cx.worker.issue(library, self.key, Slot::Issued)
-        } else {
-            Some(0)
+        match token {
+            Some(phase) => cx.worker.issue(library, self.key, Slot::Issued, phase),
+            None => Some(0),
         }
     }
 

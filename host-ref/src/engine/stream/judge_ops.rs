@@ -8,7 +8,7 @@ use super::super::fields::{Fields, Views};
 use super::super::grammar;
 use super::super::guest::Filter;
 use super::super::outcome::{Op, OpKind, Outcome};
-use super::super::stateless::{refuse_edit, show};
+use super::super::stateless::{refuse_edit, refuse_metadata, show};
 use super::call::project;
 use super::judge::Refusal;
 use super::settle::{Context, Edits};
@@ -495,6 +495,9 @@ fn judge_cursor(context: &Context, cursor: u64) -> Verdict {
 }
 
 fn judge_metadata(filter: &Filter, namespace: &[u8], key: &[u8]) -> Verdict {
+    if let Some(why) = refuse_metadata(namespace, key) {
+        return refuse(why);
+    }
     if !filter.has(Feature::METADATA) {
         return Verdict::Skip;
     }
@@ -510,9 +513,6 @@ fn judge_metadata(filter: &Filter, namespace: &[u8], key: &[u8]) -> Verdict {
             "the namespace {} is not this filter's and not granted to it",
             show(namespace)
         ));
-    }
-    if key.is_empty() {
-        return refuse("an empty key");
     }
     Verdict::Apply
 }
