@@ -241,6 +241,10 @@ pub(super) fn cases() -> Vec<Case> {
             std::fs::copy(&first, &second)?;
             let mut setup = own::chain_of(&cx, &first, PLAIN)?;
             own::also(&cx, &mut setup, ("second", &second), "other", PLAIN[0].1);
+            for i in &mut setup.instances {
+                i.filter = "go-probe".into();
+                i.config.clear();
+            }
             let own = Own::start(&cx, &setup).await?;
             let said = own.output();
             let both = said.lines().any(|l| l.contains("libpxg_probe_go.so") && l.contains("libpxg_second_go.so"));
