@@ -50,9 +50,6 @@ pub(crate) struct Adapter {
     /// What it can't be asked: an option, a protocol or a case, each with its reason.
     #[serde(default)]
     pub(crate) not_applicable: BTreeMap<String, String>,
-    /// Fields that the host adds or changes by itself: not compared.
-    #[serde(default)]
-    pub(crate) own_fields: Vec<String>,
     /// Known failures, by rule or case.
     #[serde(default)]
     pub(crate) expect: BTreeMap<String, Expect>,

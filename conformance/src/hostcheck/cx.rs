@@ -30,7 +30,6 @@ pub(crate) struct Shared {
     pub(crate) upstream: Upstream,
     pub(crate) upstream_at: std::net::SocketAddr,
     pub(crate) patience: Duration,
-    pub(crate) seed: u64,
     /// Folder of the run, for hosts of a case's own.
     pub(crate) dir: PathBuf,
     pub(crate) features: Cell<[u64; 4]>,
@@ -39,7 +38,7 @@ pub(crate) struct Shared {
 
 /// A started host with its records.
 pub(crate) struct Running {
-    pub(crate) host: RefCell<Host>,
+    pub(crate) host: Host,
     pub(crate) journal: Journal,
     pub(crate) dir: PathBuf,
 }
@@ -173,7 +172,7 @@ impl Cx {
         let started = Host::start(&s.adapter, &dir, s.upstream_at, setup, s.patience).await?;
         Ok(started.map(|host| {
             Rc::new(Running {
-                host: RefCell::new(host),
+                host,
                 journal: Journal::new(&dir),
                 dir,
             })
@@ -209,7 +208,7 @@ impl Cx {
     }
 
     pub(crate) async fn connect(&self) -> Result<Connection> {
-        let to = self.0.running.host.borrow().address;
+        let to = self.0.running.host.address;
         Connection::open(to, self.0.shared.patience).await
     }
 
@@ -218,7 +217,7 @@ impl Cx {
         if self.0.shared.adapter.not_applicable.contains_key("h2c") {
             return Err(super::host::NoOption("h2c".into()).into());
         }
-        let to = self.0.running.host.borrow().address;
+        let to = self.0.running.host.address;
         H2::open(to, self.0.shared.patience).await
     }
 

@@ -6,9 +6,6 @@ use std::path::Path;
 use super::cases::Case;
 use super::host::{Instance, Route, Setup};
 
-/// Subscribes to everything the host has, and may pend everywhere.
-pub(crate) const ALL: &str = "subscribe all\npend all\n";
-
 /// An instance of the common setup: its name, the head of its configuration, options of the host for it.
 struct Common {
     name: &'static str,

@@ -1,5 +1,6 @@
 //! A host under test: its configuration written, started, ready, reloaded, stopped; what it printed.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
@@ -107,7 +108,7 @@ impl Output {
 
 /// A running host. Dropped, it is killed.
 pub(crate) struct Host {
-    child: Option<Child>,
+    child: RefCell<Child>,
     pub(crate) output: Output,
     pub(crate) address: SocketAddr,
     adapter: Arc<Adapter>,
@@ -343,7 +344,7 @@ impl Host {
         }
         let pid = child.id();
         let mut host = Self {
-            child: Some(child),
+            child: RefCell::new(child),
             output,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             adapter: adapter.clone(),
@@ -475,10 +476,8 @@ impl Host {
     }
 
     /// The exit status, if the host has ended.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        self.child
-            .as_mut()
-            .and_then(|c| c.try_wait().ok().flatten())
+    pub(crate) fn ended(&self) -> Option<ExitStatus> {
+        self.child.borrow_mut().try_wait().ok().flatten()
     }
 
     fn act(&self, name: &str) -> Result<()> {
@@ -554,7 +553,7 @@ impl Host {
     }
 
     /// Waits for the end; None if it does not come.
-    pub(crate) async fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
+    pub(crate) async fn wait(&self, patience: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + patience;
         loop {
             if let Some(s) = self.ended() {
@@ -570,16 +569,15 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        if let Some(mut c) = self.child.take() {
-            let _ = c.kill();
-            let _ = c.wait();
-            // For --keep-logs.
-            if let Some(dir) = self.values.get("dir") {
-                let _ = std::fs::write(
-                    Path::new(dir).join("host.log"),
-                    self.output.since(0).join("\n"),
-                );
-            }
+        let c = self.child.get_mut();
+        let _ = c.kill();
+        let _ = c.wait();
+        // For --keep-logs.
+        if let Some(dir) = self.values.get("dir") {
+            let _ = std::fs::write(
+                Path::new(dir).join("host.log"),
+                self.output.since(0).join("\n"),
+            );
         }
     }
 }

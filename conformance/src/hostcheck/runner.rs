@@ -145,7 +145,6 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
         probe: probe.clone(),
         upstream,
         upstream_at,
-        seed: plan.seed,
         dir: dir.clone(),
         features: Cell::default(),
         workshop,
@@ -159,7 +158,7 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
     let running =
         match Host::start(&adapter, &run_dir, upstream_at, &setup, shared.patience).await? {
             Ok(host) => Rc::new(Running {
-                host: RefCell::new(host),
+                host,
                 journal: Journal::new(&run_dir),
                 dir: run_dir.clone(),
             }),
@@ -183,9 +182,15 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
     let results: Rc<RefCell<Vec<(usize, CaseResult)>>> = Rc::default();
     let slots = Rc::new(tokio::sync::Semaphore::new(plan.jobs.clamp(1, 64)));
     let mut tasks = Vec::new();
-    for (i, case) in selected.iter().enumerate().filter(|(_, c)| !c.alone) {
+    // The seed gives the order: what one case leaves behind must not matter to another.
+    let mut order: Vec<(usize, &'static Case)> = selected.iter().copied().enumerate().collect();
+    let mut rng = crate::host::messages::Rng::new(plan.seed);
+    for i in (1..order.len()).rev() {
+        order.swap(i, rng.below(i + 1));
+    }
+    for (i, case) in order.iter().copied().filter(|(_, c)| !c.alone) {
         let (shared, running, slots) = (shared.clone(), running.clone(), slots.clone());
-        let (results, each, plan, case) = (results.clone(), each.clone(), plan.clone(), *case);
+        let (results, each, plan, case) = (results.clone(), each.clone(), plan.clone(), case);
         tasks.push(tokio::task::spawn_local(async move {
             let Ok(_slot) = slots.acquire().await else {
                 return;
@@ -198,7 +203,7 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
     for t in tasks {
         t.await.context("a case of the suite panicked")?;
     }
-    for (i, case) in selected.iter().enumerate().filter(|(_, c)| c.alone) {
+    for (i, case) in order.iter().copied().filter(|(_, c)| c.alone) {
         let r = one(&plan, case, shared.clone(), running.clone()).await;
         each(&r);
         results.borrow_mut().push((i, r));
@@ -318,7 +323,7 @@ async fn one(
             format!("the host does not set the feature {}", feature_name(*f)),
         );
     }
-    let from = running.host.borrow().output.len();
+    let from = running.host.output.len();
     let started = Instant::now();
     let patience = shared.patience;
     let cx = Cx::new(shared, running.clone(), case.name);
@@ -348,7 +353,7 @@ async fn one(
     r.remarks = remarks;
     r.checked = checked;
     r.ms = ms(started);
-    if let Some(status) = running.host.borrow_mut().ended() {
+    if let Some(status) = running.host.ended() {
         r.findings.push(Finding {
             rule: case.rules.first().copied().unwrap_or_default().to_string(),
             title: format!("the host ended with {status} while the case ran"),
@@ -385,7 +390,7 @@ async fn one(
         }
     }
     if r.status.is_bad() {
-        r.output = tail(&running.host.borrow().output.since(from), 20);
+        r.output = tail(&running.host.output.since(from), 20);
         r.trace = cx
             .records()
             .iter()
@@ -435,10 +440,10 @@ async fn whole_run(
         ms: 0,
         checked: 0,
     };
-    let crashed = running.host.borrow_mut().ended();
+    let crashed = running.host.ended();
     if crashed.is_none() {
-        running.host.borrow().stop()?;
-        let ended = running.host.borrow_mut().wait(shared.patience * 2).await;
+        running.host.stop()?;
+        let ended = running.host.wait(shared.patience * 2).await;
         match ended {
             None => r.findings.push(Finding {
                 rule: "PXG-ASY-015".into(),
@@ -478,7 +483,7 @@ async fn whole_run(
     r.status = status_of(&r.findings, false);
     r.ms = ms(started);
     if r.status.is_bad() {
-        r.output = tail(&running.host.borrow().output.since(0), 20);
+        r.output = tail(&running.host.output.since(0), 20);
     }
     crate::suite::expected(&mut r, &adapter.expect);
     Ok(r)

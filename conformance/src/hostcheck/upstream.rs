@@ -20,8 +20,6 @@ pub(crate) enum Step {
     Send(Vec<u8>),
     /// Until the request has come whole.
     WholeRequest,
-    /// Until the request's body has so many bytes.
-    Body(usize),
     /// Until the case opens the gate.
     Gate(String),
     /// Ends the connection with a reset.
@@ -308,11 +306,6 @@ impl Upstream {
                             }
                             Step::WholeRequest => {
                                 while !seen.borrow().complete && !seen.borrow().broken {
-                                    progress.notified().await;
-                                }
-                            }
-                            Step::Body(n) => {
-                                while seen.borrow().body.len() < *n && !seen.borrow().broken {
                                     progress.notified().await;
                                 }
                             }

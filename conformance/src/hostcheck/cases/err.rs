@@ -242,10 +242,10 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .script("b request-headers: action 7")
         .run(|cx| async move {
-            let from = cx.running().host.borrow().output.len();
+            let from = cx.running().host.output.len();
             cx.exchange(Request::get("/x")).await?;
             cx.settle().await?;
-            let said = cx.running().host.borrow().output.since(from).join("\n");
+            let said = cx.running().host.output.since(from).join("\n");
             cx.check(
                 "PXG-ERR-009",
                 said.contains('b') && said.contains('7'),

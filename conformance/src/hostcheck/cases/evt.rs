@@ -97,6 +97,40 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "evt/head-in-pieces",
+            2,
+            &["PXG-EVT-001", "PXG-HDR-001"],
+            "a request whose every byte comes by itself",
+        )
+        .script("b request-headers: add x-b 1")
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write_slowly(&Request::get("/x").field("x-a", "1").head(cx.name())).await;
+            cx.equal("PXG-EVT-001", "the status", c.response("GET").await?.status, 200);
+            cx.ended().await;
+            let up = cx.seen();
+            cx.equal("PXG-HDR-001", "x-a upstream", up.first().and_then(|u| u.get("x-a")), Some("1".into()));
+            cx.equal("PXG-HDR-001", "x-b upstream", up.first().and_then(|u| u.get("x-b")), Some("1".into()));
+            Ok(())
+        }),
+        Case::new(
+            "evt/until-close",
+            2,
+            &["PXG-EVT-001", "PXG-EVT-011"],
+            "a response that ends with its connection",
+        )
+        .needs(&[Feature::BODY_STREAM_RESPONSE])
+        .script("* request-headers: mode response stream")
+        .run(|cx| async move {
+            cx.answer(Answer::status(200).field("connection", "close").send(b"until-").send(b"close").then(Step::Close));
+            let x = cx.exchange(Request::get("/x")).await?;
+            cx.equal("PXG-EVT-001", "the body", x.reply.text(), "until-close".into());
+            cx.check("PXG-EVT-001", x.reply.complete, || "the response has no end".into());
+            let last = x.records.events("b", Phase::RESPONSE_BODY.0).last().and_then(|r| r.flags).unwrap_or(0);
+            cx.check("PXG-EVT-011", last & EventFlags::BODY_END.0 != 0, || "no BODY_END at the close".into());
+            Ok(())
+        }),
+        Case::new(
             "evt/pending-holds",
             2,
             &["PXG-EVT-003"],

@@ -52,12 +52,12 @@ pub(super) fn cases() -> Vec<Case> {
             };
             let own = cx.on(running.clone());
             let went_well = exchanges(&own).await;
-            let alive = running.host.borrow_mut().ended().is_none();
+            let alive = running.host.ended().is_none();
             own.check("PXG-RT-002", alive, || "the host ended".into());
             if alive {
-                running.host.borrow().stop()?;
+                running.host.stop()?;
                 let patience = cx.shared().patience;
-                let ended = running.host.borrow_mut().wait(patience * 2).await;
+                let ended = running.host.wait(patience * 2).await;
                 own.check("PXG-LOAD-005", ended.is_some_and(|s| s.success()), || {
                     format!("the host's end with a Go guest in it: {ended:?}")
                 });

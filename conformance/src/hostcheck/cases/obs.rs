@@ -29,7 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
              a result R: log 4 written-after-the-end; define 1 pxg_obs_late; record $pxg_obs_one 3; record $pxg_obs_late 4; continue",
         )
         .run(|cx| async move {
-            let from = cx.running().host.borrow().output.len();
+            let from = cx.running().host.output.len();
             cx.exchange(Request::get("/")).await?;
             cx.until("PXG-OBS-001", "the calls after the end", |r| r.iter().filter(|r| r.function == "record").count() >= 2).await;
             let records = cx.records();
@@ -37,7 +37,7 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.equal("PXG-OBS-001", &what, status, OK);
             }
             cx.wait("PXG-OBS-001", "the record that was logged after the end", || {
-                cx.running().host.borrow().output.since(from).iter().any(|l| l.contains("written-after-the-end"))
+                cx.running().host.output.since(from).iter().any(|l| l.contains("written-after-the-end"))
             }).await;
             Ok(())
         }),
@@ -60,7 +60,7 @@ pub(super) fn cases() -> Vec<Case> {
             own::also(&cx, &mut setup, ("probe", &cx.shared().probe.clone()), "two", PLAIN);
             let own = Own::start(&cx, &setup).await?;
             for (level, route) in [("error", "/"), ("info", "/two")] {
-                own.running.host.borrow().admin(&method, &path, level).await?;
+                own.running.host.admin(&method, &path, level).await?;
                 let x = own.cx.exchange(Request::get(route)).await?;
                 let saw: Vec<_> = x.records.iter().filter(|r| r.function == "log-level").filter_map(|r| r.status).collect();
                 cx.equal("PXG-OBS-002", &format!("the page says {level}"), saw, vec![OK]);
@@ -186,9 +186,9 @@ pub(super) fn cases() -> Vec<Case> {
              c request-headers: log 4 after-the-long-one",
         )
         .run(|cx| async move {
-            let from = cx.running().host.borrow().output.len();
+            let from = cx.running().host.output.len();
             cx.exchange(Request::get("/")).await?;
-            let lines = || cx.running().host.borrow().output.since(from);
+            let lines = || cx.running().host.output.since(from);
             cx.wait("PXG-OBS-005", "the records in the host's log", || lines().iter().any(|l| l.contains("after-the-long-one"))).await;
             let all = lines();
             let forged = all.iter().find(|l| l.contains("forged-line"));

@@ -90,14 +90,13 @@ impl Own {
         let s = self.outer.shared();
         self.running
             .host
-            .borrow()
             .reload(&self.running.dir, s.upstream_at, setup, s.patience)
             .await
     }
 
     /// What it printed.
     pub(super) fn output(&self) -> String {
-        self.running.host.borrow().output.since(0).join("\n")
+        self.running.host.output.since(0).join("\n")
     }
 
     /// All records, of every case and of none.
@@ -114,16 +113,9 @@ impl Own {
     /// Ends the host, and looks at the streams alone.
     pub(super) async fn stop(self, rule: &str) -> Result<()> {
         self.cx.finish().await?;
-        self.running.host.borrow().stop()?;
+        self.running.host.stop()?;
         let patience = self.outer.shared().patience * 2;
-        if self
-            .running
-            .host
-            .borrow_mut()
-            .wait(patience)
-            .await
-            .is_none()
-        {
+        if self.running.host.wait(patience).await.is_none() {
             self.cx.unknown(rule, "the end of the host after its stop");
         }
         self.outer.take(&self.cx);
@@ -133,13 +125,13 @@ impl Own {
     /// Waits for the ends of the streams, ends the host, and looks at everything that was recorded.
     pub(super) async fn end(self, rule: &str) -> Result<()> {
         self.cx.finish().await?;
-        let crashed = self.running.host.borrow_mut().ended();
+        let crashed = self.running.host.ended();
         let status = match crashed {
             Some(status) => Some(status),
             None => {
-                self.running.host.borrow().stop()?;
+                self.running.host.stop()?;
                 let patience = self.outer.shared().patience * 2;
-                self.running.host.borrow_mut().wait(patience).await
+                self.running.host.wait(patience).await
             }
         };
         match status {
@@ -148,7 +140,7 @@ impl Own {
                 self.cx.finding(
                     rule,
                     format!("the host ended with {s}"),
-                    self.running.host.borrow().output.since(0),
+                    self.running.host.output.since(0),
                 );
             }
             Some(_) => {}
@@ -180,7 +172,7 @@ pub(super) async fn refused(
             cx.finding(
                 rule,
                 format!("{what}: the host serves, and answers {}", reply.status),
-                running.host.borrow().output.since(0),
+                running.host.output.since(0),
             );
             Ok(None)
         }
@@ -211,12 +203,7 @@ pub(super) struct Metrics {
 
 pub(super) async fn metrics(cx: &Cx) -> Result<Metrics> {
     let admin = cx.shared().adapter.admin.clone().unwrap_or_default();
-    let text = cx
-        .running()
-        .host
-        .borrow()
-        .admin("GET", &admin.metrics, "")
-        .await?;
+    let text = cx.running().host.admin("GET", &admin.metrics, "").await?;
     Ok(Metrics {
         text,
         prefix: admin.prefix,

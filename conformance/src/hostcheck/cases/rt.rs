@@ -49,7 +49,7 @@ pub(super) fn cases() -> Vec<Case> {
             cx.equal("PXG-RT-002", "x-a", x.up_get("x-a"), Some("1".into()));
             let act = cx.shared().adapter.reload.clone();
             if act.as_ref().and_then(|r| r.signal.as_deref()) == Some("HUP") {
-                let from = own.running.host.borrow().output.len();
+                let from = own.running.host.output.len();
                 let x = own.cx.exchange(Request::get("/reload")).await?;
                 cx.equal("PXG-RT-002", "x-b, after SIGHUP on a foreign thread", x.up_get("x-b"), Some("1".into()));
                 let raised = x.records.iter().any(|r| r.function == "raise" && r.status != Some(STATE));
@@ -59,7 +59,7 @@ pub(super) fn cases() -> Vec<Case> {
                 if let Some(done) = act.and_then(|r| r.done).filter(|_| raised) {
                     let done = regex::Regex::new(&done)?;
                     own.cx.wait("PXG-RT-002", "the reload by a signal on a foreign thread", || {
-                        own.running.host.borrow().output.find(from, &done).is_some()
+                        own.running.host.output.find(from, &done).is_some()
                     }).await;
                 }
             }

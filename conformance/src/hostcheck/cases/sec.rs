@@ -174,7 +174,7 @@ pub(super) fn cases() -> Vec<Case> {
             }
             let (dir, running) = (own.running.dir.clone(), own.running.clone());
             own.end("PXG-SEC-006").await?;
-            let mut texts = vec![("its output".to_string(), running.host.borrow().output.since(0).join("\n"))];
+            let mut texts = vec![("its output".to_string(), running.host.output.since(0).join("\n"))];
             for p in names(&dir).into_iter().filter(|p| !config.contains(p) && p.extension().is_none_or(|e| e != "jsonl" && e != "seq")) {
                 texts.push((p.display().to_string(), String::from_utf8_lossy(&std::fs::read(&p)?).into_owned()));
             }

@@ -367,7 +367,7 @@ fn fields(c: &mut Checker<'_>, i: usize, r: &Record, phase: u32, flags: u32) {
     }
     let held = flags & EventFlags::HEADERS_HELD.0 != 0;
     let with_fields = is_headers(phase) || (is_body(phase) && held);
-    if direction(phase).is_some() && with_fields != !head.is_empty() {
+    if direction(phase).is_some() && with_fields == head.is_empty() {
         c.found(
             "PXG-EVT-020",
             &[i],
@@ -758,15 +758,18 @@ fn answer(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
         return;
     };
     if a.action == Action::PENDING.0 {
-        // An EARLY completion has its effect at once.
-        let early = c.records[entered..i]
-            .iter()
-            .find(|e| e.is("complete", Edge::Exit) && e.token == r.token && e.status == Some(0));
-        if early.is_some() {
-            let result = c.records[entered..i]
-                .iter()
-                .find(|e| e.is("complete", Edge::Enter) && e.token == r.token)
-                .and_then(|e| e.result.clone());
+        // A completion that was called before the return, and answered OK then or later: EARLY.
+        let early = (entered..i).find(|k| {
+            let call = &c.records[*k];
+            call.is("complete", Edge::Enter)
+                && call.token == r.token
+                && c.records[*k..]
+                    .iter()
+                    .find(|e| e.is("complete", Edge::Exit) && e.tid == call.tid)
+                    .is_some_and(|e| e.status == Some(0))
+        });
+        if let Some(k) = early {
+            let result = c.records[k].result.clone();
             completed(p, ev, result.as_ref(), d);
         } else {
             p.dirs[d].pending = Some(entered);

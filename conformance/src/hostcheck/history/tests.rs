@@ -674,6 +674,12 @@ fn pending() {
     s.call("complete", token, plain(1), 0);
     let s = s.end();
     assert_eq!(s.rules(), Vec::<&str>::new(), "{:#?}", s.found());
+    // Called before on_event has returned, and answered after it.
+    let mut s = completed();
+    let i = at(&s, "complete", Edge::Enter, None);
+    let call = s.records.remove(i);
+    s.records.insert(i - 1, call);
+    assert_eq!(s.rules(), Vec::<&str>::new(), "{:#?}", s.found());
     // Cancelled, when the stream dies.
     let (mut s, token) = pended(0);
     let i = s.hook("on_cancel");
