@@ -3,7 +3,7 @@
 use proxy_golang_host::engine::{Dir, Mail, Stream};
 
 use super::message::release;
-use super::{DIRS, Session, State};
+use super::{DIRS, Session, State, Way};
 use crate::reply::{Next, Reply, Send};
 use crate::sys::Filter;
 
@@ -141,6 +141,10 @@ impl Session {
             return;
         };
         if let Ok(mut state) = self.state.try_borrow_mut() {
+            // What it was lent may be gone by its turn: nobody looks at it any more.
+            state.stream = Stream::spare();
+            state.closed = true;
+            state.ways.iter_mut().for_each(Way::renew);
             state.reset = true;
             state.asked = false;
             state.reply = None;
