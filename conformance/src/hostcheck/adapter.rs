@@ -539,3 +539,122 @@ pub(crate) fn signal(name: &str) -> Option<rustix::process::Signal> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+protocol = 1
+name = "a host"
+[variables.binary]
+first_of = ["/bin/true"]
+[version]
+command = ["{binary}"]
+[start]
+command = ["{binary}", "{dir}/x"]
+[ready]
+line = "ready"
+[listen]
+line = "at (.*)"
+[stop]
+signal = "TERM"
+"#;
+
+    fn error(change: impl FnOnce(String) -> String) -> String {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("a.toml");
+        std::fs::write(&file, change(GOOD.to_string())).expect("it is written");
+        match Adapter::read(&file) {
+            Ok(_) => String::new(),
+            Err(e) => format!("{e:#}"),
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_key_value_and_what_was_expected() {
+        assert_eq!(error(|t| t), "");
+        for (from, to, parts) in [
+            (
+                "protocol = 1",
+                "protocol = 2",
+                vec!["a.toml", "protocol", "\"2\"", "protocol 1"],
+            ),
+            (
+                "{dir}/x",
+                "{dri}/x",
+                vec![
+                    "a.toml",
+                    "start.command[1]",
+                    "{dri}/x",
+                    "no variable \"dri\"",
+                    "dir",
+                ],
+            ),
+            (
+                "{dir}/x",
+                "{dir/x",
+                vec!["a.toml", "start.command[1]", "single"],
+            ),
+            (
+                "\"TERM\"",
+                "\"KILLALL\"",
+                vec!["a.toml", "stop.signal", "KILLALL", "HUP, TERM"],
+            ),
+            (
+                "at (.*)",
+                "at .*",
+                vec!["a.toml", "listen.line", "at .*", "group in parentheses"],
+            ),
+            (
+                "\"ready\"",
+                "\"(\"",
+                vec!["a.toml", "ready.line", "unclosed group"],
+            ),
+            ("[ready]", "[raedy]", vec!["a.toml", "raedy"]),
+            (
+                "command = [\"{binary}\"]",
+                "command = []",
+                vec!["a.toml", "version.command", "a program"],
+            ),
+        ] {
+            let text = error(|t| t.replace(from, to));
+            for p in parts {
+                assert!(text.contains(p), "{to:?}: {p:?} is not in {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_variable_that_does_not_exist_says_how_to_get_it() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("a.toml");
+        let text = GOOD.replace("/bin/true", "/no/such/program");
+        std::fs::write(
+            &file,
+            text.replace("first_of", "hint = \"build it\"\nfirst_of"),
+        )
+        .expect("it is written");
+        let a = Adapter::read(&file).expect("it is an adapter");
+        let e = format!("{:#}", a.own_variables().expect_err("nothing exists"));
+        assert!(
+            e.contains("/no/such/program") && e.contains("build it"),
+            "{e}"
+        );
+    }
+
+    #[test]
+    fn the_shipped_adapters_are_adapters() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters");
+        let all: Vec<_> = std::fs::read_dir(folder)
+            .expect("they are there")
+            .flatten()
+            .collect();
+        assert!(all.len() >= 3);
+        for a in all {
+            if let Err(e) = Adapter::read(&a.path()) {
+                panic!("{e:#}");
+            }
+        }
+    }
+}
