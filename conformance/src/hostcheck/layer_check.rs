@@ -285,7 +285,8 @@ pub(crate) fn install(layer: &Path, guest: &Path, dir: &Path) -> Result<PathBuf>
 
 /// Where a copy that was put into `dir` writes.
 pub(crate) fn out_file(dir: &Path) -> PathBuf {
-    dir.join("layer.jsonl")
+    // Not `.jsonl`: files of that name in a run are journals of the probe.
+    dir.join("libpxg_layer.out")
 }
 
 /// What a copy that was put into `dir` found about the host: the probe breaks rules of guests on purpose.
