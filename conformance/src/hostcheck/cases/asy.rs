@@ -142,7 +142,7 @@ pub(super) fn cases() -> Vec<Case> {
              b result R: continue",
             [STALE, OK]
         ),
-        Case::new("asy/race", 4, &["PXG-ASY-004", "PXG-ASY-001"], "completions that race the return of on_event")
+        Case::new("asy/race", 4, &["PXG-ASY-004", "PXG-ASY-001", "PXG-ASY-003"], "completions that race the return of on_event")
             .needs(&[Feature::PEND_REQUEST_HEADERS])
             .script(
                 "b request-headers: complete R @race; pending
@@ -498,6 +498,68 @@ pub(super) fn cases() -> Vec<Case> {
                 Ok(())
             }),
     ];
+    all.push(
+        Case::new(
+            "asy/drain",
+            4,
+            &["PXG-ASY-018", "PXG-ASY-015"],
+            "a host that is stopped while a stream pends: the completion is applied, then the end",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS])
+        .script(
+            "a request-headers: pending; complete R @gate:go
+             a result R: set x-done yes; continue",
+        )
+        .alone()
+        .run(|cx| async move {
+            let setup = super::own::chain(&cx, &[("a", "subscribe all\npend all\n")])?;
+            let Ok(running) = cx.start(&setup).await? else {
+                anyhow::bail!("the host did not get ready");
+            };
+            let own = cx.on(running.clone());
+            let mut c = own.connect().await?;
+            c.send(&Request::get("/x"), own.name()).await;
+            own.until("PXG-ASY-018", "PENDING at a", |r| {
+                r.calls("on_event", Edge::Exit, "a").len() == 1
+            })
+            .await;
+            running.host.stop()?;
+            // The host has seen its signal when it takes no more connections, or is gone.
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            own.open("go");
+            let reply = c.response("GET").await?;
+            own.equal("PXG-ASY-018", "the status", reply.status, 200);
+            let ended = running.host.wait(cx.shared().patience * 2).await;
+            own.check("PXG-ASY-015", ended.is_some_and(|s| s.success()), || {
+                format!("the host's end: {ended:?}")
+            });
+            own.finish().await?;
+            let all = running.journal.all();
+            let last = |f: &str| {
+                all.iter()
+                    .rposition(|r| r.function == f && r.arg != Some(1))
+            };
+            let (end, drop, down) = (
+                last("on_stream_end"),
+                last("on_config_drop"),
+                last("on_worker"),
+            );
+            own.check("PXG-ASY-015", drop.is_none_or(|d| end < Some(d)), || {
+                "on_config_drop before on_stream_end".into()
+            });
+            let down_enter = all
+                .iter()
+                .position(|r| r.is("on_worker", Edge::Enter) && r.arg == Some(0));
+            own.check(
+                "PXG-ASY-015",
+                down.is_none() || down_enter.is_none_or(|w| drop.is_none_or(|d| d < w)),
+                || "on_worker(down) before on_config_drop".into(),
+            );
+            cx.take(&own);
+            cx.leave_open();
+            Ok(())
+        }),
+    );
     all.extend(vec![
         refused!(
             "asy/complete-pending",
