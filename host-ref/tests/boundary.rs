@@ -466,6 +466,8 @@ fn completions_release_what_they_own_whatever_they_answer() {
         (13, Status::ARG, 0),
         // Accepted, and the event answered something else.
         (14, Status::OK, 1),
+        // A kind that the token's phase cannot have.
+        (17, Status::ARG, 1),
     ] {
         let before = ask(&filter, WAKE, 0);
         let mut stream = site.request(&filter, case);

@@ -77,8 +77,11 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     release(ops[0].val.ctx), released--;
     return;
   case 14: /* accepted; the event then answers something else, or the stream ends before */
+    ops[0].kind = PXG_OP_HEADER_SET;
+    ops[0].key = LIT("x-owned");
     told = host->complete(host->ctx, ev->token, &r);
     return;
+  case 17: /* an operation on bodies, for a token of headers */ told = host->complete(host->ctx, ev->token, &r); return;
   case 15: /* OWNED and STATIC */
     ops[0].val.bytes.flags |= PXG_BUF_STATIC;
     out->ops = ops;
