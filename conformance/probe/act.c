@@ -124,7 +124,8 @@ static void owned_release(uint64_t ctx) {
   int times = o ? atomic_fetch_add(&o->released, 1) + 1 : 0;
   if (times == 1) {
     /* Of this library's making: a host that freed or moved it has destroyed the tag, or the process. */
-    if (memcmp(o->p - OWNED_TAG, &o->id, sizeof o->id)) note("PXG-MEM-008", "the memory before an owned buffer was written to");
+    if (memcmp(o->p - OWNED_TAG, &o->id, sizeof o->id))
+      note("PXG-MEM-008", "the memory before an owned buffer was written to");
     memset(o->p, 0xdd, o->len), free(o->p - OWNED_TAG);
   }
   text *t = record_begin("release", 0);
@@ -166,8 +167,7 @@ static void build_result(state *s, line *l, pxg_result *r, const pxg_event *ev, 
 
 static void pause_ms(uint64_t ms) {
   struct timespec t = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-  while (nanosleep(&t, &t) && errno == EINTR) {
-  }
+  while (nanosleep(&t, &t) && errno == EINTR) {}
 }
 
 static void gate_wait(const char *id, const char *name) {
@@ -291,7 +291,9 @@ void act_deferred(state *s, const char *when) {
 
 /* ---- publishing handles to another library ---- */
 
-static void published(char *path, size_t n, const char *name) { snprintf(path, n, "%s/pub.%s", record_directory(), name); }
+static void published(char *path, size_t n, const char *name) {
+  snprintf(path, n, "%s/pub.%s", record_directory(), name);
+}
 
 static void publish(const char *name, uint64_t token, uint64_t stream) {
   char path[700], hidden[710];
@@ -418,11 +420,21 @@ static int operation(build *b, const step *s) {
     const char *verb;
     uint16_t kind;
   } verbs[] = {
-      {"set", PXG_OP_HEADER_SET},       {"add", PXG_OP_HEADER_ADD},     {"delete", PXG_OP_HEADER_DELETE},
-      {"set-at", PXG_OP_SET_AT},        {"delete-at", PXG_OP_DELETE_AT}, {"pass", PXG_OP_PASS},
-      {"drop", PXG_OP_DROP},            {"inject", PXG_OP_INJECT},      {"write", PXG_OP_BODY_WRITE},
-      {"write-end", PXG_OP_BODY_WRITE}, {"meta", PXG_OP_METADATA_SET},  {"metric", PXG_OP_METRIC},
-      {"route", PXG_OP_ROUTE},          {"recompute", PXG_OP_ROUTE},    {"op", 0},
+      {"set", PXG_OP_HEADER_SET},
+      {"add", PXG_OP_HEADER_ADD},
+      {"delete", PXG_OP_HEADER_DELETE},
+      {"set-at", PXG_OP_SET_AT},
+      {"delete-at", PXG_OP_DELETE_AT},
+      {"pass", PXG_OP_PASS},
+      {"drop", PXG_OP_DROP},
+      {"inject", PXG_OP_INJECT},
+      {"write", PXG_OP_BODY_WRITE},
+      {"write-end", PXG_OP_BODY_WRITE},
+      {"meta", PXG_OP_METADATA_SET},
+      {"metric", PXG_OP_METRIC},
+      {"route", PXG_OP_ROUTE},
+      {"recompute", PXG_OP_ROUTE},
+      {"op", 0},
   };
   const word *w = s->words, *w1 = s->n > 1 ? &w[1] : &none, *w2 = s->n > 2 ? &w[2] : &none;
   size_t i = 0;
@@ -433,44 +445,44 @@ static int operation(build *b, const step *s) {
   for (uint64_t k = 0; k < times; k++) {
     pxg_op *op = op_new(b, verbs[i].kind, s);
     switch (verbs[i].kind) {
-      case PXG_OP_HEADER_SET:
-      case PXG_OP_HEADER_ADD: op->key = string(b, w1), op->val = buffer(b, w2); break;
-      case PXG_OP_HEADER_DELETE: op->key = string(b, w1); break;
-      case PXG_OP_SET_AT: op->u0 = number(w1), op->val = buffer(b, w2); break;
-      case PXG_OP_DELETE_AT: op->u0 = number(w1); break;
-      case PXG_OP_PASS:
-      case PXG_OP_DROP: op->u0 = amount(b, w1); break;
-      case PXG_OP_INJECT: op->val = buffer(b, w1); break;
-      case PXG_OP_BODY_WRITE:
-        op->val = buffer(b, w1);
-        if (is(&w[0], "write-end")) op->flags |= PXG_OPF_END;
-        break;
-      case PXG_OP_METADATA_SET: /* meta [NAMESPACE/]KEY VALUE */
-        op->key = string(b, w1), op->val = buffer(b, w2);
-        for (uint32_t c = 0; c < w1->len; c++)
-          if (w1->ptr[c] == '/') {
-            word joined = {malloc(w1->len), w1->len - 1, 0};
-            memcpy(joined.ptr, w1->ptr, c), memcpy(joined.ptr + c, w1->ptr + c + 1, w1->len - c - 1);
-            op->key = string(b, &joined), op->u0 = c;
-            free(joined.ptr);
-            break;
-          }
-        break;
-      case PXG_OP_METRIC: op->target = extra_metric(w1), op->u0 = number(w2); break;
-      case PXG_OP_ROUTE: {
-        static const word cluster = {(uint8_t *)"cluster", 7, 0}, again = {(uint8_t *)"recompute", 9, 0};
-        int re = is(&w[0], "recompute");
-        op->key = string(b, re ? &again : &cluster);
-        if (!re) op->val = buffer(b, w1);
-        break;
-      }
-      default: /* op KIND FLAGS TARGET U0 KEY VAL */
-        op->kind = (uint16_t)number(w1);
-        op->flags = (uint16_t)(op->flags | number(w2));
-        if (s->n > 3) op->target = (uint32_t)number(&w[3]);
-        if (s->n > 4) op->u0 = number(&w[4]);
-        if (s->n > 5) op->key = string(b, &w[5]);
-        if (s->n > 6) op->val = buffer(b, &w[6]);
+    case PXG_OP_HEADER_SET:
+    case PXG_OP_HEADER_ADD: op->key = string(b, w1), op->val = buffer(b, w2); break;
+    case PXG_OP_HEADER_DELETE: op->key = string(b, w1); break;
+    case PXG_OP_SET_AT: op->u0 = number(w1), op->val = buffer(b, w2); break;
+    case PXG_OP_DELETE_AT: op->u0 = number(w1); break;
+    case PXG_OP_PASS:
+    case PXG_OP_DROP: op->u0 = amount(b, w1); break;
+    case PXG_OP_INJECT: op->val = buffer(b, w1); break;
+    case PXG_OP_BODY_WRITE:
+      op->val = buffer(b, w1);
+      if (is(&w[0], "write-end")) op->flags |= PXG_OPF_END;
+      break;
+    case PXG_OP_METADATA_SET: /* meta [NAMESPACE/]KEY VALUE */
+      op->key = string(b, w1), op->val = buffer(b, w2);
+      for (uint32_t c = 0; c < w1->len; c++)
+        if (w1->ptr[c] == '/') {
+          word joined = {malloc(w1->len), w1->len - 1, 0};
+          memcpy(joined.ptr, w1->ptr, c), memcpy(joined.ptr + c, w1->ptr + c + 1, w1->len - c - 1);
+          op->key = string(b, &joined), op->u0 = c;
+          free(joined.ptr);
+          break;
+        }
+      break;
+    case PXG_OP_METRIC: op->target = extra_metric(w1), op->u0 = number(w2); break;
+    case PXG_OP_ROUTE: {
+      static const word cluster = {(uint8_t *)"cluster", 7, 0}, again = {(uint8_t *)"recompute", 9, 0};
+      int re = is(&w[0], "recompute");
+      op->key = string(b, re ? &again : &cluster);
+      if (!re) op->val = buffer(b, w1);
+      break;
+    }
+    default: /* op KIND FLAGS TARGET U0 KEY VAL */
+      op->kind = (uint16_t)number(w1);
+      op->flags = (uint16_t)(op->flags | number(w2));
+      if (s->n > 3) op->target = (uint32_t)number(&w[3]);
+      if (s->n > 4) op->u0 = number(&w[4]);
+      if (s->n > 5) op->key = string(b, &w[5]);
+      if (s->n > 6) op->val = buffer(b, &w[6]);
     }
   }
   return 1;
@@ -537,7 +549,7 @@ static int member(build *b, const step *s) {
     b->reply.flags |= (uint32_t)number(w1);
   } else if (is(&w[0], "reply-size")) {
     b->has_reply = 1, b->reply.size = (uint32_t)number(w1);
-  } else if (is(&w[0], "tail")) { /* Of the result itself; see tail_of. */
+  } else if (is(&w[0], "tail")) {       /* Of the result itself; see tail_of. */
   } else if (is(&w[0], "reply-tail")) { /* A reply that is longer than the host knows. */
     b->reply_tail = (int)number(w1), b->tail_byte = (uint8_t)number(w2);
   } else if (is(&w[0], "reply-beside")) { /* A reply, whatever the action. */

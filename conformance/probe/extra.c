@@ -55,7 +55,8 @@ uint32_t extra_metric(const word *w) {
   return 0;
 }
 
-static int32_t define(const pxg_metrics_v1 *m, uint32_t kind, const word *name, const word *labels, int n, uint32_t *id) {
+static int32_t define(const pxg_metrics_v1 *m, uint32_t kind, const word *name, const word *labels, int n,
+                      uint32_t *id) {
   pxg_field fields[MAX_WORDS];
   for (int i = 0; i < n; i++) {
     const uint8_t *equals = memchr(labels[i].ptr, '=', labels[i].len);
@@ -69,7 +70,8 @@ static int32_t define(const pxg_metrics_v1 *m, uint32_t kind, const word *name, 
   } lent = {0xcafecafe, 0, 0xcafecafe};
   pxg_str text = {name->ptr, name->len, 0};
   int32_t status = m->define(the_host->ctx, kind, &text, n ? fields : NULL, (uint64_t)n, &lent.id);
-  if (lent.before != 0xcafecafe || lent.after != 0xcafecafe) note("PXG-ABI-004", "define wrote beside the id it was lent");
+  if (lent.before != 0xcafecafe || lent.after != 0xcafecafe)
+    note("PXG-ABI-004", "define wrote beside the id it was lent");
   *id = lent.id;
   return status;
 }
@@ -99,7 +101,8 @@ static int raise_here(int signal) {
   stack_t old, alt = {.ss_sp = malloc(32 << 10), .ss_size = 32 << 10};
   struct sigaction a;
   sigaltstack(&alt, &old);
-  if (!sigaction(signal, NULL, &a) && a.sa_handler != SIG_DFL && a.sa_handler != SIG_IGN && !(a.sa_flags & SA_ONSTACK)) {
+  if (!sigaction(signal, NULL, &a) && a.sa_handler != SIG_DFL && a.sa_handler != SIG_IGN &&
+      !(a.sa_flags & SA_ONSTACK)) {
     a.sa_flags |= SA_ONSTACK;
     sigaction(signal, &a, NULL);
   }
@@ -153,7 +156,8 @@ static uint64_t bad_calls(const state *s) {
   memset(&wild, 0xff, sizeof wild), wild.size = sizeof wild;
   wild.ops = NULL, wild.reply = NULL, wild.error = (pxg_str){NULL, ~0u, ~0u};
   const pxg_result *results[] = {NULL, &zero, &short_one, &wild};
-  const uint64_t values[] = {0, 1, ~0ull, 1ull << 63, 0x0102030405060708ull, s->token ^ 1ull << 50, s->stream ^ 1ull << 50};
+  const uint64_t values[] = {
+      0, 1, ~0ull, 1ull << 63, 0x0102030405060708ull, s->token ^ 1ull << 50, s->stream ^ 1ull << 50};
   uint64_t accepted = 0;
   for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
     for (size_t r = 0; r < sizeof results / sizeof *results; r++) {
@@ -182,10 +186,13 @@ static uint64_t bad_calls(const state *s) {
   if (m) {
     pxg_str name = {junk, sizeof junk - 1, 0}, none = {NULL, 0, 0};
     uint32_t id;
-    accepted += m->define(h->ctx, 1, &name, NULL, 0, &id) >= 0, accepted += m->define(h->ctx, 1, &none, NULL, 0, &id) >= 0;
-    accepted += m->define(h->ctx, 1, NULL, NULL, 0, &id) >= 0, accepted += m->define(h->ctx, 1, &name, NULL, 3, &id) >= 0;
+    accepted += m->define(h->ctx, 1, &name, NULL, 0, &id) >= 0,
+        accepted += m->define(h->ctx, 1, &none, NULL, 0, &id) >= 0;
+    accepted += m->define(h->ctx, 1, NULL, NULL, 0, &id) >= 0,
+        accepted += m->define(h->ctx, 1, &name, NULL, 3, &id) >= 0;
     name = (pxg_str){(const uint8_t *)"pxg_bad", 7, 0};
-    accepted += m->define(h->ctx, 99, &name, NULL, 0, &id) >= 0, accepted += m->define(h->ctx, 1, &name, NULL, 0, NULL) >= 0;
+    accepted += m->define(h->ctx, 99, &name, NULL, 0, &id) >= 0,
+        accepted += m->define(h->ctx, 1, &name, NULL, 0, NULL) >= 0;
     accepted += m->record(h->ctx, ~0u, 1) >= 0;
   }
   return accepted;
@@ -219,7 +226,8 @@ int extra_effect(state *s, const step *st) {
     }
     done(s, "define-many", w2, status, i);
   } else if (is(&w[0], "record")) { /* record ID VALUE */
-    int32_t status = (m = metrics()) ? m->record(the_host->ctx, extra_metric(w1), strtoll(cstr(w2), NULL, 0)) : PXG_E_UNSUPPORTED;
+    int32_t status =
+        (m = metrics()) ? m->record(the_host->ctx, extra_metric(w1), strtoll(cstr(w2), NULL, 0)) : PXG_E_UNSUPPORTED;
     done(s, "record", w1, status, extra_metric(w1));
   } else if (is(&w[0], "publish-metric")) {
     for (int i = n_ids; i-- > 0;)

@@ -35,7 +35,8 @@ static long variant_number(const char *key, long otherwise) {
   return variant(key, value, sizeof value) ? strtol(value, NULL, 0) : otherwise;
 }
 
-#define S(t) {(const uint8_t *)t, sizeof t - 1, 0}
+#define S(t) \
+  { (const uint8_t *)t, sizeof t - 1, 0 }
 static const pxg_str filters[] = {S("probe"), S("probe-two")};
 
 const pxg_host *the_host;
@@ -434,7 +435,8 @@ static void record_init(const pxg_host *h) {
   char b[512];
   text *t = record_begin("init", 0);
   snprintf(b, sizeof b,
-           ",\"host\":{\"size\":%u,\"major\":%u,\"minor\":%u,\"n_workers\":%u,\"features\":[%llu,%llu,%llu,%llu],\"ctx\":%llu,"
+           ",\"host\":{\"size\":%u,\"major\":%u,\"minor\":%u,\"n_workers\":%u,\"features\":[%llu,%llu,%llu,%llu],"
+           "\"ctx\":%llu,"
            "\"entries\":[%s,%s,%s,%s,%s,%s,%s]",
            h->size, h->major, h->minor, h->n_workers, (unsigned long long)h->features[0],
            (unsigned long long)h->features[1], (unsigned long long)h->features[2], (unsigned long long)h->features[3],
@@ -471,19 +473,19 @@ static void locate(void) {
 static void bad_table(pxg_guest *out, long number) {
   static const pxg_str nameless[] = {S("probe"), {(const uint8_t *)"", 0, 0}}, twins[] = {S("probe"), S("probe")};
   switch (number) {
-    case 1: out->on_config_new = NULL; break;
-    case 2: out->on_config_drop = NULL; break;
-    case 3: out->on_event = NULL; break;
-    case 4: out->on_cancel = NULL; break;
-    case 5: out->on_stream_end = NULL; break;
-    case 6: out->n_filters = 0; break;
-    case 7: out->filters = nameless; break;
-    case 8: out->filters = twins; break;
-    case 9: out->filters = NULL; break;
-    case 10: out->size = 16; break;
-    case 11: out->major = PXG_VERSION_MAJOR + 1; break;
-    case 12: out->flags = 1u << 30; break;
-    default: break;
+  case 1: out->on_config_new = NULL; break;
+  case 2: out->on_config_drop = NULL; break;
+  case 3: out->on_event = NULL; break;
+  case 4: out->on_cancel = NULL; break;
+  case 5: out->on_stream_end = NULL; break;
+  case 6: out->n_filters = 0; break;
+  case 7: out->filters = nameless; break;
+  case 8: out->filters = twins; break;
+  case 9: out->filters = NULL; break;
+  case 10: out->size = 16; break;
+  case 11: out->major = PXG_VERSION_MAJOR + 1; break;
+  case 12: out->flags = 1u << 30; break;
+  default: break;
   }
 }
 

@@ -52,9 +52,9 @@ typedef struct config {
   uint64_t value;
   char *record;
   char *instance;
-  int refuse;         /* Status to answer, 0 for none. */
+  int refuse; /* Status to answer, 0 for none. */
   word refuse_text;
-  int subscribe_raw;  /* `subscribe` and `pend` are used as they are, without a look at the features. */
+  int subscribe_raw; /* `subscribe` and `pend` are used as they are, without a look at the features. */
   uint64_t subscribe, pend;
   uint32_t mode[2];
   uint64_t max_body[2];
@@ -64,10 +64,10 @@ typedef struct config {
   uint64_t n_attrs;
   pxg_projection projection[32];
   uint64_t n_projection;
-  int32_t answer;       /* A status beside an acceptance. */
-  uint64_t null_attrs;  /* A count without an array. */
-  uint64_t scratch;     /* Bytes to ask scratch_more for, in pieces of 4 KiB. */
-  uint64_t set_value; /* The configuration's value, if `has_value`. */
+  int32_t answer;      /* A status beside an acceptance. */
+  uint64_t null_attrs; /* A count without an array. */
+  uint64_t scratch;    /* Bytes to ask scratch_more for, in pieces of 4 KiB. */
+  uint64_t set_value;  /* The configuration's value, if `has_value`. */
   int has_value;
   uint32_t out_size; /* `size` to leave in the answer, 0 for the host's. */
   script *scripts;
@@ -93,7 +93,7 @@ extern _Thread_local uint64_t thread_now; /* `seq` of the hook that runs on this
 
 extern _Thread_local const char *case_now; /* The case of the hook that runs on this thread. */
 
-extern const char *record_library;          /* In each record, for runs with two libraries. */
+extern const char *record_library; /* In each record, for runs with two libraries. */
 
 void record_to(const char *dir);
 text *record_begin(const char *fn, int exit); /* The thread's line; one at a time. */
@@ -137,9 +137,9 @@ typedef struct {
   int guarded; /* Everything is taken from the end, so that it borders on an inaccessible page. */
 } arena;
 
-void act_entered(void);                          /* A hook begins: what this thread lent before is overwritten. */
+void act_entered(void); /* A hook begins: what this thread lent before is overwritten. */
 void act_event(state *s, const pxg_event *ev, pxg_result *out, line **lines, int n, text *owned);
-void act_deferred(state *s, const char *when);   /* `cancel`, `end`. */
+void act_deferred(state *s, const char *when); /* `cancel`, `end`. */
 int act_is_operation(const pxg_op *op);
 
 #endif

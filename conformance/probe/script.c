@@ -10,12 +10,18 @@ static const struct {
   const char *name;
   uint32_t phase;
 } phases[] = {
-    {"request-headers", PXG_PHASE_REQUEST_HEADERS},   {"request-body", PXG_PHASE_REQUEST_BODY},
-    {"request-trailers", PXG_PHASE_REQUEST_TRAILERS}, {"response-headers", PXG_PHASE_RESPONSE_HEADERS},
-    {"response-body", PXG_PHASE_RESPONSE_BODY},       {"response-trailers", PXG_PHASE_RESPONSE_TRAILERS},
-    {"log", PXG_PHASE_LOG},                           {"wake", PXG_PHASE_WAKE},
-    {"l4-open", PXG_PHASE_L4_OPEN},                   {"l4-downstream", PXG_PHASE_L4_DOWNSTREAM},
-    {"l4-upstream", PXG_PHASE_L4_UPSTREAM},           {"l4-close", PXG_PHASE_L4_CLOSE},
+    {"request-headers", PXG_PHASE_REQUEST_HEADERS},
+    {"request-body", PXG_PHASE_REQUEST_BODY},
+    {"request-trailers", PXG_PHASE_REQUEST_TRAILERS},
+    {"response-headers", PXG_PHASE_RESPONSE_HEADERS},
+    {"response-body", PXG_PHASE_RESPONSE_BODY},
+    {"response-trailers", PXG_PHASE_RESPONSE_TRAILERS},
+    {"log", PXG_PHASE_LOG},
+    {"wake", PXG_PHASE_WAKE},
+    {"l4-open", PXG_PHASE_L4_OPEN},
+    {"l4-downstream", PXG_PHASE_L4_DOWNSTREAM},
+    {"l4-upstream", PXG_PHASE_L4_UPSTREAM},
+    {"l4-close", PXG_PHASE_L4_CLOSE},
 };
 
 uint32_t phase_of(const char *name, size_t len) {
@@ -55,18 +61,18 @@ static word decode(const uint8_t *p, size_t n) {
         continue;
       }
       switch (p[++i]) {
-        case 'n': out[m++] = '\n'; break;
-        case 'r': out[m++] = '\r'; break;
-        case 't': out[m++] = '\t'; break;
-        case 's': out[m++] = ' '; break;
-        case '0': out[m++] = 0; break;
-        case 'x':
-          if (i + 2 < n && hex(p[i + 1]) >= 0 && hex(p[i + 2]) >= 0) {
-            out[m++] = (uint8_t)(hex(p[i + 1]) << 4 | hex(p[i + 2]));
-            i += 2;
-          }
-          break;
-        default: out[m++] = p[i];
+      case 'n': out[m++] = '\n'; break;
+      case 'r': out[m++] = '\r'; break;
+      case 't': out[m++] = '\t'; break;
+      case 's': out[m++] = ' '; break;
+      case '0': out[m++] = 0; break;
+      case 'x':
+        if (i + 2 < n && hex(p[i + 1]) >= 0 && hex(p[i + 2]) >= 0) {
+          out[m++] = (uint8_t)(hex(p[i + 1]) << 4 | hex(p[i + 2]));
+          i += 2;
+        }
+        break;
+      default: out[m++] = p[i];
       }
     }
   if (times != 1) {
@@ -244,6 +250,8 @@ config *config_parse(const uint8_t *p, size_t len, char **error) {
       ok = 1;
     } else {
       ok = s ? script_line(s, p + from, end - from) : general_line(c, w, n, &wrong);
+      /* The line of a script decodes its words itself; those of a general one stay in `c`. */
+      for (int k = 0; s && k < n; k++) free(w[k].ptr);
     }
     if (!ok || wrong) {
       size_t cap = end - from + 128;

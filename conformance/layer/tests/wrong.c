@@ -15,13 +15,14 @@
 
 #include "proxy_golang.h"
 
-#define S(text) { (const uint8_t *)text, sizeof text - 1, 0 }
+#define S(text) \
+  { (const uint8_t *)text, sizeof text - 1, 0 }
 
 #ifdef GUEST
 
 static const pxg_host *host;
 static char mode[64];
-static const pxg_str filters[] = { S("f") };
+static const pxg_str filters[] = {S("f")};
 static const pxg_event *view;
 static uint64_t token;
 static volatile uint8_t sink;
@@ -33,7 +34,7 @@ static int is(const char *what) { return strcmp(mode, what) == 0; }
 static void freed(uint64_t ctx) { free((void *)ctx); }
 
 static pxg_buf owned(const char *text) {
-  pxg_buf b = { { (uint8_t *)strdup(text), (uint32_t)strlen(text), PXG_BUF_OWNED }, freed, 0 };
+  pxg_buf b = {{(uint8_t *)strdup(text), (uint32_t)strlen(text), PXG_BUF_OWNED}, freed, 0};
   b.ctx = (uint64_t)b.bytes.ptr;
   return b;
 }
@@ -54,9 +55,9 @@ static void start(void *(*f)(void *)) {
 
 static void *complete(void *unused) {
   (void)unused;
-  pxg_op ops[2] = { { PXG_OP_HEADER_ADD, 0, 0, 0, S("x-later"), { S("yes"), 0, 0 } },
-                    { PXG_OP_HEADER_ADD, 0, 0, 0, S("x-owned"), owned("bytes") } };
-  pxg_result r = { 0 };
+  pxg_op ops[2] = {{PXG_OP_HEADER_ADD, 0, 0, 0, S("x-later"), {S("yes"), 0, 0}},
+                   {PXG_OP_HEADER_ADD, 0, 0, 0, S("x-owned"), owned("bytes")}};
+  pxg_result r = {0};
   usleep(5000);
   r.size = sizeof r, r.action = PXG_ACT_CONTINUE, r.ops = ops, r.n_ops = 2;
   host->complete(host->ctx, token, &r);
@@ -67,7 +68,7 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
   static pxg_attr_want wants[1];
   (void)ctx;
   snprintf(mode, sizeof mode, "%.*s", (int)in->bytes.len, (const char *)in->bytes.ptr);
-  wants[0] = (pxg_attr_want){ S("request.id"), PXG_PHASE_BIT(PXG_PHASE_L4_OPEN), 0, 0 };
+  wants[0] = (pxg_attr_want){S("request.id"), PXG_PHASE_BIT(PXG_PHASE_L4_OPEN), 0, 0};
   out->config = 1;
   out->subscribe = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS) | PXG_PHASE_BIT(PXG_PHASE_LOG);
   out->pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
@@ -95,11 +96,11 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     return;
   }
   if (is("gives an owned buffer")) {
-    owned_op = (pxg_op){ PXG_OP_HEADER_ADD, 0, 0, 0, S("x-owned"), owned("bytes") };
+    owned_op = (pxg_op){PXG_OP_HEADER_ADD, 0, 0, 0, S("x-owned"), owned("bytes")};
     out->ops = &owned_op, out->n_ops = 1;
     return;
   }
-  out->scratch_ops[0] = (pxg_op){ PXG_OP_HEADER_ADD, 0, 0, 0, S("x-a"), { { (uint8_t *)borrowed, 8, 0 }, 0, 0 } };
+  out->scratch_ops[0] = (pxg_op){PXG_OP_HEADER_ADD, 0, 0, 0, S("x-a"), {{(uint8_t *)borrowed, 8, 0}, 0, 0}};
   out->ops = out->scratch_ops, out->n_ops = 1;
 }
 
@@ -107,7 +108,9 @@ static void drop(uint64_t ctx, uint64_t config) { (void)ctx, (void)config; }
 static void cancel(uint64_t c, uint64_t f, uint64_t u, uint64_t s, uint64_t t, uint32_t w) {
   (void)c, (void)f, (void)u, (void)s, (void)t, (void)w;
 }
-static void end(uint64_t c, uint64_t f, uint64_t u, uint64_t s, uint32_t w) { (void)c, (void)f, (void)u, (void)s, (void)w; }
+static void end(uint64_t c, uint64_t f, uint64_t u, uint64_t s, uint32_t w) {
+  (void)c, (void)f, (void)u, (void)s, (void)w;
+}
 
 int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {
   host = h;
@@ -156,8 +159,14 @@ static int32_t complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
   return PXG_OK;
 }
 
-static int32_t apply(uint64_t ctx, uint64_t stream, const pxg_result *r) { (void)ctx, (void)stream, (void)r; return PXG_E_STALE; }
-static int32_t wake(uint64_t ctx, uint64_t stream, uint64_t arg) { (void)ctx, (void)stream, (void)arg; return PXG_E_STALE; }
+static int32_t apply(uint64_t ctx, uint64_t stream, const pxg_result *r) {
+  (void)ctx, (void)stream, (void)r;
+  return PXG_E_STALE;
+}
+static int32_t wake(uint64_t ctx, uint64_t stream, uint64_t arg) {
+  (void)ctx, (void)stream, (void)arg;
+  return PXG_E_STALE;
+}
 
 static void logs(uint64_t ctx, uint32_t level, const uint8_t *ptr, uint64_t len) {
   (void)ctx, (void)level, (void)len;
@@ -173,12 +182,22 @@ static uint8_t *more(uint64_t ctx, uint64_t n) {
   return block + (is("lends crooked scratch") ? 8 : 0);
 }
 
-static pxg_page page = { sizeof page, PXG_LOG_INFO, 0, 0, 0, 0 };
+static pxg_page page = {sizeof page, PXG_LOG_INFO, 0, 0, 0, 0};
 
-static pxg_host table = { .size = sizeof table, .major = 1, .n_workers = 1,
-  .features = { 0x3f | 1ull << PXG_F_THREAD_AFFINE | 1ull << PXG_F_APPLY | 1ull << PXG_F_BATCH_END },
-  .name = S("wrong"), .version = S("1"), .ctx = 9, .page = &page, .complete = complete, .apply = apply, .wake = wake,
-  .log = logs, .scratch_more = more };
+static pxg_host table = {
+    .size = sizeof table,
+    .major = 1,
+    .n_workers = 1,
+    .features = {0x3f | 1ull << PXG_F_THREAD_AFFINE | 1ull << PXG_F_APPLY | 1ull << PXG_F_BATCH_END},
+    .name = S("wrong"),
+    .version = S("1"),
+    .ctx = 9,
+    .page = &page,
+    .complete = complete,
+    .apply = apply,
+    .wake = wake,
+    .log = logs,
+    .scratch_more = more};
 
 static pxg_op lent_ops[40] __attribute__((aligned(16)));
 static uint8_t lent[4112] __attribute__((aligned(16)));
@@ -186,11 +205,12 @@ static uint8_t lent[4112] __attribute__((aligned(16)));
 static void handler(int n) { (void)n; }
 
 static pxg_result event(uint32_t phase, uint64_t user) {
-  static uint8_t scheme[] = ":scheme", http[] = "http", path[] = ":path", slash[] = "/", status[] = ":status", ok[] = "200";
-  pxg_field request[] = { { { name, 7, 0 }, { get, 3, 0 } }, { { scheme, 7, 0 }, { http, 4, 0 } }, { { path, 5, 0 }, { slash, 1, 0 } } };
-  pxg_field response[] = { { { status, 7, 0 }, { ok, 3, 0 } } };
-  pxg_event ev = { 0 };
-  pxg_result out = { 0 };
+  static uint8_t scheme[] = ":scheme", http[] = "http", path[] = ":path", slash[] = "/", status[] = ":status",
+                 ok[] = "200";
+  pxg_field request[] = {{{name, 7, 0}, {get, 3, 0}}, {{scheme, 7, 0}, {http, 4, 0}}, {{path, 5, 0}, {slash, 1, 0}}};
+  pxg_field response[] = {{{status, 7, 0}, {ok, 3, 0}}};
+  pxg_event ev = {0};
+  pxg_result out = {0};
   ev.size = sizeof ev, ev.phase = phase, ev.config = 1, ev.user = user, ev.stream = 5;
   if (phase == PXG_PHASE_REQUEST_HEADERS) {
     ev.flags = PXG_EV_CAN_REPLY | PXG_EV_END_STREAM, ev.token = 11, ev.fields = request, ev.n_fields = 3;
@@ -209,27 +229,34 @@ static pxg_result event(uint32_t phase, uint64_t user) {
 }
 
 static void heads(long n) {
-  static const char *const names[] = { ":method", ":scheme", ":path" }, *const values[] = { "GET", "http", "/" };
+  static const char *const names[] = {":method", ":scheme", ":path"}, *const values[] = {"GET", "http", "/"};
   static char more_names[10][12];
-  pxg_field fields[13] = { 0 };
+  pxg_field fields[13] = {0};
   for (int i = 0; i < 13; i++) {
     const char *name = i < 3 ? names[i] : more_names[i - 3], *value = i < 3 ? values[i] : "a value of some length";
     if (i >= 3) snprintf(more_names[i - 3], sizeof more_names[0], "x-field-%d", i);
-    fields[i].name = (pxg_str){ (const uint8_t *)name, (uint32_t)strlen(name), 0 };
-    fields[i].value = (pxg_str){ (const uint8_t *)value, (uint32_t)strlen(value), 0 };
+    fields[i].name = (pxg_str){(const uint8_t *)name, (uint32_t)strlen(name), 0};
+    fields[i].value = (pxg_str){(const uint8_t *)value, (uint32_t)strlen(value), 0};
   }
   for (long i = 0; i < n; i++) {
-    pxg_event ev = { .size = sizeof ev, .phase = PXG_PHASE_REQUEST_HEADERS, .flags = PXG_EV_CAN_REPLY | PXG_EV_END_STREAM,
-      .config = 1, .stream = (uint64_t)(100 + i), .token = (uint64_t)(1000000 + i), .fields = fields, .n_fields = 13 };
-    pxg_result out = { .size = sizeof out, .scratch_ops = lent_ops, .scratch_ops_cap = 32, .scratch = lent, .scratch_cap = 4096 };
+    pxg_event ev = {.size = sizeof ev,
+                    .phase = PXG_PHASE_REQUEST_HEADERS,
+                    .flags = PXG_EV_CAN_REPLY | PXG_EV_END_STREAM,
+                    .config = 1,
+                    .stream = (uint64_t)(100 + i),
+                    .token = (uint64_t)(1000000 + i),
+                    .fields = fields,
+                    .n_fields = 13};
+    pxg_result out = {
+        .size = sizeof out, .scratch_ops = lent_ops, .scratch_ops_cap = 32, .scratch = lent, .scratch_cap = 4096};
     guest.on_event(guest.ctx, &ev, &out);
   }
 }
 
 int main(int argc, char **argv) {
   static uint8_t f[] = "f", n[] = "name";
-  pxg_config_in in = { 0 };
-  pxg_config_out out = { 0 };
+  pxg_config_in in = {0};
+  pxg_config_out out = {0};
   pxg_result r;
   const uint8_t *attr;
   if (argc < 4) return 2;
@@ -246,8 +273,8 @@ int main(int argc, char **argv) {
   if (is("changes its table")) table.n_workers = 64;
   in.size = sizeof in;
   memcpy(in.features, table.features, sizeof in.features);
-  in.filter = (pxg_str){ f, 1, 0 }, in.name = (pxg_str){ n, 4, 0 };
-  in.bytes = (pxg_str){ (uint8_t *)argv[3], (uint32_t)strlen(argv[3]), 0 };
+  in.filter = (pxg_str){f, 1, 0}, in.name = (pxg_str){n, 4, 0};
+  in.bytes = (pxg_str){(uint8_t *)argv[3], (uint32_t)strlen(argv[3]), 0};
   out.size = sizeof out, out.scratch = lent, out.scratch_cap = 4096;
   if (guest.on_config_new(guest.ctx, &in, &out) < 0) return 5;
   attr = out.attrs[0].name.ptr;
