@@ -91,6 +91,14 @@ pub(crate) fn of_host(r: &Rule) -> Covered {
     if crate::hostcheck::WHOLE_RUN_RULES.contains(&r.id.as_str()) {
         cases.push(crate::hostcheck::WHOLE_RUN);
     }
+    if r.id == crate::hostcheck::FEATURE_RULE {
+        cases.extend(
+            crate::hostcheck::cases::all()
+                .iter()
+                .filter(|c| !c.needs.is_empty())
+                .map(|c| c.name),
+        );
+    }
     Covered {
         cases,
         mutants: killed_by(mutants::of_hosts().iter(), &r.id),

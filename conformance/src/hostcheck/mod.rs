@@ -33,4 +33,4 @@ mod runner;
 pub(crate) mod selftest;
 mod upstream;
 
-pub(crate) use runner::{WHOLE_RUN, WHOLE_RUN_RULES};
+pub(crate) use runner::{FEATURE_RULE, WHOLE_RUN, WHOLE_RUN_RULES};

@@ -64,8 +64,16 @@ pub(crate) const WHOLE_RUN_RULES: &[&str] = &[
     "PXG-RT-004",
 ];
 
+/// The rule of a set feature that the host does not have. Each case that needs a feature checks it: a failure there is one
+/// of this rule as well.
+pub(crate) const FEATURE_RULE: &str = "PXG-NEG-009";
+
+/// The futures of the cases are polled on one stack, and are long in a debug build.
+const STACK: usize = 64 << 20;
+
 fn matches(c: &Case, word: &str) -> bool {
     c.rules.iter().any(|r| r.eq_ignore_ascii_case(word))
+        || (FEATURE_RULE.eq_ignore_ascii_case(word) && !c.needs.is_empty())
         || glob::Pattern::new(word).is_ok_and(|p| p.matches(c.name))
         || c.name.split('/').next() == Some(word)
 }
@@ -102,13 +110,23 @@ pub(crate) fn select(plan: &Plan) -> Result<Vec<&'static Case>> {
         .collect())
 }
 
-/// Runs the plan.
-pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + 'static) -> Result<Report> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, run_all(plan.clone(), Rc::new(each)))
+/// Runs the plan, on a thread of its own.
+pub(crate) fn run(plan: &Plan, each: impl Fn(&CaseResult) + Send + 'static) -> Result<Report> {
+    let plan = plan.clone();
+    let cases = std::thread::Builder::new()
+        .name("cases".into())
+        .stack_size(STACK)
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, run_all(plan, Rc::new(each)))
+        })
+        .context("cannot start a thread for the cases")?;
+    cases
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
@@ -402,7 +420,25 @@ async fn one(
             .join("\n");
     }
     crate::suite::expected(&mut r, &adapter.expect);
+    lacks_a_feature(case, &mut r);
     r
+}
+
+/// A case that needs features, and fails on a host that sets them, is a failure of these as well.
+fn lacks_a_feature(case: &Case, r: &mut CaseResult) {
+    if r.status != Status::Fail || case.needs.is_empty() {
+        return;
+    }
+    let names: Vec<&str> = case.needs.iter().map(|f| feature_name(*f)).collect();
+    r.findings.push(Finding {
+        rule: FEATURE_RULE.into(),
+        title: format!(
+            "the host sets {}, and fails a case that needs {}",
+            names.join(", "),
+            if names.len() == 1 { "it" } else { "them" }
+        ),
+        detail: Vec::new(),
+    });
 }
 
 fn status_of(findings: &[Finding], unknown: bool) -> Status {

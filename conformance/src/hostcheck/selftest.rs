@@ -358,6 +358,8 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
         .filter(|f| !f.title.starts_with("unknown"))
         .map(|f| f.rule.as_str())
         .filter(|f| *f != rule && !m.also.iter().any(|a| a == f))
+        // It comes with the failure of another rule, wherever a case needs a feature.
+        .filter(|f| *f != runner::FEATURE_RULE)
         .collect();
     if !found.contains(rule.as_str()) {
         let seen_by = if checked_by.is_empty() {

@@ -1,6 +1,9 @@
 //! Failures and failure modes.
 
+use super::own::{self, Own};
 use super::prelude::*;
+
+const PLAIN: &str = "subscribe all\npend none\n";
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -252,6 +255,83 @@ pub(super) fn cases() -> Vec<Case> {
                 || "no line of the host names the filter and the action".into(),
             );
             Ok(())
+        }),
+        Case::new(
+            "err/reasons",
+            2,
+            &["PXG-ERR-007"],
+            "each cause of a failure is counted once, with its own reason",
+        )
+        .script(
+            "errs request-headers: error text
+             panics request-headers: error panic:\\x20text
+             acts request-headers: action 7
+             drops request-headers: op 60000 1 0 0 k v
+             waits request-headers: pending
+             floods request-headers: delete x-none times=200000
+             caps request-headers: pending; complete R @gate:go
+             caps result R: continue",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS])
+        .alone()
+        .run(|cx| async move {
+            let pends = "subscribe all\npend all\n";
+            let brief = "subscribe all\npend all\npend-ms 50\n";
+            let expected = [
+                ("errs", PLAIN, "error"),
+                ("panics", PLAIN, "panic"),
+                ("acts", PLAIN, "invalid"),
+                ("drops", PLAIN, "invalid"),
+                ("waits", brief, "deadline"),
+                ("floods", PLAIN, "limit"),
+                ("caps", pends, "cap"),
+            ];
+            let mut setup = own::chain(&cx, &[("a", PLAIN)])?;
+            setup.workers = 1;
+            let probe = cx.shared().probe.clone();
+            for (name, head, _) in expected {
+                own::also(&cx, &mut setup, ("probe", &probe), name, head);
+            }
+            own::option(&mut setup, "caps", "max_pending", "1");
+            let own = Own::start(&cx, &setup).await?;
+            // The one place that may pend.
+            let mut waiting = own.cx.connect().await?;
+            waiting.send(&Request::get("/caps"), cx.name()).await;
+            own.cx
+                .until("PXG-ERR-007", "the stream that pends", |r| {
+                    !r.calls("on_event", Edge::Exit, "caps").is_empty()
+                })
+                .await;
+            for (name, _, _) in expected {
+                let mut c = own.cx.connect().await?;
+                c.send(&Request::get(&format!("/{name}")), cx.name()).await;
+                let status = c.response("GET").await?.status;
+                cx.equal("PXG-ERR-007", &format!("the status of {name}"), status, 500);
+            }
+            let m = own.metrics().await?;
+            for (name, _, reason) in expected {
+                for r in [
+                    "error", "panic", "invalid", "deadline", "limit", "cap", "breaker",
+                ] {
+                    cx.equal(
+                        "PXG-ERR-007",
+                        &format!("failures of {name} with the reason {r}"),
+                        m.count(
+                            "pxg_guest_failures_total",
+                            &[("config", name), ("reason", r)],
+                        ),
+                        if r == reason { 1.0 } else { 0.0 },
+                    );
+                }
+            }
+            own.cx.open("go");
+            cx.equal(
+                "PXG-ERR-007",
+                "the status of what pended",
+                waiting.response("GET").await?.status,
+                200,
+            );
+            own.end("PXG-ERR-007").await
         }),
     ]
 }

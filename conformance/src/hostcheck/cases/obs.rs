@@ -132,7 +132,7 @@ pub(super) fn cases() -> Vec<Case> {
             "obs/counters",
             2,
             &["PXG-OBS-004"],
-            "calls, errors, pendings, cancels, failures by reason and skipped operations are counted with their labels",
+            "calls, errors, pendings, cancels and skipped operations are counted with their labels",
         )
         .script(
             "a request-headers: op 60000 0 0 0 k v
@@ -161,8 +161,6 @@ pub(super) fn cases() -> Vec<Case> {
                 ("pxg_guest_calls_total", vec![("config", "errs"), headers], 2.0),
                 ("pxg_guest_errors_total", vec![("config", "errs"), headers], 2.0),
                 ("pxg_guest_errors_total", vec![("config", "a")], 0.0),
-                ("pxg_guest_failures_total", vec![("config", "errs"), ("reason", "error")], 2.0),
-                ("pxg_guest_failures_total", vec![("config", "waits"), ("reason", "deadline")], 1.0),
                 ("pxg_guest_pending_total", vec![("config", "pends"), headers], 1.0),
                 ("pxg_guest_pending", vec![("config", "pends")], 0.0),
                 ("pxg_guest_cancels_total", vec![("config", "waits")], 1.0),
