@@ -1,4 +1,4 @@
-//! The conformance suite over itself and over the example guests.
+//! The conformance suite over itself, over the example guests and over the hosts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -48,6 +48,36 @@ pub(super) fn guests(c: &Run) -> Result<()> {
         c.finish(&mut command).with_context(|| {
             format!("the example {name} is not conformant; try it: pxg-conformance guest --config {settings} LIBRARY")
         })?;
+    }
+    Ok(())
+}
+
+/// The reference host, as it is built for tests, and the mini host, which shares no code with it.
+pub(super) fn hosts(c: &Run) -> Result<()> {
+    let suite = suite(c)?;
+    c.run(".", "cargo build --locked -p proxy-golang-host")?;
+    let folder = target().join("conformance/minihost");
+    let mut make = c.command("conformance/minihost", "make");
+    make.arg(format!("BUILD={}", folder.display()));
+    c.finish(&mut make)?;
+    for (adapter, variable, program) in [
+        (
+            "conformance/adapters/host-ref.toml",
+            "PXG_HOST",
+            target().join("debug/pxg-host"),
+        ),
+        (
+            "conformance/minihost/adapter/adapter.toml",
+            "PXG_MINIHOST",
+            folder.join("pxg-minihost"),
+        ),
+    ] {
+        let mut command = c.command(".", &suite);
+        command
+            .args(["host", "--adapter", adapter])
+            .env(variable, program);
+        c.finish(&mut command)
+            .with_context(|| format!("the host of {adapter} does not pass"))?;
     }
     Ok(())
 }

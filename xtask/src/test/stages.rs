@@ -171,6 +171,13 @@ pub(super) const STAGES: &[Stage] = &[
         counts: None,
     },
     Stage {
+        name: "conformance-hosts",
+        about: "pxg-host and the mini host in C pass all cases of hosts",
+        needs: &["conformance/minihost", "host-ref", "guest-sdk/go/go.mod"],
+        run: conformance::hosts,
+        counts: None,
+    },
+    Stage {
         name: "soak",
         about: "the proxy under load for 5 s, reloaded and with clients that give up; every answer checked",
         needs: &[],
