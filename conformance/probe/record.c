@@ -71,7 +71,8 @@ void record_to(const char *dir) {
     char path[600];
     snprintf(path, sizeof path, "%s/%d.seq", directory, (int)getpid());
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    void *shared = fd >= 0 && !ftruncate(fd, 4096) ? mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    void *shared =
+        fd >= 0 && !ftruncate(fd, 4096) ? mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
     if (shared != MAP_FAILED) sequence = shared;
     if (fd >= 0) close(fd);
   }
@@ -84,6 +85,30 @@ static void out(const char *p, size_t n) {
   if (write(2, lost, sizeof lost - 1) < 0) abort();
 }
 
+/* What a process may record: a host that loops must not fill the disk. */
+enum { MOST_RECORDS = 200000, MOST_BYTES = 64 << 20 };
+static unsigned long records;
+static size_t bytes;
+
+/* Under the lock: whether there is room for `n` bytes more; 2 at the last record, which says that there is none. */
+static int room(size_t n) {
+  if (records > MOST_RECORDS) return 0;
+  records++, bytes += n;
+  if (records <= MOST_RECORDS && bytes <= MOST_BYTES) return 1;
+  records = MOST_RECORDS + 1;
+  return 2;
+}
+
+static const char *full_line(void) {
+  static char line[400];
+  snprintf(line, sizeof line,
+           "{\"side\":\"probe\",\"seq\":%llu,\"pid\":%d,\"tid\":%d,\"fn\":\"note\",\"edge\":\"enter\","
+           "\"text\":\"the process has recorded %d records or %d bytes; nothing after this is recorded\"}\n",
+           (unsigned long long)atomic_fetch_add(sequence, 1) + 1, (int)getpid(), (int)syscall(SYS_gettid), MOST_RECORDS,
+           MOST_BYTES);
+  return line;
+}
+
 static void write_line(const text *t) {
   pthread_mutex_lock(&opening);
   /* A host may fork: the child has a file of its own. */
@@ -92,13 +117,18 @@ static void write_line(const text *t) {
     snprintf(path, sizeof path, "%s/%d.jsonl", directory, (int)getpid());
     file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     file_of = getpid();
+    records = 0, bytes = 0;
     if (early.n) out(early.p, early.n);
     early.n = 0;
   }
-  if (file >= 0) {
-    out(t->p, t->n);
-  } else {
-    put(&early, t->p, t->n);
+  const char *p = t->p;
+  size_t n = t->n;
+  int may = room(n);
+  if (may == 2) p = full_line(), n = strlen(p);
+  if (may && file >= 0) {
+    out(p, n);
+  } else if (may) {
+    put(&early, p, n);
   }
   pthread_mutex_unlock(&opening);
 }
@@ -120,6 +150,9 @@ void record_end(text *t) {
   put(t, "}\n", 2);
   depth--;
   write_line(t);
+  if (depth) return;
+  /* The thread may be a host's, and end unseen. */
+  for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) free(lines[i].p), lines[i] = (text){0};
 }
 
 void j_u64(text *t, const char *key, uint64_t v) { format(t, ",\"%s\":%llu", key, (unsigned long long)v); }
@@ -234,11 +267,11 @@ void j_result(text *t, const char *name, const pxg_result *r) {
   for (uint64_t i = 0; i < n; i++) {
     const pxg_op *op = &r->ops[i];
     switch (op->kind) {
-      case PXG_OP_PASS: sums[0] += op->u0; break;
-      case PXG_OP_DROP: sums[1] += op->u0; break;
-      case PXG_OP_INJECT: sums[2] += op->val.bytes.len; break;
-      case PXG_OP_BODY_WRITE: sums[3] += op->val.bytes.len; break;
-      default: break;
+    case PXG_OP_PASS: sums[0] += op->u0; break;
+    case PXG_OP_DROP: sums[1] += op->u0; break;
+    case PXG_OP_INJECT: sums[2] += op->val.bytes.len; break;
+    case PXG_OP_BODY_WRITE: sums[3] += op->val.bytes.len; break;
+    default: break;
     }
   }
   j_raw(t, ",\"result\":{");
@@ -246,8 +279,8 @@ void j_result(text *t, const char *name, const pxg_result *r) {
          (unsigned long long)r->n_ops);
   format(t, ",\"pass\":%llu,\"drop\":%llu,\"inject\":%llu,\"write\":%llu", (unsigned long long)sums[0],
          (unsigned long long)sums[1], (unsigned long long)sums[2], (unsigned long long)sums[3]);
-  format(t, ",\"unsubscribe\":%llu,\"modes\":[%u,%u],\"more\":%llu", (unsigned long long)r->unsubscribe, r->body_mode[0],
-         r->body_mode[1], (unsigned long long)r->more_bytes);
+  format(t, ",\"unsubscribe\":%llu,\"modes\":[%u,%u],\"more\":%llu", (unsigned long long)r->unsubscribe,
+         r->body_mode[0], r->body_mode[1], (unsigned long long)r->more_bytes);
   if (name) j_text(t, "name", name);
   if (r->reply) j_u64(t, "reply", r->reply->status);
   j_raw(t, ",\"owned\":[");

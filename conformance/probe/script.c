@@ -154,11 +154,13 @@ static int script_line(script *s, const uint8_t *p, size_t n) {
   int k = words_of(p, (size_t)(colon - p), head, 2);
   if (k == 2 && is(&head[0], "result")) {
     l.name = cstr(&head[1]);
+    free(head[0].ptr);
   } else if (k == 1) {
     char *hash = strchr(cstr(&head[0]), '#');
     size_t len = hash ? (size_t)(hash - cstr(&head[0])) : head[0].len;
     l.phase = phase_of(cstr(&head[0]), len);
     l.nth = hash ? (uint32_t)strtoul(hash + 1, NULL, 10) : 0;
+    free(head[0].ptr);
   }
   if (!l.phase && !l.name) return 0;
   steps_of(&l, colon + 1, n - (size_t)(colon + 1 - p));
@@ -247,6 +249,7 @@ config *config_parse(const uint8_t *p, size_t len, char **error) {
       s = &c->scripts[c->n_scripts++];
       memset(s, 0, sizeof *s);
       s->id = cstr(&w[1]);
+      free(w[0].ptr);
       ok = 1;
     } else {
       ok = s ? script_line(s, p + from, end - from) : general_line(c, w, n, &wrong);

@@ -3,9 +3,12 @@
 //! A source below `mutants/guest` lists what can be built from it in comments of this form, one a line:
 //!
 //! ```text
-//! mutant NAME RULE [needs CASE] [also RULE...]: what is wrong
+//! mutant NAME RULE [ends] [survives] [needs CASE] [also RULE...]: what is wrong
 //! clean NAME [warns RULE...]: what it shows
 //! ```
+//!
+//! `ends`: what is wrong is that the host ends or stalls, so that this alone shows it. `survives`: a known gap; no case
+//! finds it yet, and the self-test of hosts says so each time.
 //!
 //! `needs` names the case without which nothing finds the defect: where a machine does not allow what it checks with, the
 //! self-test says so of the mutant instead of calling it killed or not.
@@ -30,6 +33,10 @@ pub(crate) struct Mutant {
     pub(crate) rule: Option<String>,
     /// Other rules that it breaks by what it does; of a clean sample, warnings that its language's runtime earns.
     pub(crate) also: Vec<String>,
+    /// The end of the process, or its silence, is the defect.
+    pub(crate) ends: bool,
+    /// No case finds it yet.
+    pub(crate) survives: bool,
     /// The case without which nothing finds it.
     pub(crate) needs: Option<String>,
     pub(crate) about: String,
@@ -77,6 +84,12 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
             let name = words.next()?.to_string();
             let rule = words.next().filter(|w| w.starts_with("PXG-"))?.to_string();
             let mut next = words.next();
+            let (mut ends, mut survives) = (false, false);
+            while let Some(word @ ("ends" | "survives")) = next {
+                ends |= word == "ends";
+                survives |= word == "survives";
+                next = words.next();
+            }
             let mut needs = None;
             if next == Some("needs") {
                 needs = Some(words.next()?.to_string());
@@ -91,6 +104,8 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
                 name,
                 rule: Some(rule),
                 also,
+                ends,
+                survives,
                 needs,
                 about: about.to_string(),
                 file,
@@ -107,6 +122,8 @@ fn parse(line: &str, file: &'static str) -> Option<Mutant> {
                 name,
                 rule: None,
                 also,
+                ends: false,
+                survives: false,
                 needs: None,
                 about: about.to_string(),
                 file,

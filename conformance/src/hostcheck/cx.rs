@@ -359,10 +359,35 @@ impl Cx {
         self.0.loose_end.set(true);
     }
 
+    /// Waits until no call into the host is under way: a thread of the probe may record what `complete` answered after
+    /// the worker has ended the stream. What does not return stays open, and the history says so.
+    async fn returned(&self) -> Result<()> {
+        let until = Instant::now() + self.0.shared.patience;
+        while Instant::now() < until && self.0.running.host.ended().is_none() {
+            self.0
+                .running
+                .journal
+                .refresh()
+                .context("cannot read the records")?;
+            let open: i64 = self
+                .records()
+                .iter()
+                .filter(|r| matches!(r.function.as_str(), "complete" | "apply" | "wake"))
+                .map(|r| if r.edge == Edge::Enter { 1 } else { -1 })
+                .sum();
+            if open <= 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
     /// Waits for the end, and lets the history checker look at what happened.
     pub(crate) async fn finish(&self) -> Result<()> {
         if !self.0.loose_end.get() {
             self.ended().await;
+            self.returned().await?;
         }
         self.0
             .running

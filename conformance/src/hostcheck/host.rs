@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
 
 use super::adapter::{Adapter, fill, signal};
+use crate::sys::process::bound_files;
 
 /// One configured instance of a filter.
 #[derive(Clone, Debug)]
@@ -64,6 +65,12 @@ impl std::error::Error for NoOption {}
 /// The exit code of a custom command that does not implement what it is asked for.
 pub(crate) const UNIMPLEMENTED: i32 = 89;
 
+/// How many bytes of each of the host's outputs are kept: a host that loops may print without end.
+const KEPT_OUTPUT: usize = 64 << 20;
+
+/// A longer line is cut into several.
+const LONGEST_LINE: u64 = 1 << 20;
+
 /// Lines that the host printed, from both outputs.
 #[derive(Clone, Default)]
 pub(crate) struct Output(Arc<Mutex<Vec<String>>>);
@@ -80,12 +87,21 @@ impl Output {
         std::thread::spawn(move || {
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
-            while let Ok(n) = from.read_until(b'\n', &mut line) {
+            let mut left = KEPT_OUTPUT;
+            // What is not kept is read all the same, so that the host does not wait for its pipe.
+            while let Ok(n) = (&mut from).take(LONGEST_LINE).read_until(b'\n', &mut line) {
                 if n == 0 {
                     break;
                 }
-                to.lock()
-                    .push(String::from_utf8_lossy(&line).trim_end().to_string());
+                if left > 0 {
+                    left = left.saturating_sub(n);
+                    let text = if left == 0 {
+                        "(what the host prints from here on is not kept)".to_string()
+                    } else {
+                        String::from_utf8_lossy(&line).trim_end().to_string()
+                    };
+                    to.lock().push(text);
+                }
                 line.clear();
             }
         })
@@ -331,6 +347,7 @@ impl Host {
             let v = fill(v, &values).map_err(|e| anyhow!("start.env.{k}: {e}"))?;
             c.env(k, v);
         }
+        bound_files(&mut c);
         let mut child = c
             .spawn()
             .with_context(|| format!("cannot start {:?}", command[0]))?;

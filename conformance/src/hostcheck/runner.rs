@@ -441,6 +441,14 @@ fn lacks_a_feature(case: &Case, r: &mut CaseResult) {
     });
 }
 
+/// A finding that says only that the host ended, or that a case did not get through: it stands under the first rule of the
+/// case, whatever the cause is.
+pub(crate) fn is_bare(f: &Finding) -> bool {
+    f.title.starts_with("the host ended with")
+        || f.title.starts_with("unknown: the end of the case")
+        || f.title.starts_with("unknown: ") && !f.title.contains(" did not come within")
+}
+
 fn status_of(findings: &[Finding], unknown: bool) -> Status {
     let must = findings
         .iter()
@@ -517,6 +525,14 @@ async fn whole_run(
         r.findings.extend(layer_check::host_findings(&running.dir)?);
     }
     r.status = status_of(&r.findings, false);
+    // What is not recorded is not checked, and not green.
+    if let Some(full) = records
+        .iter()
+        .find(|r| r.function == "note" && r.rule.is_none())
+    {
+        r.status = Status::SuiteError;
+        r.reason = full.text.clone().unwrap_or_default();
+    }
     r.ms = ms(started);
     if r.status.is_bad() {
         r.output = tail(&running.host.output.since(0), 20);

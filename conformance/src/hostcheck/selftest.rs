@@ -46,6 +46,7 @@ const PATIENCE: f64 = 0.2;
 struct Outcome {
     name: String,
     ok: bool,
+    survived: bool,
     text: String,
     tries: u32,
 }
@@ -113,6 +114,11 @@ impl Workshop {
         })
     }
 
+    /// Where the hosts of one job run, one after the other.
+    fn slot(&self, slot: usize) -> PathBuf {
+        self.dir.join(format!("slot-{slot}"))
+    }
+
     /// A plan whose libraries are built in the folder of `slot`, once for all runs there.
     fn plan(&self, slot: usize) -> Plan {
         Plan {
@@ -125,7 +131,7 @@ impl Workshop {
             timeout_scale: 1.0,
             probe: Some(self.probe.clone()),
             layer: None,
-            keep: Some(self.dir.join(format!("slot-{slot}"))),
+            keep: Some(self.slot(slot)),
             extra: Vec::new(),
         }
     }
@@ -172,6 +178,8 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
             s.spawn(move || {
                 while let Some(m) = selected.get(next.fetch_add(1, Ordering::Relaxed)) {
                     say(kill(m, workshop, slot, asked.full));
+                    // What a mutant recorded is as long as its defect makes it.
+                    let _ = std::fs::remove_dir_all(workshop.slot(slot).join("run"));
                 }
             });
         }
@@ -192,9 +200,20 @@ pub(crate) fn run(asked: &Asked) -> Result<bool> {
     if !again.is_empty() {
         println!("not killed at the first try: {}", again.join(", "));
     }
+    let known: Vec<&str> = outcomes
+        .iter()
+        .filter(|o| o.ok && o.survived)
+        .map(|o| o.name.as_str())
+        .collect();
+    if !known.is_empty() {
+        println!("{} known survivors: {}", known.len(), known.join(", "));
+    }
     println!(
-        "mutants of hosts: {} killed by their own rule, {} not{}; the clean host: {}; {:.1} s",
-        outcomes.len() - bad.len(),
+        "mutants of hosts: {} of {} killed by their own rule, {} known to survive, {} not killed{}; the clean host: {}; \
+         {:.1} s",
+        outcomes.len() - bad.len() - known.len(),
+        outcomes.len(),
+        known.len(),
         bad.len(),
         if bad.is_empty() {
             String::new()
@@ -332,6 +351,7 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
     let outcome = |ok, text| Outcome {
         name: m.name.clone(),
         ok,
+        survived: false,
         text,
         tries: 1,
     };
@@ -344,10 +364,12 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
             );
         }
     };
+    // A host that ended or stalled stands under any rule: that proves the mutant's own only where this is its defect.
     let found: BTreeSet<&str> = report
         .cases
         .iter()
         .flat_map(|c| &c.findings)
+        .filter(|f| m.ends || !runner::is_bare(f))
         .map(|f| f.rule.as_str())
         .collect();
     // What did not come in time may have any cause, and stands for no other rule.
@@ -355,7 +377,7 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
         .cases
         .iter()
         .flat_map(|c| &c.findings)
-        .filter(|f| !f.title.starts_with("unknown"))
+        .filter(|f| !f.title.starts_with("unknown") && !runner::is_bare(f))
         .map(|f| f.rule.as_str())
         .filter(|f| *f != rule && !m.also.iter().any(|a| a == f))
         // It comes with the failure of another rule, wherever a case needs a feature.
@@ -368,14 +390,20 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
             format!("{} should have seen it", checked_by.join(", "))
         };
         return (
-            outcome(
-                false,
-                format!(
-                    "SURVIVED  {} ({rule}): {}; {seen_by}; found {found:?}",
-                    m.name, m.about
-                ),
-            ),
-            true,
+            Outcome {
+                survived: true,
+                ..outcome(
+                    m.survives,
+                    format!(
+                        "{}  {} ({rule}): {}; {seen_by}; found {found:?}",
+                        if m.survives { "known gap" } else { "SURVIVED" },
+                        m.name,
+                        m.about
+                    ),
+                )
+            },
+            // A known gap is not tried again.
+            !m.survives,
         );
     }
     if !unrelated.is_empty() {
@@ -393,8 +421,13 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
             false,
         );
     }
+    let now = if m.survives {
+        "; a case finds it now: take `survives` out of its line"
+    } else {
+        ""
+    };
     (
-        outcome(true, format!("killed    {} by {rule}", m.name)),
+        outcome(!m.survives, format!("killed    {} by {rule}{now}", m.name)),
         false,
     )
 }

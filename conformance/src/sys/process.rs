@@ -241,6 +241,26 @@ fn wait(child: &Child, limit: Duration) -> bool {
     }
 }
 
+/// The longest file that a host under test may write: one that loops must not fill the disk.
+const HOST_FILE: u64 = 256 << 20;
+
+/// Bounds what the host that `command` starts can write to one file, and leaves no core of it.
+pub(crate) fn bound_files(command: &mut Command) {
+    // SAFETY: between fork and exec only setrlimit, which is a plain system call with a valid structure.
+    unsafe {
+        command.pre_exec(|| {
+            for (what, most) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_FSIZE, HOST_FILE)] {
+                let limit = libc::rlimit {
+                    rlim_cur: most,
+                    rlim_max: most,
+                };
+                libc::setrlimit(what, &raw const limit);
+            }
+            Ok(())
+        });
+    }
+}
+
 fn kill_group(pid: u32) {
     if let Ok(pid) = libc::pid_t::try_from(pid)
         && pid > 1
