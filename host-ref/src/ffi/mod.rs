@@ -36,13 +36,12 @@ pub(crate) use guest::{ConfigAnswer, GuestTable, NewConfig, RetireQueue};
 pub(crate) use library::{GuestAnswer, OpenError, open};
 pub(crate) use members::PHASES;
 pub(crate) use store::FieldStore;
-pub(crate) use text::clean;
 
 pub use exports::{LogSink, MAX_LIBRARIES};
 pub use metrics::{MetricLimits, MetricSnapshot, MetricValue};
 pub use page::PageHandle;
 pub use plain::PlainOp;
-pub use text::MAX_LOG_TEXT;
+pub use text::{MAX_LOG_TEXT, clean};
 pub use view::{FieldView, StrView};
 
 use proxy_golang_abi::Status;

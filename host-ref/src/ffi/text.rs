@@ -7,7 +7,7 @@ pub const MAX_LOG_TEXT: usize = 8 * 1024;
 
 /// At most `cap` bytes as text without control characters: those, invalid UTF-8 and characters that change the
 /// direction of writing are escaped.
-pub(crate) fn clean(bytes: &[u8], cap: usize) -> String {
+pub fn clean(bytes: &[u8], cap: usize) -> String {
     let kept = &bytes[..boundary(bytes, cap)];
     let mut out = String::with_capacity(kept.len());
     for chunk in kept.utf8_chunks() {

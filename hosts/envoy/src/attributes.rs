@@ -17,7 +17,7 @@ enum Source {
     Text(i32),
     /// Envoy's number attribute of this number.
     Number(i32),
-    /// The cluster of the route.
+    /// The cluster of the route, once a host of it has been chosen: until then a guest can change it.
     Cluster,
     /// When the stream began.
     Start,
@@ -25,15 +25,18 @@ enum Source {
     Duration,
 }
 
+/// Envoy's numbers of these.
+const PATH: i32 = 0;
+const UPSTREAM_ADDRESS: i32 = 41;
+
 /// Names in the order of their numbers.
 const NAMES: &[(&str, Source)] = &[
     ("request.id", Source::Text(9)),
     ("request.protocol", Source::Text(10)),
     ("request.start_ns", Source::Start),
     ("duration_ns", Source::Duration),
-    // As Envoy's filters see it: with `normalize_path` it is no longer what the client sent, and `path.raw` is not known.
-    ("path.raw", Source::Text(0)),
-    ("path.normalized", Source::Text(0)),
+    // What routes are chosen by. `path.raw` is not known: with `normalize_path` Envoy keeps no trace of what was sent.
+    ("path.normalized", Source::Text(PATH)),
     ("source.address", Source::Text(24)),
     ("destination.address", Source::Text(26)),
     ("connection.id", Source::Number(28)),
@@ -41,7 +44,7 @@ const NAMES: &[(&str, Source)] = &[
     ("tls.sni", Source::Text(30)),
     ("route.name", Source::Text(61)),
     ("upstream.cluster", Source::Cluster),
-    ("upstream.address", Source::Text(41)),
+    ("upstream.address", Source::Text(UPSTREAM_ADDRESS)),
     ("response.code", Source::Number(15)),
     ("response.code_details", Source::Text(16)),
 ];
@@ -111,8 +114,11 @@ impl Attributes for OfStream {
             return state.is_some_and(|state| filter.filter_state(state.as_bytes(), out));
         };
         match *source {
-            Source::Text(id) => filter.attribute(id, out),
-            Source::Cluster => filter.cluster(out),
+            Source::Text(id) => has_text(filter, id, out),
+            Source::Cluster => {
+                let chosen = has_text(filter, UPSTREAM_ADDRESS, &mut Vec::new());
+                chosen && filter.cluster(out)
+            }
             Source::Duration => self.start.is_some_and(|start| {
                 write!(out, "{}", process::now().saturating_sub(start.monotonic)).is_ok()
             }),
@@ -131,6 +137,12 @@ impl Attributes for OfStream {
         self.filter
             .is_some_and(|filter| filter.metadata(namespace, key, out))
     }
+}
+
+/// Envoy has empty text for what there is not, such as the name of a route that has none.
+fn has_text(filter: Filter, id: i32, out: &mut Vec<u8>) -> bool {
+    let before = out.len();
+    filter.attribute(id, out) && out.len() > before
 }
 
 #[cfg(test)]

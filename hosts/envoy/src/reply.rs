@@ -80,7 +80,20 @@ impl Reply {
 
     /// Whether all of it is here, and nothing that only a streamed reply can have.
     pub(crate) fn is_plain(&self) -> bool {
-        self.ended && self.trailers.is_none() && !self.streaming && !self.is_for_head()
+        self.ended
+            && self.trailers.is_none()
+            && !self.streaming
+            && !self.is_for_head()
+            && !self.is_of_grpc_codec()
+    }
+
+    /// Whether its type names a codec of gRPC: Envoy would make `application/grpc` of it.
+    fn is_of_grpc_codec(&self) -> bool {
+        self.head.value(b"grpc-status").is_some()
+            && self
+                .head
+                .value(b"content-type")
+                .is_some_and(|v| v.starts_with(b"application/grpc+"))
     }
 
     /// Whether it answers HEAD, with the length of what GET would get: Envoy would compute another.

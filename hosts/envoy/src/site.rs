@@ -133,7 +133,9 @@ impl Site {
         });
         for route in live_routes() {
             if route.name == name {
-                route.resolve(process, &site)?;
+                // A route that an earlier filter of this name has taken may name entries that are gone with it.
+                let of_before = route.has_plans();
+                route.resolve(process, &site, of_before)?;
             }
         }
         lock(&process.sites).push(Arc::downgrade(&site));
@@ -255,7 +257,7 @@ impl Route {
         if let Some(process) = process::get() {
             for site in process.live_sites() {
                 if site.name == name {
-                    route.resolve(process, &site)?;
+                    route.resolve(process, &site, false)?;
                 }
             }
         }
@@ -263,10 +265,23 @@ impl Route {
         Ok(route)
     }
 
-    /// Configures what the route overrides of a filter.
-    fn resolve(&self, process: &Process, site: &Site) -> Result<(), String> {
+    /// Whether a live filter has taken this route.
+    fn has_plans(&self) -> bool {
+        let plans = self
+            .plans
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        !plans.is_empty()
+    }
+
+    /// Configures what the route overrides of a filter. Names that the filter does not have are an error, or with
+    /// `may_lack` overrides of nothing.
+    fn resolve(&self, process: &Process, site: &Site, may_lack: bool) -> Result<(), String> {
         for name in self.overrides.keys() {
             if !site.settings.chain.iter().any(|guest| guest.name == *name) {
+                if may_lack {
+                    continue;
+                }
                 let known: Vec<_> = site.settings.chain.iter().map(|g| &*g.name).collect();
                 return Err(ConfigError::new(
                     format!("overrides.{name}"),

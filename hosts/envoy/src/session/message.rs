@@ -16,15 +16,15 @@ impl Session {
         let Some(filter) = self.filter.get() else {
             return CONTINUE;
         };
+        self.worker.heads.next_hook();
+        self.strip(filter);
         self.open(filter, route);
         if self.pass[0].get() {
             return CONTINUE;
         }
-        self.worker.heads.next_hook();
         self.ended[0].set(end);
         {
             let state = &mut *self.state.borrow_mut();
-            self.strip(filter);
             let head = self.worker.heads.live(filter, HeaderOf::Request);
             let (length, tunnel) = if end {
                 (BodyLength::Exact(0), false)
@@ -40,12 +40,24 @@ impl Session {
         self.after(Dir::Request, At::Head)
     }
 
-    /// Removes fields that only guests may set.
+    /// Removes fields that only guests may set, also where no guest runs, and in the spelling with `_` that many
+    /// applications take for the same (PXG-SEC-005).
     fn strip(&self, filter: Filter) {
-        if let Some(site) = &*self.site.borrow() {
-            for name in &site.stripped {
-                filter.set_field(HeaderOf::Request, name.as_bytes(), None);
-            }
+        let site = self.site.borrow();
+        let Some(site) = site.as_ref().filter(|site| !site.stripped.is_empty()) else {
+            return;
+        };
+        let head = self.worker.heads.live(filter, HeaderOf::Request);
+        let spelt: Vec<Vec<u8>> = head
+            .iter()
+            .filter(|(name, _)| site.stripped.iter().any(|s| same_field(s.as_bytes(), name)))
+            .map(|(name, _)| name.to_vec())
+            .collect();
+        for name in &spelt {
+            filter.set_field(HeaderOf::Request, name, None);
+        }
+        if !spelt.is_empty() {
+            self.worker.heads.next_hook();
         }
     }
 
@@ -299,6 +311,12 @@ impl Session {
     pub(super) fn may_go(&self, state: &State, filter: Filter, dir: Dir, new: u64) -> bool {
         state.ways[dir as usize].stopped && self.is_free(state, filter, dir, new)
     }
+}
+
+/// Whether two names are one where `_` stands for `-`; Envoy's are in lower case.
+fn same_field(a: &[u8], b: &[u8]) -> bool {
+    let dash = |c: &u8| if *c == b'_' { b'-' } else { *c };
+    a.len() == b.len() && a.iter().map(dash).eq(b.iter().map(dash))
 }
 
 /// Makes Envoy's buffers hold what the guests let go on.

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use bytes::Bytes;
 use proxy_golang_abi::LogLevel;
+use proxy_golang_host::ffi::{MAX_LOG_TEXT, clean};
 
 use super::abi::{Buffer, ConfigPtr, FilterPtr, Header, SchedulerPtr, callbacks, is_resolved};
 
@@ -27,7 +28,10 @@ pub(crate) enum BodyOf {
 }
 
 /// Writes to Envoy's log, component `dynamic_modules`; any thread. To standard error where there is no Envoy.
+///
+/// What a guest or a client can put into a text does not end its line, and is cut (PXG-SEC-006).
 pub(crate) fn log(level: LogLevel, text: &str) {
+    let text = &*clean(text.as_bytes(), MAX_LOG_TEXT + 1024);
     if is_resolved() {
         // SAFETY: a call of any thread with bytes that live through it.
         unsafe { (callbacks().log)(envoy_level(level), Buffer::of(text.as_bytes())) }
@@ -126,16 +130,13 @@ impl Filter {
 
     /// Replaces all fields `name` by one, or removes them.
     pub(crate) fn set_field(self, of: HeaderOf, name: &[u8], value: Option<&[u8]>) {
-        let value = match value {
-            None => Buffer::EMPTY,
-            // An empty slice's address is not null, which would mean to remove.
-            Some(value) => Buffer::of(value),
-        };
+        // Envoy takes a value of no bytes for none, whatever its address: the field is only removed.
+        let value = value.map_or(Buffer::EMPTY, Buffer::of);
         // SAFETY: the stream lives; Envoy copies.
         unsafe { (callbacks().http_set_header)(self.ptr(), of as i32, Buffer::of(name), value) };
     }
 
-    /// Appends a field.
+    /// Appends a field; one whose value is empty Envoy does not take.
     pub(crate) fn add_field(self, of: HeaderOf, name: &[u8], value: &[u8]) {
         // SAFETY: the stream lives; Envoy copies.
         unsafe {

@@ -88,7 +88,7 @@ wake log 2 woken
 
 fn listeners(setup: &Setup) -> Vec<Value> {
     let record = format!("record {}\n", setup.record.display());
-    let attributes = "attr source.address\nattr request.id\nattr request.protocol\nattr path.raw\nattr route.name\n\
+    let attributes = "attr source.address\nattr request.id\nattr request.protocol\nattr path.normalized\nattr route.name\n\
                       attr upstream.address\nattr response.code\nattr connection.id\nattr x.envoy.none\n";
     let attributes = format!(
         "{record}{attributes}case attributes\nrequest_headers set x-protocol $2\nresponse_headers set x-route $4\nlog log 1 .\n"
