@@ -75,8 +75,8 @@ pub(super) fn cases() -> Vec<Case> {
         .alone()
         .run(|cx| async move {
             let own = Own::start(&cx, &own::chain(&cx, &[
-                ("a", "subscribe all\npend none\nattr path.raw response-headers\nattr request.protocol request-headers\nattr x.nobody.has request-headers\nattr path.raw request-headers response-headers\n"),
-                ("b", "subscribe all\npend none\nattr path.raw request-headers\n"),
+                ("a", "subscribe all\npend none\nattr path.normalized response-headers\nattr request.protocol request-headers\nattr x.nobody.has request-headers\nattr path.normalized request-headers response-headers\n"),
+                ("b", "subscribe all\npend none\nattr path.normalized request-headers\n"),
             ])?).await?;
             let x = own.cx.exchange(Request::get("/att")).await?;
             let of = |place: &str, phase: Phase| x.records.events(place, phase.0).first().and_then(|r| r.attrs.clone());

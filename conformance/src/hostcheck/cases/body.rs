@@ -410,7 +410,11 @@ pub(super) fn cases() -> Vec<Case> {
             &["PXG-BODY-014", "PXG-BODY-012"],
             "MORE over the limit that drops enough is legal",
         )
-        .needs(&[Feature::BODY_STREAM_REQUEST, Feature::RESIZE_REQUEST])
+        .needs(&[
+            Feature::BODY_STREAM_REQUEST,
+            Feature::RESIZE_REQUEST,
+            Feature::PARTIAL_RELEASE,
+        ])
         .script(
             "small request-headers: mode request stream; resizes
                  small request-body#1: drop 1900; more",

@@ -69,7 +69,7 @@ pub(super) fn cases() -> Vec<Case> {
         .run(|cx| async move {
             let own = Own::start(&cx, &own::chain(&cx, &[
                 ("a", "subscribe all\npend none\nattr request.protocol request-headers\nattr x.nobody.has request-headers\nproject x-keep request-headers\nproject x-pxg-case request-headers\n"),
-                ("b", "subscribe all\npend none\nattr path.raw request-headers response-headers\nproject x-other request-headers\nproject x-pxg-case request-headers\n"),
+                ("b", "subscribe all\npend none\nattr path.normalized request-headers response-headers\nproject x-other request-headers\nproject x-pxg-case request-headers\n"),
                 ("c", PLAIN),
             ])?).await?;
             let x = own.cx.exchange(Request::get("/copied?x").field("x-keep", "1").field("x-other", "2")).await?;
@@ -197,9 +197,9 @@ pub(super) fn cases() -> Vec<Case> {
                 ("an unknown flag", format!("{PLAIN}flags 0x1000\n"), "flags", "0x1000|4096"),
                 ("an unknown body mode", format!("{PLAIN}mode request 9\n"), "body_mode", "9"),
                 ("a body mode without its phase", "subscribe request-headers raw\npend none\nmode response whole\n".into(), "body_mode", "3|WHOLE"),
-                ("an unknown flag of an attribute", format!("{PLAIN}attr path.raw request-headers\nattr-flags 0x100\n"), "attr", "0x100|256"),
-                ("a reserved member of an attribute", format!("{PLAIN}attr path.raw request-headers\nattr-reserved 5\n"), "attr", "5"),
-                ("an unknown phase of an attribute", format!("{PLAIN}attr path.raw 0x4000000000000000\n"), "attr", "4000000000000000|62"),
+                ("an unknown flag of an attribute", format!("{PLAIN}attr path.normalized request-headers\nattr-flags 0x100\n"), "attr", "0x100|256"),
+                ("a reserved member of an attribute", format!("{PLAIN}attr path.normalized request-headers\nattr-reserved 5\n"), "attr", "5"),
+                ("an unknown phase of an attribute", format!("{PLAIN}attr path.normalized 0x4000000000000000\n"), "attr", "4000000000000000|62"),
                 ("an unknown phase of a projection", format!("{PLAIN}project x-a 0x4000000000000000\n"), "projection", "4000000000000000|62"),
                 ("a count of attributes without an array", format!("{PLAIN}null-attrs 2\n"), "attrs", "2|NULL"),
             ];
