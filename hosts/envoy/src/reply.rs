@@ -252,6 +252,21 @@ mod tests {
     }
 
     #[test]
+    fn a_codec_of_grpc_is_streamed_and_plain_grpc_is_not() {
+        for (kind, plain) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", false),
+        ] {
+            let head = Head::from_fields([
+                (&b":status"[..], &b"200"[..]),
+                (b"content-type", kind.as_bytes()),
+                (b"grpc-status", b"7"),
+            ]);
+            assert_eq!(Reply::new(head, true, "").is_plain(), plain, "{kind}");
+        }
+    }
+
+    #[test]
     fn details_have_no_white_space() {
         assert_eq!(details_of("auth: no token"), b"auth.no_token");
         assert_eq!(details_of("auth: "), b"auth.reply");

@@ -363,3 +363,15 @@ fn framing_of(head: &Head) -> (BodyLength, bool) {
     }
     (length, false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::same_field;
+
+    #[test]
+    fn an_underscore_stands_for_a_dash() {
+        assert!(same_field(b"x-user-id", b"x_user-id"));
+        assert!(!same_field(b"x-user-id", b"x-user-i"));
+        assert!(!same_field(b"x-user-id", b"x-user-ip"));
+    }
+}
