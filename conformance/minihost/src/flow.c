@@ -226,7 +226,7 @@ static uint32_t ending(const place *p, int d) {
   const struct dir *x = &p->d[d];
   if (!x->ended) return 0;
   if (BUG("body-end-never")) return 0;
-  bool trailers = p->s->m[d].trailers.n && !x->tunnel;
+  bool trailers = p->s->m[d].trailers.n && !x->tunnel && !BUG("end-stream-twice");
   return PXG_EV_BODY_END | (trailers ? 0 : PXG_EV_END_STREAM);
 }
 

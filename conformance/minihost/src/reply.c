@@ -81,6 +81,7 @@ void make_reply(place *p, reply *r, const char *details) {
     for (size_t i = 0; i < trailers.n && !s->trailers_ok[RSP]; i++) count_skipped(p);
     fields_free(&trailers);
   }
+  if (BUG("details-to-the-client") && details) fields_put(&head, "x-details", details);
   if (empty && !BUG("body-with-204")) bytes_free(&r->body), open = false;
   p->replied = true;
   fields later = {0};

@@ -1,6 +1,8 @@
 //! Actions, and what they make of a stream.
 
+use super::own::{self, Own};
 use super::prelude::*;
+use crate::hostcheck::upstream::Seen;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = vec![
@@ -25,8 +27,26 @@ pub(super) fn cases() -> Vec<Case> {
                 .field("x-many", "a")
                 .field("x-many", "b")
                 .field("x-empty", "");
+            let mut plain = cx.connect().await?;
+            let mut past = r.clone();
+            past.path = "/none".into();
+            plain.send(&past, cx.name()).await;
+            plain.response("POST").await?;
             let x = cx.exchange(r).await?;
             let up = x.up.as_ref();
+            // What the host adds by itself it adds without guests too.
+            let names = |s: &Seen| {
+                let mut names: Vec<String> =
+                    s.head.fields.iter().map(|f| f.0.to_lowercase()).collect();
+                names.sort();
+                names
+            };
+            cx.equal(
+                "PXG-ACT-002",
+                "the names upstream, of those without guests",
+                up.map(names),
+                cx.seen().first().map(names),
+            );
             cx.equal(
                 "PXG-ACT-002",
                 "the method",
@@ -382,6 +402,42 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.equal("PXG-ACT-009", &format!("on_stream_end at {place}"), ends, 1);
             }
             Ok(())
+        }),
+        Case::new(
+            "act/failures-counted",
+            2,
+            &["PXG-ACT-009", "PXG-ACT-005"],
+            "an answer to LOG that is not CONTINUE is a failure of the guest, a late reply is none",
+        )
+        .needs(&[Feature::BODY_STREAM_RESPONSE])
+        .script(
+            "a log: reset
+                 b request-headers: mode response stream
+                 b response-body#1: reply 403; body late",
+        )
+        .alone()
+        .run(|cx| async move {
+            let head = "subscribe all\npend none\n";
+            let setup = own::chain(&cx, &[("a", head), ("b", head)])?;
+            let own = Own::start(&cx, &setup).await?;
+            cx.answer(
+                Answer::status(200)
+                    .field("content-length", "6")
+                    .send(b"abc")
+                    .gate("rest")
+                    .send(b"def"),
+            );
+            let mut c = own.cx.connect().await?;
+            c.send(&Request::get("/x"), cx.name()).await;
+            c.response("GET").await?;
+            own.cx.ended().await;
+            let m = own.metrics().await?;
+            for (rule, name, expected) in [("PXG-ACT-009", "a", 1.0), ("PXG-ACT-005", "b", 0.0)] {
+                let labels = [("config", name), ("reason", "invalid")];
+                let n = m.count("pxg_guest_failures_total", &labels);
+                cx.equal(rule, &format!("failures of {name}"), n, expected);
+            }
+            own.end("PXG-ACT-009").await
         }),
         Case::new(
             "act/members-first",

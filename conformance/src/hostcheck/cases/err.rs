@@ -35,21 +35,26 @@ pub(super) fn cases() -> Vec<Case> {
             &["PXG-ERR-003"],
             "the text of an error is not for the client",
         )
-        .script("b request-headers: error the-secret-reason")
+        .script(
+            "b request-headers: error the-secret-reason
+                 small request-headers: reply 403; details the-secret-reason",
+        )
         .run(|cx| async move {
-            let x = cx.exchange(Request::get("/x")).await?;
-            let all: String = x
-                .reply
-                .head
-                .fields
-                .iter()
-                .map(|f| format!("{}={};", f.0, f.1))
-                .collect();
-            let leaks =
-                all.contains("the-secret-reason") || x.reply.text().contains("the-secret-reason");
-            cx.check("PXG-ERR-003", !leaks, || {
-                "the guest's text is in the response".into()
-            });
+            for (path, what) in [("/x", "error"), ("/small/x", "details")] {
+                let x = cx.exchange(Request::get(path)).await?;
+                let all: String = x
+                    .reply
+                    .head
+                    .fields
+                    .iter()
+                    .map(|f| format!("{}={};", f.0, f.1))
+                    .collect();
+                let leaks = all.contains("the-secret-reason")
+                    || x.reply.text().contains("the-secret-reason");
+                cx.check("PXG-ERR-003", !leaks, || {
+                    format!("the guest's `{what}` is in the response")
+                });
+            }
             Ok(())
         }),
         Case::new(
