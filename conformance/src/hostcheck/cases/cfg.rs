@@ -16,7 +16,7 @@ fn recorded(cx: &Cx) -> Vec<Record> {
             .file_name()
             .to_string_lossy()
             .starts_with(&cx.name().replace('/', "-"));
-        if let (true, Ok(records)) = (own, crate::hostcheck::record::read_dir(&dir.path())) {
+        if own && let Ok(records) = crate::hostcheck::record::read_dir(&dir.path()) {
             all.extend(records);
         }
     }

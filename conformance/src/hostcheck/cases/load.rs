@@ -38,7 +38,7 @@ fn calls(cx: &Cx) -> Vec<String> {
             .file_name()
             .to_string_lossy()
             .starts_with(&cx.name().replace('/', "-"));
-        if let (true, Ok(records)) = (own, crate::hostcheck::record::read_dir(&dir.path())) {
+        if own && let Ok(records) = crate::hostcheck::record::read_dir(&dir.path()) {
             names.extend(records.into_iter().map(|r| r.function));
         }
     }
