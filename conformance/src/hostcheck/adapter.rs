@@ -127,6 +127,7 @@ pub(crate) struct Admin {
     #[serde(default)]
     pub(crate) file: Option<String>,
     /// `GET` of this path answers the counters in Prometheus' text form.
+    #[serde(default)]
     pub(crate) metrics: String,
     /// What stands before the names of chapter 15.4.
     #[serde(default)]

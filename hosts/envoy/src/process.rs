@@ -69,6 +69,19 @@ pub(crate) fn now() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(NEVER - 1) + 1_000_000_000
 }
 
+/// The least of what Envoy's log takes of us.
+fn log_level() -> LogLevel {
+    [
+        LogLevel::TRACE,
+        LogLevel::DEBUG,
+        LogLevel::INFO,
+        LogLevel::WARN,
+    ]
+    .into_iter()
+    .find(|level| sys::log_enabled(*level))
+    .unwrap_or(LogLevel::ERROR)
+}
+
 impl Process {
     fn start(workers: u32) -> Self {
         // Envoy gives its main thread the index behind the last worker's.
@@ -95,15 +108,7 @@ impl Process {
             },
             attributes: Arc::new(attributes::number),
         });
-        let level = [
-            LogLevel::TRACE,
-            LogLevel::DEBUG,
-            LogLevel::INFO,
-            LogLevel::WARN,
-        ]
-        .into_iter()
-        .find(|level| sys::log_enabled(*level));
-        host.page().set_log_level(level.unwrap_or(LogLevel::ERROR));
+        host.page().set_log_level(log_level());
         let house = Arc::<House>::default();
         let notify = Arc::clone(&house);
         host.set_drop_notify(Box::new(move || {
@@ -166,8 +171,9 @@ struct Keeper {
     bells: Vec<Arc<Bell<Scheduler>>>,
 }
 
-/// How often the clock is set and statistics are handed to Envoy.
-const TICK: Duration = Duration::from_secs(1);
+/// How often the clock and the log's level are set and statistics are handed to Envoy: the level follows within a second
+/// (PXG-OBS-002).
+const TICK: Duration = Duration::from_millis(900);
 
 impl Keeper {
     fn run(self) {
@@ -182,6 +188,8 @@ impl Keeper {
                     .unwrap_or_default();
                 let realtime = u64::try_from(realtime.as_nanos()).unwrap_or(0);
                 self.host.page().set_clock(at, realtime);
+                // Operators change it at the admin listener, and Envoy tells nobody.
+                self.host.page().set_log_level(log_level());
                 if let Some(process) = get() {
                     Site::publish(process);
                 }

@@ -61,8 +61,13 @@ pub(super) fn cases() -> Vec<Case> {
             let own = Own::start(&cx, &setup).await?;
             for (level, route) in [("error", "/"), ("info", "/two")] {
                 own.running.host.admin(&method, &path, level).await?;
-                let x = own.cx.exchange(Request::get(route)).await?;
-                let saw: Vec<_> = x.records.iter().filter(|r| r.function == "log-level").filter_map(|r| r.status).collect();
+                // The page follows soon, not at once.
+                let until = std::time::Instant::now() + cx.shared().patience;
+                let mut saw = Vec::new();
+                while saw != [OK] && std::time::Instant::now() < until {
+                    let x = own.cx.exchange(Request::get(route)).await?;
+                    saw = x.records.iter().filter(|r| r.function == "log-level").filter_map(|r| r.status).collect();
+                }
                 cx.equal("PXG-OBS-002", &format!("the page says {level}"), saw, vec![OK]);
             }
             own.cx.wait("PXG-OBS-002", "records at the level", || own.output().contains("shown-again")).await;

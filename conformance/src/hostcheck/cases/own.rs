@@ -203,6 +203,9 @@ pub(super) struct Metrics {
 
 pub(super) async fn metrics(cx: &Cx) -> Result<Metrics> {
     let admin = cx.shared().adapter.admin.clone().unwrap_or_default();
+    if admin.metrics.is_empty() {
+        return Err(crate::hostcheck::host::NoOption("admin.metrics".into()).into());
+    }
     let text = cx.running().host.admin("GET", &admin.metrics, "").await?;
     Ok(Metrics {
         text,
