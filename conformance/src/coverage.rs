@@ -56,7 +56,13 @@ pub(crate) struct Covered {
 
 fn killed_by<'a>(all: impl Iterator<Item = &'a Mutant>, id: &str) -> Vec<String> {
     all.filter(|m| m.rule.as_deref() == Some(id))
-        .map(|m| m.name.clone())
+        .map(|m| {
+            if m.survives {
+                format!("{} (survives)", m.name)
+            } else {
+                m.name.clone()
+            }
+        })
         .collect()
 }
 

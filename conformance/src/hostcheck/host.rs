@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
 
 use super::adapter::{Adapter, fill, signal};
-use crate::sys::process::bound_files;
+use crate::sys::process::bound_host;
 
 /// One configured instance of a filter.
 #[derive(Clone, Debug)]
@@ -347,7 +347,7 @@ impl Host {
             let v = fill(v, &values).map_err(|e| anyhow!("start.env.{k}: {e}"))?;
             c.env(k, v);
         }
-        bound_files(&mut c);
+        bound_host(&mut c);
         let mut child = c
             .spawn()
             .with_context(|| format!("cannot start {:?}", command[0]))?;

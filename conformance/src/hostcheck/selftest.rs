@@ -360,7 +360,8 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
         Err(e) => {
             return (
                 outcome(false, format!("BROKEN    {} ({rule}): {e:#}", m.name)),
-                false,
+                // A defect may end the host before it serves, but not each time.
+                true,
             );
         }
     };

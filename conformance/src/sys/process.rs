@@ -244,11 +244,13 @@ fn wait(child: &Child, limit: Duration) -> bool {
 /// The longest file that a host under test may write: one that loops must not fill the disk.
 const HOST_FILE: u64 = 256 << 20;
 
-/// Bounds what the host that `command` starts can write to one file, and leaves no core of it.
-pub(crate) fn bound_files(command: &mut Command) {
-    // SAFETY: between fork and exec only setrlimit, which is a plain system call with a valid structure.
+/// Bounds what the host that `command` starts can write to one file, leaves no core of it, and ends it with the thread that
+/// starts it: a suite that is killed leaves no host behind.
+pub(crate) fn bound_host(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl and setrlimit, plain system calls with valid arguments.
     unsafe {
         command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             for (what, most) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_FSIZE, HOST_FILE)] {
                 let limit = libc::rlimit {
                     rlim_cur: most,
