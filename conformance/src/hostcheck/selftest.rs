@@ -359,9 +359,12 @@ fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> (Outco
         Ok(r) => r,
         Err(e) => {
             return (
-                outcome(false, format!("BROKEN    {} ({rule}): {e:#}", m.name)),
+                Outcome {
+                    survived: true,
+                    ..outcome(m.survives, format!("BROKEN    {} ({rule}): {e:#}", m.name))
+                },
                 // A defect may end the host before it serves, but not each time.
-                true,
+                !m.survives,
             );
         }
     };
