@@ -228,7 +228,7 @@ fn abort_ends_the_process_with_the_message() {
 }
 
 #[test]
-fn the_filter_hides_rules_and_repeats_end_at_ten() {
+fn the_filter_hides_rules_and_the_banner_comes_once() {
     let hidden = [("PXG_LAYER_FILTER", "!PXG-ACT-*")];
     assert_eq!(
         run("heal", "presets an action", "", &hidden).rules(),

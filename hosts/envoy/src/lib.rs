@@ -15,6 +15,6 @@ mod reply;
 mod session;
 mod site;
 mod stats;
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // the boundary to Envoy: the one module that has it
 mod sys;
 mod worker;

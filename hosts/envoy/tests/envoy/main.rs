@@ -1,13 +1,13 @@
 //! The module inside real Envoys of each supported version, with real clients, upstreams and guests on loopback.
 //!
 //! Tests that can share a proxy do: each says which listeners it needs, and one Envoy of each version has them all.
-#![allow(missing_docs)]
+#![allow(missing_docs)] // a test program
 
 #[path = "../../../../host-ref/tests/proxy/client.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // pxg-host's tests use the rest
 mod client;
 #[path = "../../../../host-ref/tests/proxy/upstream.rs"]
-#[allow(dead_code)]
+#[allow(dead_code)] // pxg-host's tests use the rest
 mod upstream;
 
 mod config;

@@ -111,7 +111,7 @@ fn panel(shape: Shape, rows: &[&Row], y: &mut f64) -> String {
         .fold(1.0, f64::min);
     let bottom = least.min(1.0 - (top - 1.0) * 0.04);
     let at = |ratio: f64| LEFT + (ratio - bottom) / (top - bottom) * (RIGHT - LEFT);
-    #[allow(clippy::cast_precision_loss)]
+    #[allow(clippy::cast_precision_loss)] // a number of rows
     let end = *y + LINE * rows.len() as f64;
     let mut tick = 1.0;
     while tick <= top + step / 2.0 {

@@ -49,7 +49,7 @@ fn warnings(report: &Report) -> Vec<String> {
 }
 
 fn ns(ns: f64) -> String {
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // rounded on purpose
     time(ns.max(0.0).round() as u64)
 }
 

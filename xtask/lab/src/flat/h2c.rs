@@ -189,7 +189,7 @@ fn literal(fields: &[(String, String)]) -> Result<Vec<u8>> {
 
 /// The same fields once the dynamic table, which begins at 62 with the last one, has them.
 fn indexed(n: usize) -> Vec<u8> {
-    #[allow(clippy::cast_possible_truncation)]
+    #[allow(clippy::cast_possible_truncation)] // `literal` has made sure: 4096 / 32 at most
     let n = n as u8;
     (0..n).rev().map(|i| 0x80 | (62 + i)).collect()
 }
