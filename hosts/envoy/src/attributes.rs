@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use proxy_golang_host::engine::Attributes;
 
 use crate::process;
-use crate::sys::Filter;
+use crate::sys::{self, Filter};
 
 /// Where an attribute comes from.
 #[derive(Clone, Copy)]
@@ -17,6 +17,12 @@ enum Source {
     Text(i32),
     /// Envoy's number attribute of this number.
     Number(i32),
+    /// The same, of an Envoy that has it.
+    SinceSizes(i32),
+    /// The same, where Envoy's 0 means that there is none yet.
+    Positive(i32),
+    /// The same, once there is a response.
+    OfResponse(i32),
     /// The cluster of the route, once a host of it has been chosen: until then a guest can change it.
     Cluster,
     /// When the stream began.
@@ -27,6 +33,7 @@ enum Source {
 
 /// Envoy's numbers of these.
 const PATH: i32 = 0;
+const RESPONSE_CODE: i32 = 15;
 const UPSTREAM_ADDRESS: i32 = 41;
 
 /// Names in the order of their numbers.
@@ -34,6 +41,8 @@ const NAMES: &[(&str, Source)] = &[
     ("request.id", Source::Text(9)),
     ("request.protocol", Source::Text(10)),
     ("request.start_ns", Source::Start),
+    // Not what our own hooks see: filters before this one may change a body.
+    ("request.body_bytes", Source::SinceSizes(13)),
     ("duration_ns", Source::Duration),
     // What routes are chosen by. `path.raw` is not known: with `normalize_path` Envoy keeps no trace of what was sent.
     ("path.normalized", Source::Text(PATH)),
@@ -45,8 +54,10 @@ const NAMES: &[(&str, Source)] = &[
     ("route.name", Source::Text(61)),
     ("upstream.cluster", Source::Cluster),
     ("upstream.address", Source::Text(UPSTREAM_ADDRESS)),
-    ("response.code", Source::Number(15)),
+    ("upstream.attempts", Source::Positive(53)),
+    ("response.code", Source::Number(RESPONSE_CODE)),
     ("response.code_details", Source::Text(16)),
+    ("response.body_bytes", Source::OfResponse(21)),
 ];
 
 /// What this host's own attributes begin with: `x.envoy.filter_state.<name>` is the filter state of that name, if it is
@@ -80,8 +91,10 @@ pub(crate) fn start() -> Option<Start> {
 /// The number of an attribute.
 pub(crate) fn number(name: &str) -> Option<u32> {
     if let Some(index) = NAMES.iter().position(|(known, _)| *known == name) {
-        if matches!(NAMES[index].1, Source::Start | Source::Duration) {
-            TIMED.store(true, Relaxed);
+        match NAMES[index].1 {
+            Source::Start | Source::Duration => TIMED.store(true, Relaxed),
+            Source::SinceSizes(_) if !sys::has_request_size() => return None,
+            _ => {}
         }
         return u32::try_from(index).ok();
     }
@@ -125,11 +138,14 @@ impl Attributes for OfStream {
             Source::Start => self
                 .start
                 .is_some_and(|start| write!(out, "{}", start.since_1970).is_ok()),
-            Source::Number(id) => match filter.attribute_number(id) {
-                // Writing to memory cannot fail.
-                Some(n) => write!(out, "{n}").is_ok(),
-                None => false,
-            },
+            Source::Number(id) | Source::SinceSizes(id) => {
+                number_of(filter.attribute_number(id), out)
+            }
+            Source::Positive(id) => number_of(filter.attribute_number(id).filter(|n| *n > 0), out),
+            Source::OfResponse(id) => {
+                let began = filter.attribute_number(RESPONSE_CODE).is_some();
+                began && number_of(filter.attribute_number(id), out)
+            }
         }
     }
 
@@ -137,6 +153,11 @@ impl Attributes for OfStream {
         self.filter
             .is_some_and(|filter| filter.metadata(namespace, key, out))
     }
+}
+
+fn number_of(number: Option<u64>, out: &mut Vec<u8>) -> bool {
+    // Writing to memory cannot fail.
+    number.is_some_and(|n| write!(out, "{n}").is_ok())
 }
 
 /// Envoy has empty text for what there is not, such as the name of a route that has none.
@@ -151,8 +172,10 @@ mod tests {
 
     #[test]
     fn names_are_there_once() {
-        for (i, (name, _)) in NAMES.iter().enumerate() {
-            assert_eq!(number(name), Some(i as u32));
+        for (i, (name, source)) in NAMES.iter().enumerate() {
+            // There is no Envoy around a unit test, and none of 1.40.
+            let is_here = !matches!(source, Source::SinceSizes(_));
+            assert_eq!(number(name), is_here.then_some(i as u32));
         }
         let state = number("x.envoy.filter_state.my.tenant").unwrap();
         assert!(state as usize >= NAMES.len());

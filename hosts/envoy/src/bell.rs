@@ -13,6 +13,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use proxy_golang_host::engine::Counter;
+
 /// What can be committed; a trait so that tests can lose a stream.
 pub(crate) trait Commit: Send + Sync {
     /// Runs the stream's scheduled hook on its own thread, if it still lives then.
@@ -28,9 +30,22 @@ impl Commit for crate::sys::Scheduler {
 /// No deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
 
+/// What wakes a worker, and what it did then: how many completions one wake-up brings is what batching is worth.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    /// Commits of Envoy's schedulers.
+    pub(crate) wakes: Counter,
+    pub(crate) turns: Counter,
+    /// Answers of guests from outside of a call that turns brought to their streams.
+    pub(crate) completions: Counter,
+    /// Turns that ended a batch.
+    pub(crate) batch_ends: Counter,
+}
+
 /// One worker's bell.
 pub(crate) struct Bell<S> {
     carriers: Mutex<Carriers<S>>,
+    pub(crate) work: Work,
     /// The earliest deadline of the worker's streams; the housekeeper rings then.
     pub(crate) due: AtomicU64,
 }
@@ -54,19 +69,21 @@ impl<S: Commit> Default for Bell<S> {
                 rung: None,
                 owed: false,
             }),
+            work: Work::default(),
             due: AtomicU64::new(NEVER),
         }
     }
 }
 
 impl<S: Commit> Carriers<S> {
-    fn ring(&mut self) {
+    fn ring(&mut self, work: &Work) {
         if self.rung.is_some() {
             return;
         }
         match self.list.last() {
             Some((slot, scheduler)) => {
                 self.rung = Some(*slot);
+                work.wakes.inc();
                 scheduler.commit();
             }
             None => self.owed = true,
@@ -82,11 +99,12 @@ impl<S: Commit> Bell<S> {
 
     /// Any thread: the worker will take a turn.
     pub(crate) fn ring(&self) {
-        self.lock().ring();
+        self.lock().ring(&self.work);
     }
 
     /// \[loop-thread\] A turn begins: what is rung for from here on needs another one.
     pub(crate) fn answered(&self) {
+        self.work.turns.inc();
         let mut carriers = self.lock();
         carriers.rung = None;
         carriers.owed = false;
@@ -102,7 +120,7 @@ impl<S: Commit> Bell<S> {
         carriers.places[slot as usize] = Some(at);
         carriers.list.push((slot, scheduler));
         if std::mem::take(&mut carriers.owed) {
-            carriers.ring();
+            carriers.ring(&self.work);
         }
     }
 
@@ -123,7 +141,7 @@ impl<S: Commit> Bell<S> {
         }
         if carriers.rung == Some(slot) {
             carriers.rung = None;
-            carriers.ring();
+            carriers.ring(&self.work);
         }
         let owed = carriers.owed;
         drop(carriers);

@@ -54,6 +54,38 @@ pub const GRANTED: &[(Feature, &str)] = &[
     ),
 ];
 
+/// The attributes of `spec/16-attributes.md` that it lacks, and why. For the same table.
+pub const LACKS_ATTRIBUTES: &[(&str, &str)] = &[
+    ("request.early_data", "Envoy does not tell modules"),
+    (
+        "request.body_bytes",
+        "Envoy tells modules since 1.40; with 1.39 a filter sees only what those before it made of a body",
+    ),
+    (
+        "path.raw",
+        "Envoy keeps no trace of a path as it was received",
+    ),
+    (
+        "source.peer_address",
+        "Envoy tells modules the trusted address only",
+    ),
+    ("connection.requests", "Envoy does not tell modules"),
+    ("tls.cipher", "Envoy does not tell modules"),
+    ("tls.alpn", "Envoy does not tell modules"),
+    (
+        "tls.peer.verified",
+        "Envoy tells modules whether there is a certificate, not whether it was verified",
+    ),
+    ("tls.peer.subject", "not handed on yet"),
+    ("tls.peer.uri_san", "not handed on yet"),
+    ("tls.peer.dns_san", "not handed on yet"),
+    ("tls.peer.sha256", "not handed on yet"),
+    (
+        "upstream.duration_ns",
+        "Envoy tells modules since 1.40; not handed on yet",
+    ),
+];
+
 /// What this host can do, for some configuration at least.
 pub(crate) fn of_host() -> FeatureSet {
     let known = Feature::ALL.iter().map(|(feature, _)| *feature);
@@ -71,6 +103,15 @@ pub(crate) fn without(mut set: FeatureSet, feature: Feature) -> FeatureSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_attribute_that_is_lacking_is_none_of_the_others() {
+        for (name, why) in LACKS_ATTRIBUTES {
+            // There is no Envoy around this test: none of the ones that only some versions have.
+            assert_eq!(crate::attributes::number(name), None, "{name}");
+            assert!(!why.is_empty());
+        }
+    }
 
     #[test]
     fn what_is_lacking_is_known_and_said_once() {

@@ -1,7 +1,6 @@
 //! What there is once per process: the host of the guests, the workers' bells, and a thread for what Envoy's threads cannot
 //! wait for.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,8 +9,9 @@ use proxy_golang_abi::LogLevel;
 use proxy_golang_host::engine::{FilterStats, Hub, HubLimits};
 use proxy_golang_host::loader::{BoundaryLimits, Host, HostInfo};
 
-use crate::bell::{Bell, NEVER};
+use crate::bell::{Bell, NEVER, Work};
 use crate::site::Site;
+use crate::stats::Counted;
 use crate::sys::{self, Scheduler};
 use crate::{attributes, features};
 
@@ -24,8 +24,8 @@ pub(crate) struct Process {
     pub(crate) hub: Arc<Hub>,
     bells: Vec<Arc<Bell<Scheduler>>>,
     house: Arc<House>,
-    /// Counters by the names of entries: they go on over updates of the configuration.
-    pub(crate) stats: Mutex<HashMap<String, Arc<FilterStats>>>,
+    /// What is counted for entries: it goes on over updates of the configuration.
+    pub(crate) stats: Mutex<Vec<Counted>>,
     /// The configurations in force, for routes' overrides and for statistics.
     pub(crate) sites: Mutex<Vec<Weak<Site>>>,
 }
@@ -146,6 +146,33 @@ impl Process {
         self.bells.get(worker as usize)
     }
 
+    /// What is counted for each of Envoy's workers.
+    pub(crate) fn work(&self) -> impl Iterator<Item = (usize, &Work)> {
+        // The last is the main thread's.
+        let workers = self
+            .bells
+            .split_last()
+            .map_or(&[][..], |(_, workers)| workers);
+        workers.iter().map(|bell| &bell.work).enumerate()
+    }
+
+    /// The counters of an entry: those of an earlier one of the same guest, filter and name, or new ones.
+    pub(crate) fn stats_of(&self, guest: &str, filter: &str, config: &str) -> Arc<FilterStats> {
+        let mut all = lock(&self.stats);
+        let same = |c: &&Counted| c.guest == guest && c.filter == filter && c.config == config;
+        if let Some(counted) = all.iter().find(same) {
+            return Arc::clone(&counted.stats);
+        }
+        let stats = Arc::<FilterStats>::default();
+        all.push(Counted {
+            guest: guest.to_owned(),
+            filter: filter.to_owned(),
+            config: config.to_owned(),
+            stats: Arc::clone(&stats),
+        });
+        stats
+    }
+
     /// A worker's earliest deadline has moved forward.
     pub(crate) fn due(&self, due: u64) {
         let mut asked = lock(&self.house.asked);
@@ -173,7 +200,7 @@ struct Keeper {
 
 /// How often the clock and the log's level are set and statistics are handed to Envoy: the level follows within a second
 /// (PXG-OBS-002).
-const TICK: Duration = Duration::from_millis(900);
+const TICK: Duration = Duration::from_millis(500);
 
 impl Keeper {
     fn run(self) {

@@ -34,11 +34,28 @@ struct Entry {
     filter_name: String,
 }
 
+/// A library that a chain's entries come from.
+#[derive(Clone)]
+pub(crate) struct Used {
+    pub(crate) library: Arc<Library>,
+    /// Some entry wants its first calls on each worker made before a stream's.
+    pub(crate) warm_up: bool,
+}
+
+impl Entry {
+    fn used(&self, guest: &GuestSettings) -> Used {
+        Used {
+            library: Arc::clone(&self.library),
+            warm_up: guest.warm_up,
+        }
+    }
+}
+
 /// A chain, and what is known of all its streams beforehand.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) chain: Chain,
-    pub(crate) libraries: Vec<Arc<Library>>,
+    pub(crate) libraries: Vec<Used>,
     /// Guests may send mail to a stream although it has not pended.
     pub(crate) may_call_back: bool,
 }
@@ -58,9 +75,10 @@ static IDS: AtomicU64 = AtomicU64::new(1);
 static LIVE: Mutex<Vec<std::sync::Weak<Route>>> = Mutex::new(Vec::new());
 
 impl Plan {
-    fn new(filters: Vec<Arc<Filter>>, mut libraries: Vec<Arc<Library>>) -> Self {
-        libraries.sort_by_key(|library| library.id());
-        libraries.dedup_by_key(|library| library.id());
+    fn new(filters: Vec<Arc<Filter>>, mut libraries: Vec<Used>) -> Self {
+        // Of a library's entries, one that wants it warm stands first.
+        libraries.sort_by_key(|used| (used.library.id(), !used.warm_up));
+        libraries.dedup_by_key(|used| used.library.id());
         Self {
             may_call_back: filters.iter().any(|f| {
                 f.subscribes(Phase::WAKE)
@@ -113,9 +131,10 @@ impl Site {
                 filter_name,
             });
         }
+        let guests = settings.chain.iter().zip(&entries);
         let plan = Plan::new(
             entries.iter().map(|e| Arc::clone(&e.filter)).collect(),
-            entries.iter().map(|e| Arc::clone(&e.library)).collect(),
+            guests.map(|(guest, entry)| entry.used(guest)).collect(),
         );
         let mut stripped = settings.strip.clone();
         if settings.chain.iter().any(|g| !g.clusters.is_empty()) {
@@ -140,6 +159,15 @@ impl Site {
         }
         lock(&process.sites).push(Arc::downgrade(&site));
         Ok(site)
+    }
+
+    /// Its guests' settings, with the labels that their counters have.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = (&GuestSettings, [&str; 3])> {
+        let entries = self.settings.chain.iter().zip(&self.entries);
+        entries.map(|(guest, entry)| {
+            let labels = [entry.library.name(), &*entry.filter_name, &*guest.name];
+            (guest, labels)
+        })
     }
 
     /// Asks Envoy's main thread to take over what the counters say.
@@ -204,7 +232,7 @@ fn configure(
     parent: Option<&Arc<Filter>>,
     validate_only: bool,
 ) -> Result<Arc<Filter>, String> {
-    let stats = Arc::clone(lock(&process.stats).entry(guest.name.clone()).or_default());
+    let stats = process.stats_of(library.name(), filter_name, &guest.name);
     let mut filter = library
         .configure(ConfigRequest {
             filter: filter_name,
@@ -313,7 +341,7 @@ impl Route {
                     validating,
                 )?),
             }
-            libraries.push(Arc::clone(&entry.library));
+            libraries.push(entry.used(guest));
         }
         let plan = Plan::new(filters, libraries);
         let mut plans = self

@@ -11,6 +11,7 @@ use proxy_golang_host::loader::Library;
 use crate::bell::{Bell, NEVER};
 use crate::process::{self, Process};
 use crate::session::Session;
+use crate::site::Used;
 use crate::sys::{Heads, Scheduler};
 
 /// Sessions that are kept with their memory for later streams.
@@ -135,11 +136,16 @@ impl Worker {
     }
 
     /// Sees to it that guests have had their first call on this thread.
-    pub(crate) fn know(&self, libraries: &[Arc<Library>]) {
+    pub(crate) fn know(&self, used: &[Used]) {
         let mut known = self.libraries.borrow_mut();
-        for library in libraries {
+        for Used { library, warm_up } in used {
             if !known.iter().any(|k| k.id() == library.id()) {
-                library.warm_up(self.engine.borrow().id());
+                let id = self.engine.borrow().id();
+                if *warm_up {
+                    library.warm_up(id);
+                } else {
+                    library.worker_up(id);
+                }
                 known.push(Arc::clone(library));
             }
         }
@@ -205,6 +211,7 @@ impl Worker {
         self.batch.set(false);
         let mut engine = self.engine.borrow_mut();
         if engine.batch_is_open() {
+            self.bell.work.batch_ends.inc();
             engine.end_batch();
         }
     }
@@ -229,14 +236,17 @@ impl Worker {
     /// What a ring is for: mail, deadlines, the end of the batch.
     pub(crate) fn turn(&self) {
         self.bell.answered();
+        let mut completions = 0;
         loop {
             let Some(mail) = self.next_mail() else {
                 break;
             };
+            completions += 1;
             if let Some(session) = self.find(mail.stream) {
                 session.deliver(mail);
             }
         }
+        self.bell.work.completions.add(completions);
         if self.due.get() != NEVER {
             self.expire(process::now());
         }

@@ -13,6 +13,7 @@
 //!       guest: /usr/lib/pxg/libauth.so       # absolute path of the guest library
 //!       filter: token-check                  # which of its filters; may be left out if it has one
 //!       config: {realm: edge}                # for the guest: text as it is, anything else as JSON
+//!       config_file: /etc/pxg/auth.conf      # or the bytes of this file, whatever they are
 //!       failure_mode: closed                 # or open
 //!       pend_limit: 10s                      # most time of one PENDING
 //!       hold_limit: 30s                      # most time that a direction may be held in sum
@@ -21,6 +22,7 @@
 //!       metadata_namespaces: [shared]        # that METADATA_SET may write beside its own
 //!       clusters: [canary]                   # that ROUTE may choose; see `cluster_field`
 //!       batch_end: true                      # on_batch_end after each turn of the event loop that pended
+//!       warm_up: true                        # each worker's first calls are made before a stream's
 //!     failure_status: 500                    # status of the reply when a guest fails closed
 //!     strip_request_fields: [x-user]         # removed before the first guest runs
 //!     cluster_field: x-pxg-cluster           # field that ROUTE sets; give your routes `cluster_header: x-pxg-cluster`
@@ -36,7 +38,7 @@
 //!   "@type": type.googleapis.com/google.protobuf.Struct
 //!   value:
 //!     overrides:
-//!       auth: {config: {realm: admin}}       # the guest gets its own configuration as the parent
+//!       auth: {config: {realm: admin}}       # or config_file; the guest gets its own configuration as the parent
 //!       trace: {disabled: true}              # not in the chain of this route
 //! ```
 
@@ -47,7 +49,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use proxy_golang_host::engine::{FailureMode, Policy};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use table::{Table, show};
 
 /// What one of our filters in Envoy is to do.
@@ -75,6 +77,7 @@ pub(crate) struct GuestSettings {
     pub(crate) metadata_namespaces: Vec<String>,
     pub(crate) clusters: Vec<String>,
     pub(crate) batch_end: bool,
+    pub(crate) warm_up: bool,
     pub(crate) reply_refilter: bool,
 }
 
@@ -136,6 +139,7 @@ const GUEST_KEYS: &[&str] = &[
     "guest",
     "filter",
     "config",
+    "config_file",
     "failure_mode",
     "pend_limit",
     "hold_limit",
@@ -144,6 +148,7 @@ const GUEST_KEYS: &[&str] = &[
     "metadata_namespaces",
     "clusters",
     "batch_end",
+    "warm_up",
     "reply_refilter",
 ];
 const TOP_KEYS: &[&str] = &[
@@ -239,15 +244,15 @@ pub(crate) fn parse_overrides(bytes: &[u8]) -> Result<Overrides, ConfigError> {
             for (name, value) in map {
                 let mut table = Table::of(format!("overrides.{name}"), value)?;
                 let disabled = table.flag("disabled", false)?;
-                let config = table.take("config").map(|config| config_bytes(&config));
-                table.finish(&["disabled", "config"])?;
+                let config = table.config()?;
+                table.finish(&["disabled", "config", "config_file"])?;
                 let change = match (disabled, config) {
                     (true, None) => Override::Disabled,
                     (false, Some(bytes)) => Override::Config(bytes),
                     _ => {
                         return Err(ConfigError::new(
                             table.at,
-                            "neither, or both, of `disabled: true` and `config`",
+                            "neither, or both, of `disabled: true` and a configuration",
                             "one of them",
                             "Disable the guest on this route, or give it another configuration.",
                         ));
@@ -320,9 +325,7 @@ fn guest(table: &mut Table, name: Option<&str>) -> Result<GuestSettings, ConfigE
         name,
         guest: guest.into(),
         filter: table.text("filter")?,
-        config: table
-            .take("config")
-            .map_or_else(Vec::new, |config| config_bytes(&config)),
+        config: table.config()?.unwrap_or_default(),
         open,
         pend_limit: table.time("pend_limit", Duration::from_secs(10))?,
         hold_limit: table.time("hold_limit", Duration::from_secs(30))?,
@@ -332,37 +335,9 @@ fn guest(table: &mut Table, name: Option<&str>) -> Result<GuestSettings, ConfigE
         metadata_namespaces: table.texts("metadata_namespaces")?,
         clusters: table.texts("clusters")?,
         batch_end: table.flag("batch_end", true)?,
+        warm_up: table.flag("warm_up", true)?,
         reply_refilter: table.flag("reply_refilter", false)?,
     })
-}
-
-/// What a guest gets: text as it is, anything else as JSON.
-fn config_bytes(config: &Value) -> Vec<u8> {
-    match config {
-        Value::String(text) => text.clone().into_bytes(),
-        Value::Null => Vec::new(),
-        other => serde_json::to_vec(&whole_numbers(other)).unwrap_or_default(),
-    }
-}
-
-/// A `Struct` knows only floating point: what was written as `5` may come as `5.0`.
-fn whole_numbers(value: &Value) -> Value {
-    match value {
-        Value::Number(n) => match n.as_f64() {
-            #[allow(clippy::cast_possible_truncation)] // it is whole and small
-            Some(f) if f.fract() == 0.0 && f.abs() < 9_007_199_254_740_992.0 => {
-                Value::from(f as i64)
-            }
-            _ => value.clone(),
-        },
-        Value::Array(list) => list.iter().map(whole_numbers).collect(),
-        Value::Object(map) => map
-            .iter()
-            .map(|(key, value)| (key.clone(), whole_numbers(value)))
-            .collect::<Map<_, _>>()
-            .into(),
-        other => other.clone(),
-    }
 }
 
 #[cfg(test)]

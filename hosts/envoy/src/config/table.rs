@@ -138,6 +138,46 @@ impl Table {
             .ok_or_else(|| self.wrong(key, &value, expected))
     }
 
+    /// A guest's configuration: what stands here, or what a file holds.
+    pub(super) fn config(&mut self) -> Result<Option<Vec<u8>>, ConfigError> {
+        let here = self.take("config");
+        let Some(path) = self.text("config_file")? else {
+            return Ok(here.map(|config| config_bytes(&config)));
+        };
+        let wrong = |found: String, expected: &str, advice: &str| {
+            ConfigError::new(self.key("config_file"), found, expected, advice)
+        };
+        if here.is_some() {
+            return Err(wrong(
+                format!("{path:?} beside `config`"),
+                "one of them",
+                "Remove one: a configuration stands here, or in a file.",
+            ));
+        }
+        if !path.starts_with('/') {
+            return Err(wrong(
+                format!("{path:?}"),
+                "an absolute path",
+                "Envoy's working directory is nobody's choice: begin with a slash.",
+            ));
+        }
+        // A pipe or a device would be waited for.
+        let read = std::fs::metadata(&path).and_then(|file| {
+            if file.is_file() {
+                std::fs::read(&path)
+            } else {
+                Err(std::io::Error::other("not a regular file"))
+            }
+        });
+        read.map(Some).map_err(|why| {
+            wrong(
+                format!("{path:?}, which cannot be read ({why})"),
+                "a file that Envoy's user can read",
+                "Correct the path, or the file's permissions.",
+            )
+        })
+    }
+
     /// Refuses what nobody took.
     pub(super) fn finish(&self, known: &[&str]) -> Result<(), ConfigError> {
         let Some(key) = self.map.keys().next() else {
@@ -189,4 +229,33 @@ fn size_of_text(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(unit)
+}
+
+/// What a guest gets: text as it is, anything else as JSON.
+fn config_bytes(config: &Value) -> Vec<u8> {
+    match config {
+        Value::String(text) => text.clone().into_bytes(),
+        Value::Null => Vec::new(),
+        other => serde_json::to_vec(&whole_numbers(other)).unwrap_or_default(),
+    }
+}
+
+/// A `Struct` knows only floating point: what was written as `5` may come as `5.0`.
+fn whole_numbers(value: &Value) -> Value {
+    match value {
+        Value::Number(n) => match n.as_f64() {
+            #[allow(clippy::cast_possible_truncation)] // it is whole and small
+            Some(f) if f.fract() == 0.0 && f.abs() < 9_007_199_254_740_992.0 => {
+                Value::from(f as i64)
+            }
+            _ => value.clone(),
+        },
+        Value::Array(list) => list.iter().map(whole_numbers).collect(),
+        Value::Object(map) => map
+            .iter()
+            .map(|(key, value)| (key.clone(), whole_numbers(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        other => other.clone(),
+    }
 }

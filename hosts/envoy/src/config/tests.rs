@@ -18,7 +18,7 @@ fn one_guest_needs_no_chain_and_gets_the_filters_name() {
     );
     assert_eq!(guest.max_body, 1500);
     assert_eq!(guest.pend_limit, Duration::from_secs(10));
-    assert!(!guest.open && guest.batch_end);
+    assert!(!guest.open && guest.batch_end && guest.warm_up);
 }
 
 #[test]
@@ -28,7 +28,8 @@ fn a_chain_keeps_its_order_and_its_guests_settings() {
         br#"{"chain": [
             {"name": "a", "guest": "/a.so", "filter": "x", "config": {"n": 5.0, "f": 0.5, "s": [1.0]},
              "failure_mode": "open", "pend_limit": "500ms", "hold_limit": "1m", "max_pending": 7,
-             "max_body": "64KiB", "metadata_namespaces": ["m"], "clusters": ["c"], "batch_end": false},
+             "max_body": "64KiB", "metadata_namespaces": ["m"], "clusters": ["c"], "batch_end": false,
+             "warm_up": false},
             {"name": "b", "guest": "/a.so"}],
           "failure_status": 503, "strip_request_fields": ["X-User"], "cluster_field": "X-C",
           "filter_state": {"tenant": "my.tenant"}}"#,
@@ -41,7 +42,7 @@ fn a_chain_keeps_its_order_and_its_guests_settings() {
     );
     assert_eq!((a.max_body, a.max_pending), (65536, 7));
     assert_eq!(a.pend_limit, Duration::from_millis(500));
-    assert!(a.open && !a.batch_end);
+    assert!(a.open && !a.batch_end && !a.warm_up);
     assert_eq!(settings.chain[1].name, "b");
     assert_eq!(
         (settings.failure_status, settings.strip[0].as_str()),
@@ -104,6 +105,45 @@ fn what_is_wrong_is_named_with_its_key_value_and_next_step() {
     ] {
         let text = refused(json);
         assert!(text.contains(expected), "{json}: {text}");
+    }
+}
+
+#[test]
+fn a_configuration_may_be_the_bytes_of_a_file() {
+    let bytes = b"\0\xff not text\r\n";
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+    let path = file.path().to_str().unwrap();
+    let settings = parse(
+        "edge",
+        format!(r#"{{"guest": "/a.so", "config_file": "{path}"}}"#).as_bytes(),
+    );
+    assert_eq!(settings.unwrap().chain[0].config, bytes);
+    let json = format!(r#"{{"overrides": {{"a": {{"config_file": "{path}"}}}}}}"#);
+    let overrides = parse_overrides(json.as_bytes()).unwrap();
+    assert_eq!(overrides["a"], Override::Config(bytes.to_vec()));
+    for (file, expected) in [
+        (
+            r#""a.conf""#,
+            "`config_file`: found \"a.conf\"; expected an absolute path",
+        ),
+        (
+            r#""/no/such""#,
+            "\"/no/such\", which cannot be read (No such file",
+        ),
+        // It would be waited for.
+        (
+            r#""/dev/zero""#,
+            "\"/dev/zero\", which cannot be read (not a regular file)",
+        ),
+        (
+            r#""/etc/hosts", "config": {}"#,
+            "\"/etc/hosts\" beside `config`",
+        ),
+        ("7", "`config_file`: found 7; expected text"),
+    ] {
+        let text = refused(&format!(r#"{{"guest": "/a.so", "config_file": {file}}}"#));
+        assert!(text.contains(expected), "{file}: {text}");
     }
 }
 

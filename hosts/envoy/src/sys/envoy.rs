@@ -499,7 +499,7 @@ impl Drop for ConfigBell {
 }
 
 /// What kind of statistic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum StatKind {
     Counter,
     Gauge,
@@ -574,6 +574,11 @@ impl Config {
 pub(crate) fn concurrency() -> u32 {
     // SAFETY: on the main thread, as the caller says.
     unsafe { (callbacks().get_concurrency)() }
+}
+
+/// Whether this Envoy tells modules the size of a request: since 1.40.
+pub(crate) fn has_request_size() -> bool {
+    is_resolved() && callbacks().http_has_filter_state.is_some()
 }
 
 /// Whether Envoy only checks a configuration; on the main thread.

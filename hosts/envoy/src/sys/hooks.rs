@@ -140,6 +140,7 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
                     if let Some(config) = Config::new(config) {
                         *lock(&site.bell) = config.bell();
                         site.published.define(config);
+                        site.published.publish(config, &site);
                     }
                     Arc::into_raw(site).cast()
                 }

@@ -17,6 +17,6 @@ mod hooks;
 
 pub(crate) use envoy::{
     BodyOf, Config, ConfigBell, Filter, HeaderOf, Scheduler, Stat, StatKind, concurrency,
-    is_validating, log, log_enabled,
+    has_request_size, is_validating, log, log_enabled,
 };
 pub(crate) use head::{Head, Heads};

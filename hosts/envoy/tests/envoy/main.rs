@@ -28,6 +28,7 @@ mod phases;
 mod readme;
 mod replies;
 mod restarts;
+mod statistics;
 mod updates;
 
 fn main() -> std::process::ExitCode {
@@ -41,6 +42,7 @@ fn main() -> std::process::ExitCode {
     faults::add(&mut suite);
     updates::add(&mut suite);
     restarts::add(&mut suite);
+    statistics::add(&mut suite);
     readme::add(&mut suite);
     suite.run()
 }

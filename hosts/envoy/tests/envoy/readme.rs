@@ -67,22 +67,20 @@ fn works(w: &World) {
         get("/account/me", "authorization: Bearer x\r\n").status,
         200
     );
-    // The names of the statistics are those of the README.
+    // The names of the statistics are those of the README, as its configuration has them for Prometheus.
     until("the module has handed over what it counted", || {
-        let stats = envoy.stats("pxg");
-        let of = |name: &str| {
-            stats
-                .keys()
-                .any(|key| key.starts_with(&format!("dynamicmodulescustom.{name}.")))
+        let text = envoy.admin("GET", "/stats/prometheus?filter=pxg_").text();
+        let has = |name: &str, labels: &str, value: u64| {
+            let (name, end) = (format!("{name}{{"), format!("{labels}}} {value}"));
+            text.lines()
+                .any(|line| line.starts_with(&name) && line.ends_with(&end))
         };
-        [
-            "pxg_calls",
-            "pxg_pending",
-            "pxg_time_ns",
-            "pxg_pending_now",
-            "pxg_recipe",
-        ]
-        .iter()
-        .all(|name| of(name))
+        let auth = "filter=\"token-check\",config=\"auth\"";
+        let headers = format!("{auth},phase=\"request_headers\"");
+        let step = format!("{auth},step=\"batch_end\"");
+        has("pxg_guest_calls_total", &headers, 2)
+            && has("pxg_guest_pending_total", &headers, 1)
+            && has("pxg_guest_pending", auth, 0)
+            && has("pxg_recipe", &step, 1)
     });
 }

@@ -453,26 +453,21 @@ impl Demo {
             "The module's counters are Envoy's own statistics, by filter and phase: /stats of the admin listener, Prometheus,\n\
              or wherever else Envoy sends them.",
         );
-        for (what, name, least) in [
-            (
-                "calls of trace-id",
-                "pxg_calls.filter.trace-id.phase.request_headers",
-                1,
-            ),
+        for (what, name, config, least) in [
+            ("calls of trace-id", "pxg_guest_calls_total", "trace-id", 1),
             (
                 "pending requests of token-check",
-                "pxg_pending.filter.token-check.phase.request_headers",
+                "pxg_guest_pending_total",
+                "token-check",
                 3,
             ),
-            (
-                "panics of faulty",
-                "pxg_panics.filter.faulty.phase.request_headers",
-                2,
-            ),
+            ("panics of faulty", "pxg_guest_panics_total", "faulty", 2),
         ] {
-            let n = self.envoy.counted(name, least).await?;
-            self.printer
-                .check(n >= least, &format!("{what}: {n} ({name})"));
+            let n = self.envoy.counted(name, config, least).await?;
+            self.printer.check(
+                n >= least,
+                &format!("{what}: {n} ({name}, config={config}, phase=request_headers)"),
+            );
         }
         Ok(())
     }

@@ -100,14 +100,18 @@ impl Envoy {
         self.admin
     }
 
-    /// A counter of the module, by the end of its name and its tags: the host hands them to Envoy once a second, so
-    /// this waits until it is at least `least`.
-    pub(super) async fn counted(&self, name: &str, least: u64) -> Result<u64> {
+    /// A counter of request heads, of the entry `config`: the host hands them to Envoy now and then, so this waits until
+    /// it is at least `least`.
+    pub(super) async fn counted(&self, name: &str, config: &str, least: u64) -> Result<u64> {
         let begin = Instant::now();
+        let (name, labels) = (
+            format!(".{name}."),
+            format!(".config.{config}.phase.request_headers"),
+        );
         loop {
             let text = get(self.admin, "/stats?usedonly&filter=pxg").await?;
             let lines = text.lines().filter_map(|line| line.rsplit_once(": "));
-            let found = lines.filter(|(key, _)| key.ends_with(name));
+            let found = lines.filter(|(key, _)| key.contains(&name) && key.ends_with(&labels));
             let sum = found
                 .filter_map(|(_, value)| value.parse::<u64>().ok())
                 .sum();
