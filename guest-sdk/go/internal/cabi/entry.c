@@ -51,7 +51,8 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   } else {
     pxgoEvent(ctx, (pxg_event *)ev, out);
   }
-  if (r && !h->batch_end && __atomic_load_n(&r->need_kick, __ATOMIC_RELAXED)) pxgo_kick(r);
+  if (r && !__atomic_load_n(&h->batch_end, __ATOMIC_RELAXED) && __atomic_load_n(&r->need_kick, __ATOMIC_RELAXED))
+    pxgo_kick(r);
 }
 
 static void on_batch_end(uint64_t ctx, uint32_t worker) {
@@ -65,7 +66,11 @@ static void on_batch_end(uint64_t ctx, uint32_t worker) {
 }
 
 static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) {
-  if (!pxgo_host_at(ctx) || in->size < sizeof *in || out->size < sizeof *out) return PXG_E_ARG;
+  pxgo_host *h = pxgo_host_at(ctx);
+  if (!h || in->size < sizeof *in || out->size < sizeof *out) return PXG_E_ARG;
+  /* The streams of such a configuration wait for no end of a batch: all events do without, for the ring is shared. */
+  if (!(in->features[PXG_F_BATCH_END / 64] >> (PXG_F_BATCH_END % 64) & 1))
+    __atomic_store_n(&h->batch_end, 0, __ATOMIC_RELAXED);
   return pxgoConfigNew(ctx, (pxg_config_in *)in, out);
 }
 

@@ -52,7 +52,7 @@ typedef struct pxgo_host {
   const pxg_host *table;
   const pxg_metrics_v1 *metrics; /* NULL: the host has none */
   uint64_t ctx;                  /* what the guest table answers: index + 1 */
-  uint32_t batch_end;            /* the host calls on_batch_end */
+  uint32_t batch_end;            /* the host calls on_batch_end, for all configurations so far */
   uint32_t ring_on;
   uint32_t yield_on;
   uint32_t interest;         /* atomic; see bridge.Host.AddInterest */
