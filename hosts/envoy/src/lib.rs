@@ -9,6 +9,7 @@
 mod attributes;
 mod bell;
 mod config;
+mod fault;
 pub mod features;
 mod process;
 mod reply;

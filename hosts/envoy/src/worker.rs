@@ -12,7 +12,7 @@ use crate::bell::{Bell, NEVER};
 use crate::process::{self, Process};
 use crate::session::Session;
 use crate::site::Used;
-use crate::sys::{Heads, Scheduler};
+use crate::sys::{self, Heads, Scheduler};
 
 /// Sessions that are kept with their memory for later streams.
 const SPARE: usize = 512;
@@ -243,7 +243,8 @@ impl Worker {
             };
             completions += 1;
             if let Some(session) = self.find(mail.stream) {
-                session.deliver(mail);
+                // Whose turn this is has nothing to do with it, and the others wait for theirs.
+                sys::guarded("mail", || session.deliver(mail), || session.give_up());
             }
         }
         self.bell.work.completions.add(completions);
@@ -273,7 +274,7 @@ impl Worker {
         }
         for (session, key) in expired {
             if session.key() == key {
-                session.expire();
+                sys::guarded("deadline", || session.expire(), || session.give_up());
             }
         }
     }

@@ -1,9 +1,11 @@
 //! How a stream ends.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use proxy_golang_abi::EndReason;
 use proxy_golang_host::engine::{Cut, Dir, Stream};
 
-use super::{DIRS, Session, State};
+use super::{DIRS, Session, State, Way};
 
 impl Session {
     /// Envoy, or another filter, answers.
@@ -103,6 +105,29 @@ impl Session {
         self.key.set(u64::MAX << 32 | u64::from(self.slot()));
         if !self.worker.give_back(self.slot()) {
             self.state.borrow_mut().stream = Stream::spare();
+        }
+    }
+
+    /// Our own code has failed on this stream: it ends, and the process goes on.
+    pub(crate) fn give_up(&self) {
+        let Some(filter) = self.filter.get() else {
+            return;
+        };
+        self.worker.heads.next_hook();
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            let state = &mut *state;
+            // Guests hear of the end as of any other, unless that is what fails.
+            let told = catch_unwind(AssertUnwindSafe(|| self.close(state, EndReason::ERROR)));
+            if told.is_err() {
+                state.stream = Stream::spare();
+            }
+            state.closed = true;
+            // What it was lent may be gone by its turn: nobody looks at it any more.
+            state.ways.iter_mut().for_each(Way::renew);
+            state.reply = None;
+            state.reset = true;
+            state.asked = false;
+            self.ask(state, filter);
         }
     }
 }

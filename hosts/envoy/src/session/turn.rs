@@ -3,7 +3,7 @@
 use proxy_golang_host::engine::{Dir, Mail, Stream};
 
 use super::message::release;
-use super::{DIRS, Session, State, Way};
+use super::{DIRS, Session, State};
 use crate::reply::{Next, Reply, Send};
 use crate::sys::Filter;
 
@@ -131,23 +131,6 @@ impl Session {
             && state.reply.is_some()
             && !state.closed
         {
-            self.ask(&mut state, filter);
-        }
-    }
-
-    /// Our own code has failed on this stream: it ends, and the process goes on.
-    pub(crate) fn give_up(&self) {
-        let Some(filter) = self.filter.get() else {
-            return;
-        };
-        if let Ok(mut state) = self.state.try_borrow_mut() {
-            // What it was lent may be gone by its turn: nobody looks at it any more.
-            state.stream = Stream::spare();
-            state.closed = true;
-            state.ways.iter_mut().for_each(Way::renew);
-            state.reset = true;
-            state.asked = false;
-            state.reply = None;
             self.ask(&mut state, filter);
         }
     }

@@ -12,13 +12,20 @@ use proxy_golang_host::engine::Dir;
 
 use super::abi::{self, Buffer, ConfigPtr, FilterPtr};
 use super::envoy::{Config, Filter, log};
+use crate::fault;
 use crate::process::lock;
 use crate::session::{CONTINUE, STOP, STOP_AND_DROP, Session};
 use crate::site::{self, Route, Site};
 use crate::worker;
 
 /// Runs what a hook does. A panic of ours ends in `otherwise`.
-fn guarded<R>(what: &str, run: impl FnOnce() -> R, otherwise: impl FnOnce() -> R) -> R {
+pub(crate) fn guarded<R>(what: &str, run: impl FnOnce() -> R, otherwise: impl FnOnce() -> R) -> R {
+    let run = || {
+        fault::point("before", what);
+        let result = run();
+        fault::point("after", what);
+        result
+    };
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<&str>()
@@ -45,16 +52,20 @@ unsafe fn bytes<'a>(buffer: Buffer) -> &'a [u8] {
     unsafe { std::slice::from_raw_parts(buffer.ptr, buffer.len) }
 }
 
-/// The session that Envoy got from `on_http_filter_new`, kept alive for the hook: the stream may end inside of it.
+/// The session that Envoy got from `on_http_filter_new`, kept alive for the hook: the stream may end inside of it. Envoy
+/// 1.39 goes on with a stream for which it got none.
 ///
 /// # Safety
 /// `module` came from there and has not been given to the destroy hook.
-unsafe fn session(module: *const c_void) -> Rc<Session> {
+unsafe fn session(module: *const c_void) -> Option<Rc<Session>> {
     let ptr = module.cast::<Session>();
+    if ptr.is_null() {
+        return None;
+    }
     // SAFETY: it is the pointer of an `Rc` of which Envoy holds a count, on this thread.
     unsafe {
         Rc::increment_strong_count(ptr);
-        Rc::from_raw(ptr)
+        Some(Rc::from_raw(ptr))
     }
 }
 
@@ -69,7 +80,10 @@ unsafe fn status(
     run: impl FnOnce(&Session) -> i32,
 ) -> i32 {
     // SAFETY: as promised.
-    let session = unsafe { session(module) };
+    let Some(session) = (unsafe { session(module) }) else {
+        // The request's head was answered: what comes is the answer.
+        return CONTINUE;
+    };
     guarded(
         what,
         || run(&session),
@@ -86,8 +100,17 @@ unsafe fn status(
 /// As [`session`].
 unsafe fn event(what: &str, module: *const c_void, run: impl FnOnce(&Session)) {
     // SAFETY: as promised.
-    let session = unsafe { session(module) };
-    guarded(what, || run(&session), || session.give_up());
+    if let Some(session) = unsafe { session(module) } {
+        guarded(what, || run(&session), || session.give_up());
+    }
+}
+
+/// No request passes without the guests that it was meant for.
+fn refuse(filter: FilterPtr) -> i32 {
+    if let Some(filter) = Filter::new(filter) {
+        filter.send_response(500, &[], &[], b"proxy_golang_no_stream");
+    }
+    STOP
 }
 
 /// The route's configuration, if there is one of ours.
@@ -282,6 +305,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     module: *const c_void,
     end: bool,
 ) -> i32 {
+    if module.is_null() {
+        return refuse(filter);
+    }
     // SAFETY: as promised.
     unsafe {
         status("request_headers", module, STOP, |session| {
@@ -388,6 +414,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(
 /// As `request_headers`; the last call with this `module`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(module: *const c_void) {
+    if module.is_null() {
+        return;
+    }
     // SAFETY: Envoy's own count of it.
     let session = unsafe { Rc::<Session>::from_raw(module.cast()) };
     guarded("destroy", || session.end(), || ());

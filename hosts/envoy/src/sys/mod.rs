@@ -20,3 +20,4 @@ pub(crate) use envoy::{
     has_request_size, is_validating, log, log_enabled,
 };
 pub(crate) use head::{Head, Heads};
+pub(crate) use hooks::guarded;

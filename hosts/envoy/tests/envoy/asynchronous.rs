@@ -73,8 +73,10 @@ response_headers pend until response-gone-key
     suite.test("async::a_whole_body_changed_later", whole);
     suite.test("async::many_at_once_on_every_connection", storm);
     suite.test("async::a_response_waits_while_the_request_pends", parked);
+    suite.test("async::a_duplex_guest_takes_both_directions", duplex);
     suite.test("async::the_stream_goes_first", gone);
     suite.test("async::streams_of_http2_go_first", gone_http2);
+    suite.test("async::a_thousand_clients_go_while_they_wait", thousand);
     suite.test("async::a_stream_that_dies_takes_no_wakeup_along", siblings);
     suite.test("async::a_ring_outlives_its_carrier", carrier);
     suite.test("async::nobody_decides_until_the_deadline", deadline);
@@ -106,7 +108,15 @@ fn listeners(setup: &Setup) -> Vec<Value> {
     );
     let cap = json!({ "guest": script, "filter": "script", "config": cap, "max_pending": 3 });
     let authority = format!("http://{}/authority", setup.clusters["app"].0);
+    let duplex = format!(
+        "{record}flags duplex\ncase duplex\nrequest_headers mode request stream\nrequest_body @1 pend until duplex-key\n\
+         response_headers set x-a 1\nlog log 0 .\ncase release-duplex\nrequest_headers release duplex-key\n"
+    );
+    let thousand = format!("{record}case thousand\nrequest_headers pend forever\n");
+    let thousand = json!({ "name": "thousand", "guest": script, "config": thousand });
     vec![
+        listener("duplex", vec![pxg("script", &script, text(&duplex))]),
+        listener("thousand", vec![pxg_with("thousand", thousand)]),
         listener("deadline", vec![pxg_with("script", settings(json!({})))]),
         listener(
             "deadline-open",
@@ -221,27 +231,25 @@ fn storm(w: &World) {
     }
 }
 
-/// Waits until a stream of this case pends.
-fn pends(w: &World, case: &'static str, n: usize) {
+/// Waits until a stream of this case pends in a phase.
+fn pends(w: &World, case: &'static str, phase: &str) {
     let record = w.record(case);
-    until(&format!("{n} streams of {case} pend"), || {
-        record
-            .lines()
-            .iter()
-            .filter(|l| l["call"] == "event")
-            .count()
-            >= n
+    until(&format!("{case} pends"), || {
+        record.lines().iter().any(|l| l["phase"] == phase)
     });
 }
 
 fn gone(w: &World) {
     let envoy = w.envoy();
-    for case in ["pend-gone", "pend-response-gone"] {
+    for (case, phase) in [
+        ("pend-gone", "request_headers"),
+        ("pend-response-gone", "response_headers"),
+    ] {
         let mut client = envoy.connect("script");
         client.send(format!(
             "GET / HTTP/1.1\r\nhost: test\r\nx-case: {case}\r\n\r\n"
         ));
-        pends(w, case, 1);
+        pends(w, case, phase);
         drop(client);
     }
     for case in ["pend-gone", "pend-response-gone"] {
@@ -261,14 +269,17 @@ fn parked(w: &World) {
     let envoy = w.envoy();
     let mut client = envoy.connect("script");
     client.send(
-        "POST /early HTTP/1.1\r\nhost: test\r\nx-case: parked\r\ncontent-length: 10000\r\n\r\nthe beginning",
+        "POST /parked HTTP/1.1\r\nhost: test\r\nx-case: parked\r\ncontent-length: 10000\r\n\r\nthe beginning",
     );
     let record = w.record("parked");
     until("the body pends", || {
         record.lines().iter().any(|l| l["phase"] == "request_body")
     });
-    // The answer is there, or on its way: nothing tells from outside.
-    std::thread::sleep(Duration::from_millis(100));
+    until("Envoy has the answer", || {
+        envoy.stat("cluster.parked.upstream_cx_rx_bytes_total") > 0
+    });
+    // That worker, or both, have had a turn since.
+    (0..4).for_each(|_| assert_eq!(envoy.connect("script").get("/").status, 200));
     assert!(
         record
             .lines()
@@ -279,6 +290,74 @@ fn parked(w: &World) {
     assert_eq!(envoy.case("release-parked", "/").status, 200);
     let reply = client.head();
     assert_eq!((reply.status, reply.field("x-a")), (413, Some("1")));
+}
+
+/// The same with DUPLEX: the answer passes while the request still pends.
+fn duplex(w: &World) {
+    let envoy = w.envoy();
+    let mut client = envoy.connect("duplex");
+    client.send(
+        "POST /early HTTP/1.1\r\nhost: test\r\nx-case: duplex\r\ncontent-length: 10000\r\n\r\nthe beginning",
+    );
+    let reply = client.head();
+    assert_eq!((reply.status, reply.field("x-a")), (413, Some("1")));
+    let record = w.record("duplex");
+    assert!(record.lines().iter().all(|l| l["call"] != "complete"));
+    let release = envoy
+        .connect("duplex")
+        .request("GET", "/", "x-case: release-duplex\r\n", b"");
+    assert_eq!(release.status, 200);
+    drop(client);
+    let events = record.events(1);
+    let phases: Vec<_> = events
+        .iter()
+        .map(|e| e["phase"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        phases,
+        ["request_headers", "request_body", "response_headers", "log"]
+    );
+}
+
+/// 1,000 streams of 20 connections that break off all at once.
+fn thousand(w: &World) {
+    const CONNECTIONS: usize = 20;
+    const STREAMS: usize = 50;
+    let envoy = w.envoy();
+    let address = envoy.address("thousand");
+    let stat = |expression: &str| envoy.stats(expression).into_values().sum::<u64>();
+    let pending = || stat("pxg_guest_pending\\..*thousand");
+    let active = || envoy.stat("http.thousand.downstream_rq_active");
+    const ALL: u64 = (CONNECTIONS * STREAMS) as u64;
+    run(async {
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..CONNECTIONS {
+            let sender = h2::connect(address).await;
+            for _ in 0..STREAMS {
+                let mut sender = sender.clone();
+                tasks.spawn(async move {
+                    let _ = sender
+                        .send_request(h2::get("/", &[("x-case", "thousand")]))
+                        .await;
+                });
+            }
+        }
+        while pending() != ALL {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(active(), ALL);
+        // The runtime ends here, and with it all connections.
+    });
+    until("nothing pends, and no stream is left", || {
+        pending() == 0 && active() == 0
+    });
+    let record = w.record("thousand");
+    record.calls("cancel", CONNECTIONS * STREAMS);
+    record.calls("end", CONNECTIONS * STREAMS);
+    until("each is counted once", || {
+        stat("pxg_guest_cancels_total.*thousand") == ALL
+    });
+    assert_eq!(envoy.connect("thousand").get("/").status, 200);
 }
 
 /// Streams that are reset one by one on a connection that lives.
@@ -452,16 +531,20 @@ fn cap(w: &World) {
     let mut clients: Vec<_> = (0..9).map(|_| envoy.connect("cap")).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nhost: test\r\nx-case: cap\r\n\r\n");
-        client
-            .stream
-            .set_read_timeout(Some(Duration::from_millis(300)))
-            .unwrap();
     }
-    let answered = clients
-        .iter()
-        .filter(|c| matches!(c.stream.peek(&mut [0]), Ok(1)))
-        .count();
-    assert!((3..=6).contains(&answered), "{answered} of 9 were refused");
+    let pending = || {
+        let all = envoy.stat("http.cap.downstream_rq_total");
+        let active = envoy.stat("http.cap.downstream_rq_active");
+        (all == clients.len() as u64).then_some(active)
+    };
+    until("the others are refused", || {
+        pending().is_some_and(|n| n <= 6)
+    });
+    assert!(
+        pending().is_some_and(|n| n >= 3),
+        "{:?} of 9 pend",
+        pending()
+    );
 }
 
 fn example(w: &World) {

@@ -59,6 +59,9 @@ pub(crate) fn routes() -> Vec<Value> {
         route("/h2", "h2"),
         route("/upgrade", "raw"),
         route("/early", "raw"),
+        route("/hints", "raw"),
+        route("/continue", "raw"),
+        route("/parked", "parked"),
         route("/", "app"),
     ]
 }

@@ -69,10 +69,20 @@ impl Envoy {
     }
 
     pub(crate) fn start_with(version: &str, config: &Value, flags: &[&str]) -> Self {
+        Self::start_in(version, config, flags, &[])
+    }
+
+    /// With this in its environment.
+    pub(crate) fn start_in(
+        version: &str,
+        config: &Value,
+        flags: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
         let file = folder.path().join("envoy.json");
         std::fs::write(&file, config.to_string()).expect("write the configuration");
-        Self::start_file(version, &file, folder, flags)
+        Self::start_process(version, &file, folder, flags, environment)
     }
 
     /// With a configuration that is there already.
@@ -81,6 +91,16 @@ impl Envoy {
         config: &Path,
         folder: tempfile::TempDir,
         flags: &[&str],
+    ) -> Self {
+        Self::start_process(version, config, folder, flags, &[])
+    }
+
+    fn start_process(
+        version: &str,
+        config: &Path,
+        folder: tempfile::TempDir,
+        flags: &[&str],
+        environment: &[(&str, &Path)],
     ) -> Self {
         let log = std::fs::File::create(folder.path().join("log")).expect("a file for Envoy's log");
         let admin = folder.path().join("admin");
@@ -96,6 +116,7 @@ impl Envoy {
                 "dynamic_modules:debug",
             ])
             .args(flags)
+            .envs(environment.iter().copied())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log)
             .spawn()
@@ -235,6 +256,13 @@ impl Envoy {
             status.is_some()
         });
         status.expect("it has ended")
+    }
+
+    /// Bytes that its allocator, which is also the module's and the guests', has given out.
+    pub(crate) fn allocated(&self) -> u64 {
+        let memory = self.admin("GET", "/memory").json();
+        let bytes = memory["allocated"].as_str().and_then(|n| n.parse().ok());
+        bytes.unwrap_or_else(|| panic!("no number of bytes: {memory}"))
     }
 
     /// Resident memory in bytes.

@@ -31,6 +31,10 @@ case breaks
 response_headers mode response stream
 response_body log 0 .
 log log 0 .
+case breaks-h2
+response_headers mode response stream
+response_body log 0 .
+log log 0 .
 case breaks-whole
 response_headers mode response whole
 response_body set x-a 1
@@ -46,6 +50,10 @@ log log 0 .
         garbage_open,
     );
     suite.test("faults::scratch_is_limited", scratch);
+    suite.test(
+        "faults::owned_buffers_are_released_once_on_every_path",
+        owned,
+    );
     suite.test("faults::errors_close", errors);
     suite.test(
         "faults::a_client_that_goes_in_the_middle_of_its_request",
@@ -69,6 +77,18 @@ fn listeners(setup: &Setup) -> Vec<Value> {
             json!({ "guest": script, "filter": "script", "config": config, "failure_mode": mode }),
         )
     };
+    let owned = format!(
+        "record {}\nflags resizes_request\n\
+         case owned-applied\nrequest_headers owned x-a headers\nrequest_headers mode request stream\n\
+         request_body @1 owned_inject <body>\nrequest_body owned x-late skipped\nresponse_headers owned x-b response\n\
+         case owned-refused\nrequest_headers owned x-a 1\nrequest_headers garbage 3\n\
+         case owned-error\nrequest_headers owned x-a 1\nrequest_headers error as asked for\n\
+         case owned-later\nrequest_headers pend 1\nrequest_headers owned x-a later\n\
+         case owned-gone\nrequest_headers pend until owned-key\nrequest_headers owned x-a never\n\
+         case owned-release\nrequest_headers release owned-key\n\
+         case owned-count\nrequest_headers count\n",
+        setup.record.display()
+    );
     let mut nowhere = crate::config::route("/", "app");
     nowhere["direct_response"] = json!({ "status": 503 });
     nowhere.as_object_mut().expect("a table").remove("route");
@@ -79,6 +99,10 @@ fn listeners(setup: &Setup) -> Vec<Value> {
     let faulty = pxg_with("faulty", json!({ "chain": [trace.clone(), faulty] }));
     vec![
         listener("garbage", vec![garbage("closed")]),
+        listener(
+            "owned",
+            vec![pxg("script", &script, crate::config::text(&owned))],
+        ),
         listener("garbage-open", vec![garbage("open")]),
         listener("faulty", vec![faulty]),
         listener("panics", vec![pxg("panics", &guests::go(), json!({}))]),
@@ -229,6 +253,42 @@ fn scratch(w: &World) {
     }
 }
 
+fn owned(w: &World) {
+    let envoy = w.envoy();
+    let ask = |case: &str, body: &[u8]| {
+        let fields = format!("x-case: owned-{case}\r\n");
+        envoy.connect("owned").request("POST", "/", &fields, body)
+    };
+    let applied = ask("applied", b"hello");
+    let mirror = applied.json();
+    assert_eq!(
+        (applied.field("x-b"), seen(&mirror, "x-a")),
+        (Some("response"), vec!["headers"])
+    );
+    assert_eq!(mirror["body"], "<body>hello");
+    assert_eq!(seen(&ask("later", b"").json(), "x-a"), ["later"]);
+    for case in ["refused", "error"] {
+        assert_eq!(ask(case, b"").status, 500, "{case}");
+    }
+    let mut gone = envoy.connect("owned");
+    gone.send("GET / HTTP/1.1\r\nhost: test\r\nx-case: owned-gone\r\n\r\n");
+    let record = w.record("owned-gone");
+    until("it pends", || !record.lines().is_empty());
+    drop(gone);
+    record.calls("end", 1);
+    assert_eq!(ask("release", b"").status, 200);
+    let counts = w.record("owned-count");
+    until("all have been given back", || {
+        assert_eq!(ask("count", b"").status, 200);
+        let lines = counts.lines();
+        let last = lines
+            .iter()
+            .rfind(|l| l["call"] == "count")
+            .expect("a count");
+        last["given"].as_u64() >= Some(8) && last["given"] == last["released"]
+    });
+}
+
 fn errors(w: &World) {
     let envoy = w.envoy();
     for case in ["unset", "guest-error", "response-error"] {
@@ -283,6 +343,17 @@ fn upstream_breaks(w: &World) {
     );
     let events = w.record("breaks").events(1);
     // PXG_END_UPSTREAM_RESET
+    assert_eq!(
+        events.last().unwrap()["arg"].as_u64().unwrap() & 0xff,
+        3,
+        "{events:#?}"
+    );
+    // A stream of HTTP/2 that is reset, on a connection that goes on.
+    let mut client = envoy.connect("script");
+    client.send("GET /h2/break HTTP/1.1\r\nhost: test\r\nx-case: breaks-h2\r\n\r\n");
+    let rest = String::from_utf8_lossy(&client.rest()).into_owned();
+    assert!(!rest.ends_with("0\r\n\r\n"), "{rest}");
+    let events = w.record("breaks-h2").events(1);
     assert_eq!(
         events.last().unwrap()["arg"].as_u64().unwrap() & 0xff,
         3,

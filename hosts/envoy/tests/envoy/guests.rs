@@ -36,7 +36,7 @@ fn built(name: &str, build: impl FnOnce(&Path) -> Command) -> PathBuf {
     out
 }
 
-fn c(name: &str, source: &Path) -> PathBuf {
+fn c(name: &str, sources: &[PathBuf]) -> PathBuf {
     let root = root();
     built(name, |out| {
         let mut cc = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()));
@@ -55,37 +55,45 @@ fn c(name: &str, source: &Path) -> PathBuf {
             .arg(root.join("include"))
             .arg("-I")
             .arg(root.join("guest-sdk/c/include"));
-        cc.args(["-fvisibility=hidden", "-o"]).arg(out).arg(source);
+        cc.args(["-fvisibility=hidden", "-o"])
+            .arg(out)
+            .args(sources);
         cc
     })
 }
 
 /// The guest that does what its configuration says.
 pub(crate) fn script() -> PathBuf {
-    of_tests("script")
-}
-
-/// A guest of `tests/guests`.
-pub(crate) fn of_tests(name: &str) -> PathBuf {
-    c(
-        name,
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/guests/{name}.c")),
-    )
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/script");
+    let files = std::fs::read_dir(&folder).expect("the folder of the guest");
+    let files = files.map(|file| file.expect("a file").path());
+    let mut sources: Vec<_> = files
+        .filter(|file| file.extension().is_some_and(|e| e == "c"))
+        .collect();
+    sources.sort();
+    c("script", &sources)
 }
 
 /// The example in C.
 pub(crate) fn header_policy() -> PathBuf {
-    c(
-        "header-policy",
-        &root().join("guest-sdk/c/examples/header-policy.c"),
-    )
+    let source = root().join("guest-sdk/c/examples/header-policy.c");
+    c("header-policy", &[source])
 }
 
 /// The examples in Go and those that the tests need: one library with all of them.
 pub(crate) fn go() -> PathBuf {
-    built("go", |out| {
+    go_of("go", Path::new("hosts/envoy/tests/guests/go"))
+}
+
+/// The examples in Go as their authors bundle them: another library, with a runtime of its own.
+pub(crate) fn go_bundle() -> PathBuf {
+    go_of("go-bundle", Path::new("guest-sdk/go/examples/bundle"))
+}
+
+fn go_of(name: &str, package: &Path) -> PathBuf {
+    built(name, |out| {
         let mut go = Command::new("go");
-        go.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/go"));
+        go.current_dir(root().join(package));
         go.args(["build", "-buildmode=c-shared", "-o"])
             .arg(out)
             .arg(".");

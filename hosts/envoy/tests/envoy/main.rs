@@ -24,12 +24,16 @@ mod bodies;
 mod chains;
 mod faults;
 mod features;
+mod libraries;
+mod memory;
+mod module;
 mod phases;
 mod readme;
 mod replies;
 mod restarts;
 mod statistics;
 mod updates;
+mod upstreams;
 
 fn main() -> std::process::ExitCode {
     let mut suite = suite::Suite::default();
@@ -40,9 +44,13 @@ fn main() -> std::process::ExitCode {
     asynchronous::add(&mut suite);
     chains::add(&mut suite);
     faults::add(&mut suite);
+    module::add(&mut suite);
+    libraries::add(&mut suite);
     updates::add(&mut suite);
+    memory::add(&mut suite);
     restarts::add(&mut suite);
     statistics::add(&mut suite);
+    upstreams::add(&mut suite);
     readme::add(&mut suite);
     suite.run()
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use tokio::sync::{mpsc, watch};
@@ -22,10 +22,12 @@ use crate::upstream::{Body, Upstream, mirror};
 /// - `gate-KEY`: `first`, and `second` when the test opens that gate;
 /// - `shut-KEY`: nothing before the test opens that gate;
 /// - `break`: some bytes, and then the connection breaks;
+/// - `flaky-KEY`: 503 to the first two requests with that key, what came to the others;
+/// - `moved-KEY`: 302 to `/KEY` of the same authority;
 /// - all else: what came, in JSON.
 ///
-/// A third one sees bytes: below `/upgrade` it accepts a WebSocket and echoes what comes, below `/early` it answers 413
-/// without reading the body.
+/// A third one sees bytes: below `/upgrade` it accepts a WebSocket and echoes what comes, below `/hints` it sends 103
+/// before 200, below `/continue` 100 before it reads the body, and to all else it answers 413 without reading the body.
 pub(crate) struct Origins {
     http1: Upstream,
     http2: Upstream,
@@ -33,8 +35,12 @@ pub(crate) struct Origins {
     gates: Arc<Gates>,
 }
 
+/// By key: whether a gate is open, and how often something flaky was asked for.
 #[derive(Default)]
-struct Gates(Mutex<HashMap<String, watch::Sender<bool>>>);
+struct Gates(
+    Mutex<HashMap<String, watch::Sender<bool>>>,
+    Mutex<HashMap<String, u32>>,
+);
 
 impl Gates {
     fn get(&self, key: &str) -> watch::Sender<bool> {
@@ -43,6 +49,14 @@ impl Gates {
             .entry(key.to_owned())
             .or_insert_with(|| watch::channel(false).0);
         gate.clone()
+    }
+
+    /// How often this was called with the key before.
+    fn calls(&self, key: &str) -> u32 {
+        let mut all = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        let calls = all.entry(key.to_owned()).or_default();
+        *calls += 1;
+        *calls - 1
     }
 
     async fn pass(&self, key: &str) {
@@ -68,6 +82,8 @@ impl Origins {
             ("app", (self.http1.address, false)),
             ("h2", (self.http2.address, true)),
             ("raw", (self.raw.address, false)),
+            // The same by other names: for tests that look at the statistics of a cluster.
+            ("parked", (self.raw.address, false)),
         ])
     }
 
@@ -88,6 +104,23 @@ async fn answer(request: Request<Incoming>, gates: Arc<Gates>) -> Response<Body>
     if let Some(n) = last.strip_prefix("bytes-") {
         let n = n.parse().expect("a number of bytes");
         return Response::new(crate::upstream::full(vec![b'x'; n]));
+    }
+    if let Some(key) = last.strip_prefix("flaky-") {
+        let calls = gates.calls(key);
+        let mut response = mirror(request).await;
+        if calls < 2 {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        return response;
+    }
+    if let Some(key) = last.strip_prefix("moved-") {
+        let host = request.headers().get("host").map(HeaderValue::to_str);
+        let to = format!("http://{}/{key}", host.expect("a host").expect("text"));
+        let mut response = Response::new(crate::upstream::full("moved"));
+        *response.status_mut() = StatusCode::FOUND;
+        let to = HeaderValue::from_str(&to).expect("a field's value");
+        response.headers_mut().insert("location", to);
+        return response;
     }
     let (what, key) = last.split_once('-').unwrap_or((last, ""));
     let (what, key) = (what.to_owned(), key.to_owned());
@@ -134,13 +167,26 @@ async fn write(what: &str, key: &str, frames: &Frames, gates: &Gates) {
 }
 
 fn raw(mut client: Client, _: usize) {
-    let head = std::iter::from_fn(|| Some(client.line()).filter(|line| !line.is_empty()));
-    let first = head
-        .collect::<Vec<_>>()
-        .into_iter()
-        .next()
-        .unwrap_or_default();
-    if !first.contains("/upgrade") {
+    let head: Vec<_> =
+        std::iter::from_fn(|| Some(client.line()).filter(|line| !line.is_empty())).collect();
+    let is = |path: &str| head.first().is_some_and(|first| first.contains(path));
+    if is("/hints") {
+        client.send(
+            "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n\
+             HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello",
+        );
+        client.rest();
+        return;
+    }
+    if is("/continue") {
+        client.send("HTTP/1.1 100 Continue\r\n\r\n");
+        let body = client.exact(5);
+        client.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\n");
+        client.send(body);
+        client.rest();
+        return;
+    }
+    if !is("/upgrade") {
         client.send(
             "HTTP/1.1 413 Payload Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
         );

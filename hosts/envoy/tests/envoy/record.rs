@@ -21,10 +21,10 @@ impl Record {
     pub(crate) fn lines(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-        let lines = whole
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")));
-        lines
+        // All cases share the file: most lines are of others.
+        let case = format!("\"case\":\"{}\"", self.case);
+        let own = whole.lines().filter(|line| line.contains(&case));
+        own.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
             .filter(|line: &Value| line["case"] == self.case)
             .collect()
     }

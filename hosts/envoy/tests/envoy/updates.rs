@@ -127,13 +127,13 @@ fn bad_config(w: &World) {
 }
 
 /// A proxy whose only listener comes from a file that can be exchanged.
-struct Dynamic {
-    envoy: Envoy,
+pub(crate) struct Dynamic {
+    pub(crate) envoy: Envoy,
     record: std::path::PathBuf,
 }
 
 impl Dynamic {
-    fn start(w: &World, listener: &dyn Fn(&Path) -> Value) -> Self {
+    pub(crate) fn start(w: &World, listener: &dyn Fn(&Path) -> Value) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
         let record = folder.path().join("record.jsonl");
         let watched = folder.path().join("watched");
@@ -164,7 +164,7 @@ impl Dynamic {
     }
 
     /// Exchanges the listener, and waits until Envoy has said whether it takes it.
-    fn update(&self, listener: &dyn Fn(&Path) -> Value, version: u32, is_taken: bool) {
+    pub(crate) fn update(&self, listener: &dyn Fn(&Path) -> Value, version: u32, is_taken: bool) {
         let stat = if is_taken {
             "update_success"
         } else {
@@ -180,7 +180,7 @@ impl Dynamic {
         until("Envoy has read it", || self.envoy.stat(&stat) > before);
     }
 
-    fn record(&self, case: &'static str) -> Record {
+    pub(crate) fn record(&self, case: &'static str) -> Record {
         Record::new(self.record.clone(), case)
     }
 }
