@@ -166,6 +166,12 @@ impl Hub {
         }
     }
 
+    pub(crate) fn has_mail(&self, worker: u32) -> bool {
+        self.mailboxes
+            .get(worker as usize)
+            .is_some_and(|mailbox| !mailbox.queue.is_empty())
+    }
+
     /// Takes one mail; at the end of the queue the next mail notifies again.
     pub(crate) fn take(&self, worker: u32) -> Option<Mail> {
         let mailbox = self.mailboxes.get(worker as usize)?;

@@ -64,6 +64,12 @@ impl Worker {
         self.untimed = 0;
     }
 
+    /// Whether something waits for [`Worker::take_mail`]: a look that costs less than taking nothing.
+    #[must_use]
+    pub fn has_mail(&self) -> bool {
+        self.hub.has_mail(self.id)
+    }
+
     /// Takes what guests sent to streams of this worker. To be called until `None` after each notification.
     pub fn take_mail(&mut self) -> Option<Mail> {
         self.hub.take(self.id)

@@ -18,6 +18,16 @@ const LACKS: &[(Feature, &str)] = &[
     (Feature::L4, "it proxies HTTP only"),
 ];
 
+/// The attributes of `spec/16-attributes.md` that it lacks, and why. For the same table.
+#[cfg_attr(not(test), expect(dead_code, reason = "read as source"))]
+const LACKS_ATTRIBUTES: &[(&str, &str)] = &[
+    ("tls.peer.verified", "it asks clients for no certificate"),
+    ("tls.peer.subject", "as tls.peer.verified"),
+    ("tls.peer.uri_san", "as tls.peer.verified"),
+    ("tls.peer.dns_san", "as tls.peer.verified"),
+    ("tls.peer.sha256", "as tls.peer.verified"),
+];
+
 /// What only some configurations get: those for which this is so.
 const GRANTED: &[(Feature, &str)] = &[
     (
@@ -57,6 +67,13 @@ pub(super) fn of_filter(has_trailers: bool, has_clusters: bool) -> FeatureSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_attribute_that_is_lacking_is_none_of_the_others() {
+        for (name, _) in LACKS_ATTRIBUTES {
+            assert_eq!(super::super::attributes::number(name), None, "{name}");
+        }
+    }
 
     #[test]
     fn a_filter_gets_what_its_settings_grant() {

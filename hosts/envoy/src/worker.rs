@@ -218,6 +218,14 @@ impl Worker {
 
     /// Mail of this stream, in its own hook. That of others waits for a turn.
     pub(crate) fn take_own(&self, key: u64) -> Option<Mail> {
+        let mut later = self.later.borrow_mut();
+        if let Some(at) = later.iter().position(|mail| mail.stream == key) {
+            return later.remove(at);
+        }
+        drop(later);
+        if !self.engine.borrow().has_mail() {
+            return None;
+        }
         loop {
             let mail = self.engine.borrow_mut().take_mail()?;
             if mail.stream == key {

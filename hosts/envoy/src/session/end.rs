@@ -25,6 +25,13 @@ impl Session {
         let replied = state.replied;
         let passed = DIRS
             .map(|dir| !replied && self.pass[dir as usize].get() && self.ended[dir as usize].get());
+        // What was accepted takes effect, also if no turn has come between (PXG-ASY-019).
+        while state.needs_turns
+            && !state.stream.pends()
+            && let Some(mail) = self.worker.take_own(self.key.get())
+        {
+            self.with(state, |stream, cx| stream.deliver(cx, mail));
+        }
         let over = self.with(state, |stream, cx| {
             for dir in DIRS {
                 if passed[dir as usize] {
