@@ -132,6 +132,9 @@ pub(crate) struct Admin {
     /// What stands before the names of chapter 15.4.
     #[serde(default)]
     pub(crate) prefix: String,
+    /// A counter among them that rises each time the host has brought the others up to date; none if they always are.
+    #[serde(default)]
+    pub(crate) handed_over: Option<String>,
     /// Method and path that set the level of the log to `{value}`: trace, debug, info, warn, error or off.
     #[serde(default)]
     pub(crate) log_level: Option<(String, String)>,

@@ -206,11 +206,25 @@ pub(super) async fn metrics(cx: &Cx) -> Result<Metrics> {
     if admin.metrics.is_empty() {
         return Err(crate::hostcheck::host::NoOption("admin.metrics".into()).into());
     }
-    let text = cx.running().host.admin("GET", &admin.metrics, "").await?;
-    Ok(Metrics {
-        text,
-        prefix: admin.prefix,
-    })
+    let read = async || {
+        let text = cx.running().host.admin("GET", &admin.metrics, "").await?;
+        let prefix = admin.prefix.clone();
+        anyhow::Ok(Metrics { text, prefix })
+    };
+    let mut metrics = read().await?;
+    if let Some(name) = &admin.handed_over {
+        // Of the first one that is seen to end nobody knows when it began.
+        let enough = metrics.count(name, &[]) + 2.0;
+        let until = std::time::Instant::now() + cx.shared().patience;
+        while metrics.count(name, &[]) < enough {
+            if std::time::Instant::now() > until {
+                anyhow::bail!("the host does not hand its counts over: {name} does not rise");
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            metrics = read().await?;
+        }
+    }
+    Ok(metrics)
 }
 
 impl Metrics {
