@@ -252,47 +252,17 @@ impl Setup {
         ] {
             need(phase, Feature::L4);
         }
-        for (phase, feature) in [
-            (Phase::REQUEST_HEADERS, Feature::PEND_REQUEST_HEADERS),
-            (Phase::REQUEST_BODY, Feature::PEND_REQUEST_BODY),
-            (Phase::REQUEST_TRAILERS, Feature::PEND_REQUEST_TRAILERS),
-            (Phase::RESPONSE_HEADERS, Feature::PEND_RESPONSE_HEADERS),
-            (Phase::RESPONSE_BODY, Feature::PEND_RESPONSE_BODY),
-            (Phase::RESPONSE_TRAILERS, Feature::PEND_RESPONSE_TRAILERS),
-            (Phase::L4_OPEN, Feature::PEND_L4_OPEN),
-            (Phase::L4_DOWNSTREAM, Feature::PEND_L4_DATA),
-            (Phase::L4_UPSTREAM, Feature::PEND_L4_DATA),
-        ] {
+        for &(phase, feature) in Feature::PENDING {
             if self.may_pend & abi::phase_bit(phase) != 0 {
                 need(phase, feature);
             }
         }
-        let body = [
-            (
-                Phase::REQUEST_BODY,
-                abi::DIR_REQUEST,
-                [
-                    Feature::BODY_STREAM_REQUEST,
-                    Feature::BODY_WHOLE_REQUEST,
-                    Feature::BODY_OBSERVE_REQUEST,
-                ],
-            ),
-            (
-                Phase::RESPONSE_BODY,
-                abi::DIR_RESPONSE,
-                [
-                    Feature::BODY_STREAM_RESPONSE,
-                    Feature::BODY_WHOLE_RESPONSE,
-                    Feature::BODY_OBSERVE_RESPONSE,
-                ],
-            ),
-        ];
-        for (phase, direction, [stream, whole, observe]) in body {
-            match self.mode[direction] {
-                BodyMode::STREAM => need(phase, stream),
-                BodyMode::WHOLE => need(phase, whole),
-                BodyMode::OBSERVE => need(phase, observe),
-                _ => {}
+        for (direction, phase) in [Phase::REQUEST_BODY, Phase::RESPONSE_BODY]
+            .into_iter()
+            .enumerate()
+        {
+            if let Some(feature) = Feature::of_body_mode(direction, self.mode[direction]) {
+                need(phase, feature);
             }
         }
         for (flag, feature) in [

@@ -280,6 +280,23 @@ fn over_the_limit_continue_goes_on_as_a_stream() {
     assert_eq!(world.upstream.field("x-over"), Some("1"));
 }
 
+/// Where STREAM does not exist, what follows passes unseen.
+#[test]
+fn over_the_limit_without_stream_passes_the_rest_unseen() {
+    let filter = over_limit(cont).without(Feature::BODY_STREAM_REQUEST);
+    let mut world = World::new(vec![filter]);
+    world.post(BodyLength::Exact(8));
+    world.data(Dir::Request, "abcdef");
+    world.data(Dir::Request, "gh");
+    world.end(Dir::Request);
+    let texts: Vec<_> = bodies(&world, Dir::Request)
+        .iter()
+        .map(Seen::text)
+        .collect();
+    assert_eq!(texts, ["abcdef"]);
+    assert_eq!(world.upstream.text(), "abcdefgh");
+}
+
 #[test]
 fn over_the_limit_skip_passes_the_rest_unseen() {
     let skip = || cont().mode(Dir::Request, BodyMode::SKIP);

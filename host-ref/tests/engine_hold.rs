@@ -373,3 +373,39 @@ fn more_where_it_is_illegal() {
         "END_STREAM"
     );
 }
+
+/// D11: a result of the other direction or of WAKE ends what WHOLE alone held; the bytes come as the new mode says.
+#[test]
+fn what_whole_held_leaves_when_another_result_changes_the_mode() {
+    for (mode, shown) in [
+        (BodyMode::SKIP, &[][..]),
+        (BodyMode::STREAM, &["ab", "cd", ""][..]),
+        (BodyMode::OBSERVE, &["ab", "cd", ""][..]),
+    ] {
+        let mut world = World::new(vec![
+            filter("a")
+                .on(&[WAKE, LOG])
+                .body(Dir::Request, BodyMode::WHOLE)
+                .body(Dir::Response, BodyMode::WHOLE)
+                .script(move |e| match e.phase {
+                    WAKE => cont().mode(Dir::Response, mode),
+                    _ => cont(),
+                }),
+        ]);
+        world.get();
+        world.response("200", BodyLength::Unknown);
+        world.data(Dir::Response, "ab");
+        assert!(world.client.head.is_none());
+        assert_eq!(world.wake("a", 1), Status::OK);
+        assert_eq!(world.client.status(), "200", "{mode:?}");
+        assert_eq!(world.client.text(), "ab");
+        world.data(Dir::Response, "cd");
+        assert_eq!(world.client.text(), "abcd");
+        world.end(Dir::Response);
+        assert!(world.client.ended);
+        let mut events = world.events_of("a");
+        events.retain(|e| e.phase == Phase::RESPONSE_BODY);
+        let texts: Vec<_> = events.iter().map(Seen::text).collect();
+        assert_eq!(texts, shown, "{mode:?}");
+    }
+}

@@ -24,7 +24,7 @@ impl Status {
     pub const THREAD: Self = Self(-6);
     /// Another major version.
     pub const VERSION: Self = Self(-7);
-    /// No such filter, metric or extension.
+    /// No such filter, attribute, cluster or metric.
     pub const NOTFOUND: Self = Self(-8);
     /// The callee failed; a caught panic, for example.
     pub const INTERNAL: Self = Self(-9);
@@ -99,9 +99,9 @@ impl Target {
     pub const HEADERS: Self = Self(0);
     /// The trailers of the event's own direction.
     pub const TRAILERS: Self = Self(1);
-    /// L4 by `apply`: towards the upstream.
+    /// INJECT on L4: towards the upstream.
     pub const UPSTREAM: Self = Self(2);
-    /// L4 by `apply`: towards the client.
+    /// INJECT on L4: towards the client.
     pub const CLIENT: Self = Self(3);
 }
 
@@ -217,7 +217,7 @@ pub const DIR_RESPONSE: usize = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ResultFlags(pub u32);
 impl ResultFlags {
-    /// In a HEADERS result: a STREAM body of this direction may change its length.
+    /// While the headers are held: a STREAM body of this direction may change its length.
     pub const RESIZES: Self = Self(0x1);
     /// Hand what was passed to the transport before the next event.
     pub const FLUSH: Self = Self(0x2);
@@ -293,13 +293,13 @@ impl EndReason {
     pub const COMPLETE: Self = Self(1);
     /// The client went away.
     pub const CLIENT_ABORT: Self = Self(2);
-    /// The upstream reset, or could not be reached after the response began.
+    /// The upstream failed after the stream had been sent to it.
     pub const UPSTREAM_RESET: Self = Self(3);
     /// A time limit of the host.
     pub const TIMEOUT: Self = Self(4);
     /// A guest or the host replied locally.
     pub const REPLIED: Self = Self(5);
-    /// A guest failed or reset the stream.
+    /// A guest failed or reset the stream, or the host failed.
     pub const ERROR: Self = Self(6);
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Bit `n` is `features[n / 64] & 1 << (n % 64)`. The same numbers are used in a guest's `required` and `known`.
 
+use crate::{BodyMode, DIR_REQUEST, DIR_RESPONSE, Phase};
+
 /// The number of a feature.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,7 +61,7 @@ impl Feature {
     pub const TRAILERS_OUT_REQUEST: Self = Self(22);
     /// Response trailers can be changed and added.
     pub const TRAILERS_OUT_RESPONSE: Self = Self(23);
-    /// PASS with MORE: a part of the view leaves while the rest is kept.
+    /// MORE with PASS, DROP or INJECT: a part of the view leaves while the rest is kept.
     pub const PARTIAL_RELEASE: Self = Self(24);
     /// The verdict on the request headers comes before `100-continue` is answered.
     pub const CONTINUE_GATE: Self = Self(25);
@@ -144,6 +146,33 @@ impl Feature {
         (Self::L4, "L4"),
         (Self::APPLY, "APPLY"),
     ];
+
+    /// The phases that may answer PENDING, each with the feature that it needs for it.
+    pub const PENDING: &'static [(Phase, Feature)] = &[
+        (Phase::REQUEST_HEADERS, Self::PEND_REQUEST_HEADERS),
+        (Phase::REQUEST_BODY, Self::PEND_REQUEST_BODY),
+        (Phase::REQUEST_TRAILERS, Self::PEND_REQUEST_TRAILERS),
+        (Phase::RESPONSE_HEADERS, Self::PEND_RESPONSE_HEADERS),
+        (Phase::RESPONSE_BODY, Self::PEND_RESPONSE_BODY),
+        (Phase::RESPONSE_TRAILERS, Self::PEND_RESPONSE_TRAILERS),
+        (Phase::L4_OPEN, Self::PEND_L4_OPEN),
+        (Phase::L4_DOWNSTREAM, Self::PEND_L4_DATA),
+        (Phase::L4_UPSTREAM, Self::PEND_L4_DATA),
+    ];
+
+    /// What a body mode needs in a direction (`DIR_*`); `None` for UNSET, SKIP and what is no mode.
+    #[must_use]
+    pub const fn of_body_mode(direction: usize, mode: BodyMode) -> Option<Self> {
+        match (direction, mode) {
+            (DIR_REQUEST, BodyMode::STREAM) => Some(Self::BODY_STREAM_REQUEST),
+            (DIR_REQUEST, BodyMode::WHOLE) => Some(Self::BODY_WHOLE_REQUEST),
+            (DIR_REQUEST, BodyMode::OBSERVE) => Some(Self::BODY_OBSERVE_REQUEST),
+            (DIR_RESPONSE, BodyMode::STREAM) => Some(Self::BODY_STREAM_RESPONSE),
+            (DIR_RESPONSE, BodyMode::WHOLE) => Some(Self::BODY_WHOLE_RESPONSE),
+            (DIR_RESPONSE, BodyMode::OBSERVE) => Some(Self::BODY_OBSERVE_RESPONSE),
+            _ => None,
+        }
+    }
 
     /// Adds this feature to a set.
     #[must_use]

@@ -108,7 +108,8 @@ static void check_body(decision *d, const op *o, uint32_t phase, uint32_t flags,
 
 static void check_route(decision *d, const op *o, const config *c, uint32_t phase, uint32_t flags, enum source by,
                         bool l4) {
-  bool here = by == BY_APPLY || phase == PXG_PHASE_REQUEST_HEADERS || phase == PXG_PHASE_L4_OPEN ||
+  bool l4_open = phase == PXG_PHASE_L4_OPEN && !BUG("route-refused-at-l4-open");
+  bool here = by == BY_APPLY || phase == PXG_PHASE_REQUEST_HEADERS || l4_open ||
               (phase == PXG_PHASE_REQUEST_BODY && (flags & PXG_EV_HEADERS_HELD));
   if (!here && !BUG("operations-everywhere"))
     return refuse(d, PXG_E_ARG, "ROUTE: found in %s, where it is not legal [PXG-MUT-006]", phase_name(phase));

@@ -269,7 +269,8 @@ static uint32_t event_flags(const place *p, int d, uint32_t phase) {
   uint32_t flags = 0;
   bool ends = phase == PXG_PHASE_LOG || phase >= PXG_PHASE_L4_OPEN;
   bool response = d == RSP && !s->l4;
-  if (!ends && (BUG("can-reply-always") || can_reply(p))) flags |= PXG_EV_CAN_REPLY;
+  bool behind = BUG("can-reply-behind-a-reply") && p->s->replied && !p->s->m[RSP].sent;
+  if (!ends && (BUG("can-reply-always") || behind || can_reply(p))) flags |= PXG_EV_CAN_REPLY;
   if (response && s->m[RSP].local && !BUG("local-origin-unsaid")) flags |= PXG_EV_LOCAL_ORIGIN;
   if (s->upgraded && s->began[RSP] && !BUG("upgrade-unsaid")) flags |= PXG_EV_UPGRADED;
   if (d >= 0 && p->d[d].resumed) flags |= PXG_EV_RESUMED;

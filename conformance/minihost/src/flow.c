@@ -75,6 +75,7 @@ static void head_into(stream *s, place *to, int d, bool ends) {
 static void use_credit(place *p, int d) {
   struct dir *x = &p->d[d];
   bytes out = {0};
+  bool void_credit = false;
   while (x->credits) {
     credit *c = x->credits;
     if (c->what != PXG_OP_INJECT) {
@@ -87,8 +88,9 @@ static void use_credit(place *p, int d) {
       x->offset += n;
       c->n -= n;
       if (c->n && !x->ended) break;
+      void_credit |= c->n > 0;
     }
-    bytes_move(&out, &c->inject, c->inject.len);
+    if (!void_credit || !BUG("injection-lost-with-the-credit")) bytes_move(&out, &c->inject, c->inject.len);
     bytes_free(&c->inject);
     x->credits = c->next;
     if (!x->credits) x->credits_end = &x->credits;
@@ -267,6 +269,13 @@ static bool step_wait(place *p, int d) {
 
 static bool step_hold(place *p, int d) {
   struct dir *x = &p->d[d];
+  if (x->mode == PXG_BODY_STREAM && !x->need) {
+    if (BUG("whole-holds-on")) return false;
+    x->state = S_FLOW;
+    x->hold_since = 0;
+    pass_headers(p, d);
+    return true;
+  }
   if (x->mode == PXG_BODY_SKIP || x->mode == PXG_BODY_OBSERVE) {
     x->state = S_FLOW;
     x->hold_since = 0;

@@ -223,7 +223,8 @@ int head_request(head *h, const char *buf, size_t len, const char **why) {
     h->keep_alive =
         h->minor ? !has_token(&h->list, "connection", "close") : has_token(&h->list, "connection", "keep-alive");
     h->upgrade = h->minor && has_token(&h->list, "connection", "upgrade") && fields_get(&h->list, "upgrade") &&
-                 h->framing == F_NONE;
+                 (h->framing == F_NONE || BUG("upgrade-with-a-body"));
+    if (h->upgrade) h->framing = F_NONE;
     h->expect = h->minor && has_token(&h->list, "expect", "100-continue") && h->framing != F_NONE;
     strip_hop(h);
     fields_delete(&h->list, "expect", 6);

@@ -45,7 +45,9 @@ static void judge_field(place *p, int dir, uint32_t phase, uint32_t flags, decis
   if (o->kind == PXG_OP_HEADER_SET && o->key_len && o->key[0] == ':' && dir == REQ && pseudo_missing(p->s, o))
     return refuse(d, PXG_E_ARG, "HEADER_SET `%s`: found a message that cannot have it [PXG-HDR-006]", o->key);
   const char *late = trailers ? trailer_late(p, dir, phase, flags) : header_late(p, dir, phase);
-  if (o->kind >= PXG_OP_SET_AT && !(late && !trailers)) {
+  if (o->kind >= PXG_OP_SET_AT && late && BUG("late-index-refused"))
+    return refuse(d, PXG_E_ARG, "operation %u: found index %llu, and no view", o->kind, (unsigned long long)o->u0);
+  if (o->kind >= PXG_OP_SET_AT && !late) {
     if (o->u0 >= view_count(list)) {
       if (BUG("bad-index-skipped")) return skip(p, d, o, "the index");
       return refuse(d, PXG_E_ARG, "operation %u: found index %llu, expected one below the view's count [PXG-HDR-004]",

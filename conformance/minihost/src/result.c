@@ -111,6 +111,8 @@ static void set_mode(place *p, int d, uint32_t mode, bool over_limit, decision *
 }
 
 static void take_settings(place *p, int dir, uint32_t phase, uint32_t flags, decision *d) {
+  if ((d->unsubscribe & ~p->subscribe) && BUG("unsubscribe-of-others-refused"))
+    return refuse(d, PXG_E_ARG, "unsubscribe: found phases that are not subscribed");
   if (d->unsubscribe && !BUG("unsubscribe-ignored")) {
     p->subscribe &= ~d->unsubscribe;
     place_sync(p);

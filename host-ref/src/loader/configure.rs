@@ -423,18 +423,7 @@ fn flags(flags: ConfigFlags, features: &FeatureSet) -> Result<(), Refusal> {
 }
 
 fn pend_phases(subscribe: u64, pend: u64, features: &FeatureSet) -> Result<(), Refusal> {
-    const NEEDS: [(Phase, Feature); 9] = [
-        (Phase::REQUEST_HEADERS, Feature::PEND_REQUEST_HEADERS),
-        (Phase::REQUEST_BODY, Feature::PEND_REQUEST_BODY),
-        (Phase::REQUEST_TRAILERS, Feature::PEND_REQUEST_TRAILERS),
-        (Phase::RESPONSE_HEADERS, Feature::PEND_RESPONSE_HEADERS),
-        (Phase::RESPONSE_BODY, Feature::PEND_RESPONSE_BODY),
-        (Phase::RESPONSE_TRAILERS, Feature::PEND_RESPONSE_TRAILERS),
-        (Phase::L4_OPEN, Feature::PEND_L4_OPEN),
-        (Phase::L4_DOWNSTREAM, Feature::PEND_L4_DATA),
-        (Phase::L4_UPSTREAM, Feature::PEND_L4_DATA),
-    ];
-    let possible = NEEDS
+    let possible = Feature::PENDING
         .iter()
         .fold(0, |mask, (phase, _)| mask | phase_bit(*phase));
     if pend & !(subscribe & possible) != 0 {
@@ -444,7 +433,7 @@ fn pend_phases(subscribe: u64, pend: u64, features: &FeatureSet) -> Result<(), R
             format!("a subset of subscribe {subscribe:#x} without LOG, WAKE and L4_CLOSE"),
         ));
     }
-    for (phase, feature) in NEEDS {
+    for &(phase, feature) in Feature::PENDING {
         if pend & phase_bit(phase) != 0 {
             need(features, feature, format!("pend_phases {pend:#x}"))?;
         }
@@ -458,26 +447,11 @@ fn mode(
     subscribe: u64,
     features: &FeatureSet,
 ) -> Result<BodyMode, Refusal> {
-    let (phase, by_mode) = if dir == 0 {
-        let features = [
-            Feature::BODY_STREAM_REQUEST,
-            Feature::BODY_WHOLE_REQUEST,
-            Feature::BODY_OBSERVE_REQUEST,
-        ];
-        (Phase::REQUEST_BODY, features)
-    } else {
-        let features = [
-            Feature::BODY_STREAM_RESPONSE,
-            Feature::BODY_WHOLE_RESPONSE,
-            Feature::BODY_OBSERVE_RESPONSE,
-        ];
-        (Phase::RESPONSE_BODY, features)
-    };
-    let (name, feature) = match mode {
-        BodyMode::UNSET | BodyMode::SKIP => return Ok(BodyMode::SKIP),
-        BodyMode::STREAM => ("STREAM", by_mode[0]),
-        BodyMode::WHOLE => ("WHOLE", by_mode[1]),
-        BodyMode::OBSERVE => ("OBSERVE", by_mode[2]),
+    let name = match mode {
+        BodyMode::UNSET | BodyMode::SKIP => "SKIP",
+        BodyMode::STREAM => "STREAM",
+        BodyMode::WHOLE => "WHOLE",
+        BodyMode::OBSERVE => "OBSERVE",
         other => {
             return Err(Refusal::guest_bug(
                 Status::UNSUPPORTED,
@@ -486,6 +460,10 @@ fn mode(
             ));
         }
     };
+    let Some(feature) = Feature::of_body_mode(dir, mode) else {
+        return Ok(BodyMode::SKIP);
+    };
+    let phase = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY][dir];
     if subscribe & phase_bit(phase) == 0 {
         return Err(Refusal::guest_bug(
             Status::ARG,

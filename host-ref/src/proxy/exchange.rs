@@ -235,11 +235,16 @@ pub(super) async fn handle(
 ) -> Result<Response<OutBody>, Aborted> {
     let (mut parts, body) = request.into_parts();
     let exchange = Rc::new(Exchange::new(worker, conn, &parts, &body));
-    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-    let ready = match prepare(&exchange, parts) {
+    let mut upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let mut ready = match prepare(&exchange, parts) {
         Ok(ready) => ready,
         Err(reply) => return Ok(reply::host_reply(&exchange, reply)),
     };
+    if !body.is_end_stream() {
+        // A request with a body asks for no upgrade (PXG-EVT-022).
+        upgrade = None;
+        ready.hop.upgrade = None;
+    }
     let route = exchange.site.route(ready.route);
     if let Some(chain) = &route.chain {
         let mut task = Task::new(&exchange, chain, ready.hop, upgrade);

@@ -157,7 +157,7 @@ impl Context {
                 }
             }
             18 => {
-                let here = self.phase == Phase::REQUEST_HEADERS
+                let here = matches!(self.phase, Phase::REQUEST_HEADERS | Phase::L4_OPEN)
                     || (self.phase == Phase::REQUEST_BODY && self.held)
                     || self.way == Way::Apply;
                 if !here {

@@ -8,6 +8,7 @@ fn text(b: &[u8]) -> String {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = vec![
+        whole_let_go(),
         Case::new(
             "body/skip",
             2,
@@ -914,4 +915,57 @@ fn splits() -> Vec<Case> {
             Ok(())
         }),
     ]
+}
+
+/// The response's head is held by WHOLE alone when WAKE comes, and the upstream says no more before the client has it.
+fn whole_let_go() -> Case {
+    Case::new(
+        "body/whole-let-go",
+        4,
+        &["PXG-BODY-018", "PXG-BODY-015"],
+        "what WHOLE held leaves when WAKE makes the mode STREAM, and the body is streamed from there on",
+    )
+    .needs(&[
+        Feature::APPLY,
+        Feature::BODY_WHOLE_RESPONSE,
+        Feature::BODY_STREAM_RESPONSE,
+    ])
+    .script(
+        "b request-headers: mode response whole; unsubscribe response-headers; wake 1 @gate:wake
+         b wake: mode response stream",
+    )
+    .run(|cx| async move {
+        let rule = "PXG-BODY-018";
+        cx.answer(
+            Answer::status(200)
+                .field("content-length", "4")
+                .send(b"ab")
+                .gate("rest")
+                .send(b"cd"),
+        );
+        let mut c = cx.connect().await?;
+        c.send(&Request::get("/x"), cx.name()).await;
+        cx.until(rule, "the response's head at c", |r| {
+            !r.events("c", Phase::RESPONSE_HEADERS.0).is_empty()
+        })
+        .await;
+        cx.open("wake");
+        cx.until(rule, "the head at a, with the body still on its way", |r| {
+            !r.events("a", Phase::RESPONSE_HEADERS.0).is_empty()
+        })
+        .await;
+        cx.open("rest");
+        let reply = c.response("GET").await?;
+        cx.equal(rule, "the body", (reply.complete, reply.text()), (true, "abcd".into()));
+        cx.ended().await;
+        let all = cx.records();
+        let body = all.events("b", Phase::RESPONSE_BODY.0);
+        let whole = body
+            .iter()
+            .any(|r| r.flags.unwrap_or(0) & EventFlags::WHOLE_BODY.0 != 0);
+        cx.check(rule, !body.is_empty() && !whole, || {
+            format!("the body at b: {body:?}")
+        });
+        Ok(())
+    })
 }

@@ -595,6 +595,11 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
     ];
+    all.extend([
+        unsubscribe_others(),
+        reply_elsewhere(),
+        body_is_no_upgrade(),
+    ]);
     all.extend(killed());
     all.extend(failures());
     all
@@ -784,4 +789,157 @@ fn failures() -> Vec<Case> {
             false
         ),
     ]
+}
+
+/// All phases of version 1.0, those of connections included.
+fn unsubscribe_others() -> Case {
+    Case::new(
+        "evt/unsubscribe-others",
+        2,
+        &["PXG-EVT-010"],
+        "bits of phases that are not subscribed are ignored",
+    )
+    .script("b request-headers: set x-b 1; unsubscribe 0xf01fe")
+    .run(|cx| async move {
+        let x = cx.exchange(Request::post("/x", b"abc")).await?;
+        cx.equal("PXG-EVT-010", "the status", x.reply.status, 200);
+        cx.equal(
+            "PXG-EVT-010",
+            "x-b upstream",
+            x.up_get("x-b"),
+            Some("1".into()),
+        );
+        cx.equal(
+            "PXG-EVT-010",
+            "events at b",
+            x.records.phases("b"),
+            vec!["REQUEST_HEADERS"],
+        );
+        Ok(())
+    })
+}
+
+/// b replies while the upstream is waited for, and a holds that reply: nothing has been sent, and only a can still reply.
+fn reply_elsewhere() -> Case {
+    Case::new(
+        "evt/can-reply-behind-a-reply",
+        4,
+        &["PXG-EVT-021"],
+        "another place's reply, or its own, takes CAN_REPLY from a place whose response it has cut",
+    )
+    .needs(&[
+        Feature::APPLY,
+        Feature::REPLY_REFILTER,
+        Feature::PEND_RESPONSE_HEADERS,
+    ])
+    .script(
+        "a request-headers: wake 1 @gate:wake
+         a response-headers: pending; complete GO @gate:go
+         a result GO: continue
+         b request-headers: apply R @gate:reply; wake 1 @gate:wake
+         b result R: reply 418
+         c request-headers: wake 1 @gate:wake",
+    )
+    .run(|cx| async move {
+        let rule = "PXG-EVT-021";
+        cx.answer(
+            Answer::status(200)
+                .body(b"x")
+                .first(Step::Gate("never".into())),
+        );
+        let mut c = cx.connect().await?;
+        c.send(&Request::get("/x"), cx.name()).await;
+        cx.upstream_saw(rule, 1).await;
+        cx.open("reply");
+        cx.until(rule, "the reply at a", |r| {
+            !r.events("a", Phase::RESPONSE_HEADERS.0).is_empty()
+        })
+        .await;
+        cx.open("wake");
+        for (place, can) in [("a", true), ("b", false), ("c", false)] {
+            cx.until(rule, "WAKE", |r| !r.events(place, Phase::WAKE.0).is_empty())
+                .await;
+            let all = cx.records();
+            let flags = all
+                .events(place, Phase::WAKE.0)
+                .first()
+                .and_then(|r| r.flags)
+                .unwrap_or(0);
+            let set = flags & EventFlags::CAN_REPLY.0 != 0;
+            cx.equal(
+                rule,
+                &format!("CAN_REPLY at {place}, behind b's reply"),
+                set,
+                can,
+            );
+        }
+        cx.open("go");
+        cx.equal(rule, "the status", c.response("GET").await?.status, 418);
+        cx.open("never");
+        Ok(())
+    })
+}
+
+fn body_is_no_upgrade() -> Case {
+    Case::new(
+        "evt/upgrade-with-a-body",
+        2,
+        &["PXG-EVT-022"],
+        "a request with a body asks for no upgrade, whatever its fields say: the body is shown",
+    )
+    .needs(&[Feature::BODY_STREAM_REQUEST])
+    .script("* request-headers: mode request stream")
+    .run(|cx| async move {
+        let rule = "PXG-EVT-022";
+        let mut c = cx.connect().await?;
+        let r = Request::post("/x", b"abcd")
+            .field("connection", "upgrade")
+            .field("upgrade", "websocket");
+        c.send(&r, cx.name()).await;
+        let reply = c.response("POST").await?;
+        cx.ended().await;
+        // A host may refuse it.
+        let refused = (400..600).contains(&reply.status) && cx.seen().is_empty();
+        for place in CHAIN {
+            let all = cx.records();
+            let Some(head) = all
+                .events(place, Phase::REQUEST_HEADERS.0)
+                .into_iter()
+                .next()
+            else {
+                cx.check(rule, refused, || {
+                    format!("no event at {place}, and the status is {}", reply.status)
+                });
+                continue;
+            };
+            let ends = head.flags.unwrap_or(0) & EventFlags::END_STREAM.0 != 0;
+            cx.check(rule, !ends, || {
+                format!("END_STREAM at the headers at {place}")
+            });
+            let shown: u64 = all
+                .events(place, Phase::REQUEST_BODY.0)
+                .iter()
+                .map(|r| r.view_len())
+                .sum();
+            cx.check(rule, shown >= 4, || {
+                format!("{place} was shown {shown} bytes of a body of 4")
+            });
+        }
+        if !refused {
+            let up = cx.seen();
+            cx.equal(
+                rule,
+                "the body upstream",
+                up.first().map(|s| s.text()),
+                Some("abcd".into()),
+            );
+            cx.equal(
+                rule,
+                "upgrade upstream",
+                up.first().and_then(|s| s.get("upgrade")),
+                None,
+            );
+        }
+        Ok(())
+    })
 }

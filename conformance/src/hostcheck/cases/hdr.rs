@@ -276,6 +276,8 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.check("PXG-HDR-011", !reply.complete, || "the response came whole".into());
                 Ok(())
             }),
+        late_index(),
+        late_index_must(),
         Case::new("hdr/index-beyond", 2, &["PXG-HDR-004"], "an index beyond the view is refused")
             .script("b request-headers: set x-a 1; delete-at 1000")
             .run(|cx| async move {
@@ -552,4 +554,80 @@ pub(super) fn cases() -> Vec<Case> {
         ),
     ]);
     all
+}
+
+/// Both bodies are streamed, so that their headers have left when they come; and what is too early for trailers.
+fn late_index() -> Case {
+    Case::new(
+        "hdr/late-index",
+        2,
+        &["PXG-HDR-011", "PXG-HDR-004", "PXG-TRL-001"],
+        "where an operation is skipped its index is not judged",
+    )
+    .needs(&[
+        Feature::BODY_STREAM_REQUEST,
+        Feature::BODY_STREAM_RESPONSE,
+    ])
+    .script(
+        "b request-headers: mode request stream; mode response stream; t.set-at 0 x; t.delete-at 1000
+         b request-body#1: set-at 0 x; delete-at 1000; set-at 1 y
+         b response-body#1: delete-at 0; set-at 1000 x",
+    )
+    .run(|cx| async move {
+        let x = cx
+            .exchange(Request::post("/index", b"abc").field("x-kept", "k"))
+            .await?;
+        cx.equal("PXG-HDR-011", "the status", x.reply.status, 200);
+        cx.check("PXG-HDR-011", x.reply.complete, || {
+            "the response was cut".into()
+        });
+        for phase in [Phase::REQUEST_BODY, Phase::RESPONSE_BODY] {
+            let seen = x.records.events("b", phase.0);
+            let late = seen.first().is_some_and(|r| r.fields.is_none());
+            cx.check("PXG-HDR-011", late, || {
+                format!("phase {} at b: {seen:?}", phase.0)
+            });
+        }
+        let up = x.up.as_ref();
+        cx.equal(
+            "PXG-HDR-011",
+            "the target upstream",
+            up.map(|u| u.head.target().to_string()),
+            Some("/index".into()),
+        );
+        cx.equal(
+            "PXG-HDR-011",
+            "x-kept upstream",
+            x.up_get("x-kept"),
+            Some("k".into()),
+        );
+        Ok(())
+    })
+}
+
+fn late_index_must() -> Case {
+    Case::new(
+        "hdr/late-index-must",
+        2,
+        &["PXG-HDR-011"],
+        "with MUST it is a failure, and a value that is not legal is one in any case",
+    )
+    .needs(&[Feature::BODY_STREAM_RESPONSE])
+    .script(
+        "b request-headers: mode response stream
+         b response-body#1: set-at! 0 x
+         small request-headers: mode response stream
+         small response-body#1: set-at 0 a\\rb",
+    )
+    .run(|cx| async move {
+        for (path, what) in [("/x", "MUST"), ("/small/x", "CR in a value")] {
+            let mut c = cx.connect().await?;
+            c.send(&Request::get(path), cx.name()).await;
+            let reply = c.response("GET").await?;
+            cx.check("PXG-HDR-011", !reply.complete, || {
+                format!("the response came whole: {what}")
+            });
+        }
+        Ok(())
+    })
 }

@@ -7,19 +7,24 @@ use anyhow::Result;
 use super::own::{self, Own};
 use super::prelude::*;
 use crate::hostcheck::client::Connection;
+use crate::hostcheck::host::Setup;
 
 const HEAD: &str = "subscribe all\npend all\n";
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// A host for connections with one probe, which does `script` on each.
 async fn start(cx: &Cx, script: &str) -> Result<Own> {
+    Own::start(cx, &setup(cx, script)?).await
+}
+
+fn setup(cx: &Cx, script: &str) -> Result<Setup> {
     let mut setup = own::chain(cx, &[("a", HEAD)])?;
     let config = format!("record -\ninstance a\n{HEAD}\ncase *\n{script}\n");
     for i in &mut setup.instances {
         i.config = config.clone().into_bytes();
     }
     setup.options.push(("l4".into(), String::new()));
-    Own::start(cx, &setup).await
+    Ok(setup)
 }
 
 /// What comes back for a request that goes through as bytes.
@@ -153,5 +158,76 @@ pub(super) fn cases() -> Vec<Case> {
             );
             own.end("PXG-L4-002").await
         }),
+        void_credit(),
+        route_at_open(),
     ]
+}
+
+/// The credit outlives the upstream's bytes, which come in two parts.
+fn void_credit() -> Case {
+    Case::new(
+        "l4/void-credit",
+        2,
+        &["PXG-L4-002"],
+        "INJECT behind credit that the end leaves void goes out before the half-close, behind all that came",
+    )
+    .needs(&[Feature::L4])
+    .script("a l4-upstream: continue")
+    .alone()
+    .run(|cx| async move {
+        let script = "  l4-upstream#1: pass 100000; inject <one>; drop 100000; inject <two>";
+        let own = start(&cx, script).await?;
+        let answer = Answer::status(200).head().send(b"first").gate("rest");
+        own.cx.answer(answer.send(b"later\n").then(Step::Close));
+        let mut c: Connection = own.cx.connect().await?;
+        c.write(&Request::get("/x").head(own.cx.name())).await;
+        let mut back = c.raw(12).await?;
+        own.cx.open("rest");
+        c.finish().await;
+        loop {
+            let part = c.raw(1).await?;
+            if part.is_empty() {
+                break;
+            }
+            back.extend(part);
+        }
+        let back = text(&back);
+        cx.check("PXG-L4-002", back.ends_with("later\n<one><two>"), || {
+            format!("the client got {back:?}")
+        });
+        own.end("PXG-L4-002").await
+    })
+}
+
+fn route_at_open() -> Case {
+    Case::new(
+        "l4/route",
+        2,
+        &["PXG-MUT-006", "PXG-MUT-004"],
+        "ROUTE is legal at L4_OPEN, and only there",
+    )
+    .needs(&[Feature::L4, Feature::ROUTE])
+    .script("a l4-open: route other")
+    .alone()
+    .run(|cx| async move {
+        for (script, works) in [
+            ("  l4-open: route other; meta k v", true),
+            ("  l4-open: recompute", false),
+            ("  l4-downstream#1: route other", false),
+        ] {
+            let mut setup = setup(&cx, script)?;
+            setup.options.push(("cluster".into(), "other".into()));
+            own::option(&mut setup, "a", "clusters", "other");
+            let own = Own::start(&cx, &setup).await?;
+            let back = text(&exchange(&own, GET).await.unwrap_or_default());
+            cx.equal(
+                "PXG-MUT-006",
+                &format!("an answer, after{script}"),
+                back.starts_with("HTTP/1.1 200"),
+                works,
+            );
+            own.end("PXG-MUT-006").await?;
+        }
+        Ok(())
+    })
 }

@@ -97,7 +97,7 @@ extern "C" {
 #define PXG_E_LIMIT (-5)       /* Over a limit. */
 #define PXG_E_THREAD (-6)      /* Called on a thread that the function's tag does not allow. */
 #define PXG_E_VERSION (-7)     /* Another major version. */
-#define PXG_E_NOTFOUND (-8)    /* No such filter, metric or extension. */
+#define PXG_E_NOTFOUND (-8)    /* No such filter, attribute, cluster or metric. */
 #define PXG_E_INTERNAL (-9)    /* The callee failed; a caught panic, for example. */
 
 /* ---- Leaf structs: strings, fields, buffers, operations --------------------------------------------------------- */
@@ -161,8 +161,8 @@ typedef struct pxg_buf {
 /* What an operation acts on. */
 #define PXG_TARGET_HEADERS 0u  /* The headers of the event's own direction. */
 #define PXG_TARGET_TRAILERS 1u /* The trailers of the event's own direction. */
-#define PXG_TARGET_UPSTREAM 2u /* L4 by `apply`: towards the upstream. */
-#define PXG_TARGET_CLIENT 3u   /* L4 by `apply`: towards the client. */
+#define PXG_TARGET_UPSTREAM 2u /* INJECT on L4: towards the upstream. */
+#define PXG_TARGET_CLIENT 3u   /* INJECT on L4: towards the client. */
 
 /* One operation of a result: an effect as data. 64 bytes, one cache line; frozen for v1. */
 typedef struct pxg_op {
@@ -216,10 +216,10 @@ typedef struct pxg_op {
 /* LOG's `arg`, bits 0 to 7: why the stream ended. */
 #define PXG_END_COMPLETE 1       /* Both directions ran to their ends. */
 #define PXG_END_CLIENT_ABORT 2   /* The client went away. */
-#define PXG_END_UPSTREAM_RESET 3 /* The upstream reset, or could not be reached after the response began. */
+#define PXG_END_UPSTREAM_RESET 3 /* The upstream failed after the stream had been sent to it. */
 #define PXG_END_TIMEOUT 4        /* A time limit of the host. */
 #define PXG_END_REPLIED 5        /* A guest or the host replied locally. */
-#define PXG_END_ERROR 6          /* A guest failed or reset the stream. */
+#define PXG_END_ERROR 6          /* A guest failed or reset the stream, or the host failed. */
 
 /* LOG's `arg`, bits 8 to 11 for the request and 12 to 15 for the response: how a direction ended. */
 #define PXG_DIREND_NEVER_BEGAN 0 /* It never began. */
@@ -307,7 +307,7 @@ typedef struct pxg_reply {
 } pxg_reply;
 
 /* Flags of a result. */
-#define PXG_RES_RESIZES 0x1u /* In a HEADERS result: a STREAM body of this direction may change its length. */
+#define PXG_RES_RESIZES 0x1u /* While the headers are held: a STREAM body of this direction may change its length. */
 #define PXG_RES_FLUSH 0x2u   /* Hand what was passed to the transport before the next event. */
 
 /* What a guest decides. The host presets all of it: action UNSET, `user` as in the event, the rest 0; and it lends
@@ -428,7 +428,8 @@ typedef struct pxg_config_out {
 #define PXG_F_TRAILERS_IN_RESPONSE 21  /* Response trailers are delivered. */
 #define PXG_F_TRAILERS_OUT_REQUEST 22  /* Request trailers can be changed and added. */
 #define PXG_F_TRAILERS_OUT_RESPONSE 23 /* Response trailers can be changed and added. */
-#define PXG_F_PARTIAL_RELEASE 24       /* PASS with MORE: a part of the view leaves while the rest is kept. */
+#define PXG_F_PARTIAL_RELEASE 24       /* MORE with PASS, DROP or INJECT: a part of the view leaves while the rest
+                                        * is kept. */
 #define PXG_F_CONTINUE_GATE 25         /* The verdict on the request headers comes before `100-continue` is
                                         * answered. */
 #define PXG_F_BODY_INJECT 26           /* BODY_WRITE on a forwarded message. */

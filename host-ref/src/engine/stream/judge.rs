@@ -96,6 +96,9 @@ impl<H: Fields> Stream<H> {
             }
         }
         let mask = place.mask & !outcome.unsubscribe;
+        let can = |dir: Dir, mode| {
+            Feature::of_body_mode(dir as usize, mode).is_some_and(|feature| filter.has(feature))
+        };
         for dir in Dir::BOTH {
             let wanted = outcome.body_mode[dir as usize];
             let now = modes[dir as usize];
@@ -116,8 +119,7 @@ impl<H: Fields> Stream<H> {
             let legal = match wanted {
                 BodyMode::SKIP => undecided || now != BodyMode::WHOLE || over,
                 BodyMode::STREAM | BodyMode::WHOLE | BodyMode::OBSERVE => {
-                    early && filter.has(mode_feature(dir, wanted))
-                        || wanted == BodyMode::STREAM && over
+                    early && can(dir, wanted) || wanted == BodyMode::STREAM && over
                 }
                 _ => false,
             };
@@ -202,17 +204,6 @@ fn judge_reply(filter: &Filter, reply: &Reply<'_>) -> Result<(), String> {
         return Err("an OPEN reply needs the feature STREAM_REPLY".into());
     }
     refuse_reply(reply).map_or(Ok(()), Err)
-}
-
-fn mode_feature(dir: Dir, mode: BodyMode) -> Feature {
-    match (dir, mode) {
-        (Dir::Request, BodyMode::WHOLE) => Feature::BODY_WHOLE_REQUEST,
-        (Dir::Request, BodyMode::OBSERVE) => Feature::BODY_OBSERVE_REQUEST,
-        (Dir::Request, _) => Feature::BODY_STREAM_REQUEST,
-        (Dir::Response, BodyMode::WHOLE) => Feature::BODY_WHOLE_RESPONSE,
-        (Dir::Response, BodyMode::OBSERVE) => Feature::BODY_OBSERVE_RESPONSE,
-        (Dir::Response, _) => Feature::BODY_STREAM_RESPONSE,
-    }
 }
 
 fn name_of(action: Action) -> &'static str {

@@ -84,7 +84,7 @@ impl<H: Fields> Stream<H> {
         self.edit_head(at, edits);
         let ended = context.has(EventFlags::END_STREAM);
         if self.mode(at) == BodyMode::WHOLE && !ended {
-            return self.hold(cx, at, 0, 0);
+            return self.hold_whole(cx, at);
         }
         self.pass_head(chain, at, self.mode(at));
         if ended {

@@ -460,11 +460,12 @@ impl<H: Fields> Stream<H> {
     /// CONTINUE: D05, D06, D08. `rest` bytes of the view have not been passed or dropped.
     fn go_on(&mut self, cx: &mut Cx<'_>, chain: &Chain, context: Context, at: At, rest: u64) {
         let whole = context.has(EventFlags::WHOLE_BODY);
+        let filter = Self::filter(chain, at);
         match context.part() {
             Some(PartOf::Headers) => {
                 let ended = context.has(EventFlags::END_STREAM);
                 if self.mode(at) == BodyMode::WHOLE && !ended {
-                    return self.hold(cx, at, 0, 0);
+                    return self.hold_whole(cx, at);
                 }
                 self.pass_head(chain, at, self.mode(at));
                 if ended {
@@ -492,7 +493,13 @@ impl<H: Fields> Stream<H> {
                     if context.has(EventFlags::OVER_LIMIT)
                         && self.places[at.place].mode[at.dir as usize] == BodyMode::WHOLE
                     {
-                        self.places[at.place].mode[at.dir as usize] = BodyMode::STREAM;
+                        let streams = Feature::of_body_mode(at.dir as usize, BodyMode::STREAM)
+                            .is_some_and(|feature| filter.has(feature));
+                        self.places[at.place].mode[at.dir as usize] = if streams {
+                            BodyMode::STREAM
+                        } else {
+                            BodyMode::SKIP
+                        };
                     }
                     self.pass_head(chain, at, context.mode);
                     if let Some(left) = &mut self.side(at).length_left {

@@ -7,6 +7,9 @@ use super::super::guest::{Chain, Filter};
 use super::end::{Failure, Reason};
 use super::{At, BodyLength, Cx, Dir, PartOf, State, Stream};
 
+/// `more_at` of a side that no MORE holds: there it is never 0.
+const HELD_BY_WHOLE: u64 = 0;
+
 impl<H: Fields> Stream<H> {
     /// Lets everything move that can.
     pub(super) fn run(&mut self, cx: &mut Cx<'_>) {
@@ -99,7 +102,7 @@ impl<H: Fields> Stream<H> {
             }
             self.call(cx, chain, at, PartOf::Headers, flags);
         } else if self.mode(at) == BodyMode::WHOLE {
-            self.hold(cx, at, 0, 0);
+            self.hold_whole(cx, at);
         } else {
             let flow = &self.flows[at.dir as usize];
             let upgraded = flow.upgraded && at.dir == Dir::Response;
@@ -118,7 +121,8 @@ impl<H: Fields> Stream<H> {
         let flow = &self.flows[at.dir as usize];
         let side = &flow.sides[at.pos];
         let mode = self.mode(at);
-        if mode == BodyMode::SKIP || mode == BodyMode::OBSERVE {
+        let released = mode == BodyMode::STREAM && side.more_at == HELD_BY_WHOLE;
+        if mode == BodyMode::SKIP || mode == BodyMode::OBSERVE || released {
             self.pass_held(chain, at);
             return true;
         }
@@ -231,6 +235,12 @@ impl<H: Fields> Stream<H> {
         } else {
             BodyMode::SKIP
         }
+    }
+
+    /// Keeps the headers until the body has ended (D02, D05).
+    pub(super) fn hold_whole(&mut self, cx: &mut Cx<'_>, at: At) {
+        self.hold(cx, at, 0, 0);
+        self.side(at).more_at = HELD_BY_WHOLE;
     }
 
     /// Keeps headers and `kept` bytes of the view until more has come. What came while the direction was PENDING is

@@ -23,14 +23,21 @@ impl Session {
             return CONTINUE;
         }
         self.ended[0].set(end);
+        let head = self.worker.heads.live(filter, HeaderOf::Request);
+        let (length, tunnel) = if end {
+            (BodyLength::Exact(0), false)
+        } else {
+            framing_of(&head)
+        };
+        if tunnel && has_body(&head) {
+            // Envoy has made it a tunnel already, whose bytes no guest would see (PXG-EVT-022).
+            self.state.borrow_mut().closed = true;
+            self.pass.iter().for_each(|pass| pass.set(true));
+            filter.send_response(400, &[], b"", b"proxy_golang.upgrade_with_a_body");
+            return STOP;
+        }
         {
             let state = &mut *self.state.borrow_mut();
-            let head = self.worker.heads.live(filter, HeaderOf::Request);
-            let (length, tunnel) = if end {
-                (BodyLength::Exact(0), false)
-            } else {
-                framing_of(&head)
-            };
             let way = &mut state.ways[0];
             way.came = Some(length);
             way.tunnel = tunnel;
@@ -362,6 +369,13 @@ fn framing_of(head: &Head) -> (BodyLength, bool) {
         }
     }
     (length, false)
+}
+
+/// Whether a request has a body, whatever else it asks for.
+fn has_body(head: &Head) -> bool {
+    head.iter().any(|(name, value)| {
+        name == b"transfer-encoding" || (name == b"content-length" && value != b"0")
+    })
 }
 
 #[cfg(test)]
