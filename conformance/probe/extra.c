@@ -141,7 +141,7 @@ static uint64_t reap(uint64_t n) {
     pid_t child = fork();
     if (!child) _exit(7);
     int status = 0;
-    usleep(300); /* It ends, and SIGCHLD tempts the host. */
+    usleep(1000); /* It ends, and SIGCHLD tempts the host. */
     found += child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7;
   }
   return found;
@@ -198,6 +198,15 @@ static uint64_t bad_calls(const state *s) {
   return accepted;
 }
 
+/* ---- the page ---- */
+
+/* What a word of the page says, when it is `value` or the time is over. */
+static uint32_t page_until(const uint32_t *word, uint32_t value, int ms) {
+  uint32_t is_now = __atomic_load_n(word, __ATOMIC_RELAXED);
+  for (int i = 0; i < ms && is_now != value; i++, usleep(1000)) is_now = __atomic_load_n(word, __ATOMIC_RELAXED);
+  return is_now;
+}
+
 /* ---- steps ---- */
 
 int extra_effect(state *s, const step *st) {
@@ -242,13 +251,17 @@ int extra_effect(state *s, const step *st) {
   } else if (is(&w[0], "dlsym")) {
     void *p = dlsym(RTLD_DEFAULT, cstr(w1));
     done(s, "dlsym", w1, p ? PXG_OK : PXG_E_NOTFOUND, 0);
-  } else if (is(&w[0], "log-level")) { /* Waits until the page says so. */
-    uint32_t level = 99;
-    for (int i = 0; i < 10000; i++, usleep(1000)) {
-      level = the_host->page ? __atomic_load_n(&the_host->page->log_level, __ATOMIC_RELAXED) : 99;
-      if (level == n) break;
-    }
+  } else if (is(&w[0], "log-level")) {
+    uint32_t level = the_host->page ? page_until(&the_host->page->log_level, (uint32_t)n, 20) : 99;
     done(s, "log-level", w1, level == n ? PXG_OK : PXG_E_NOTFOUND, level);
+  } else if (is(&w[0], "draining")) {
+    uint32_t is_so = the_host->page ? page_until(&the_host->page->draining, 1, 2000) : 0;
+    done(s, "draining", NULL, is_so ? PXG_OK : PXG_E_NOTFOUND, is_so);
+  } else if (is(&w[0], "page-clocks")) {
+    static const word names[] = {{(uint8_t *)"monotonic", 9, 0}, {(uint8_t *)"realtime", 8, 0}};
+    const pxg_page *p = the_host->page;
+    if (p) done(s, "page-clock", &names[0], PXG_OK, __atomic_load_n(&p->monotonic_ns, __ATOMIC_RELAXED));
+    if (p) done(s, "page-clock", &names[1], PXG_OK, __atomic_load_n(&p->realtime_ns, __ATOMIC_RELAXED));
   } else if (is(&w[0], "reap")) {
     done(s, "reap", w1, PXG_OK, reap(n));
   } else if (is(&w[0], "storm")) {

@@ -139,6 +139,7 @@ static bool feed(client *c) {
   }
   if (c->body_done || (!c->in_len && c->body.framing != F_NONE)) return false;
   bool wanted = s && !s->replied && !s->over[REQ];
+  if (BUG("rest-of-the-request-is-a-request") && !wanted) return c->body_done = true;
   if (wanted && !stream_wants(s, REQ)) return false;
   int end = decode(&c->body, c->in, c->in_len, &used, &out);
   consume(c, used);
@@ -149,7 +150,6 @@ static bool feed(client *c) {
   }
   if (end) c->body_done = true;
   if (out.len && wanted) stream_bytes(s, REQ, &out);
-  if (BUG("rest-of-the-request-is-a-request") && !wanted && end == 0) c->body_done = true;
   if (end && wanted) stream_ended(s, REQ, &c->body.trailers);
   if (end) fields_free(&c->body.trailers);
   bool progress = used || end;
@@ -326,7 +326,7 @@ void client_head(stream *s) {
   if (s->expect_100 || (!c->body_done && BUG("rest-of-the-request-is-a-request") == 0 && c->body.framing == F_LENGTH &&
                         c->body.left > 64 << 20))
     c->close_after = true;
-  bool none = s->head_method || s->code == 204 || s->code == 304 || s->upgraded;
+  bool none = s->head_method || ((s->code == 204 || s->code == 304) && !BUG("body-with-204")) || s->upgraded;
   bool length = fields_get(h, "content-length") != NULL;
   c->framing = none ? F_NONE : length ? F_LENGTH : c->minor ? F_CHUNKED : F_CLOSE;
   if (c->framing == F_CLOSE) c->close_after = true;

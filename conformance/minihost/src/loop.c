@@ -140,6 +140,7 @@ static void *run(void *of) {
       uint64_t ms = w->next_timer <= now ? 0 : (w->next_timer - now) / 1000000 + 1;
       if (ms < (uint64_t)wait) wait = (int)ms;
     }
+    if (BUG("waits-for-any-child")) wait = 1;
     int n = epoll_wait(w->epoll, events, 64, wait);
     if (!BUG("page-clock-stands")) page_tick();
     for (int i = 0; i < n; i++) {

@@ -360,6 +360,7 @@ typedef struct dir {
   uint64_t offset;
   uint64_t need, kept, last_event; /* A MORE: due at this length; kept; ns of the last event. */
   uint64_t token, deadline, hold_since, pend_len;
+  bytes late; /* A mutant's. */
   uint32_t pend_phase, pend_flags;
   int64_t room; /* What content-length still allows to leave; -1: free. */
   credit *credits, **credits_end;
@@ -499,6 +500,7 @@ void ops_apply(place *p, int dir, uint32_t phase, uint64_t view, decision *d, by
 void make_reply(place *p, reply *r, const char *details);                /* Takes the content over. */
 void make_local(stream *s, place *from, uint32_t status, char *details); /* `from` NULL: at the upstream end. */
 void body_write(place *p, op *o);
+void reply_end(place *p);   /* The regular end of an open reply. */
 void reply_room(stream *s); /* Raises WRITABLE where there is room again. */
 
 /* ---- tokens.c: tokens, handles, complete, apply, wake ------------------------------------------------------------ */

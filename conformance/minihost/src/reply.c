@@ -9,10 +9,11 @@ static void cut_for(stream *s, int at) {
   uint64_t tokens[MAX_PLACES][2] = {{0}};
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
-    tokens[i][REQ] = cut_quietly(p, REQ);
+    tokens[i][REQ] = BUG("request-runs-on-after-a-reply") ? 0 : cut_quietly(p, REQ);
     bool orphan =
         (p->c->flags & PXG_CFG_ORPHAN) && !p->failed && !p->d[RSP].head_in && i > at && !BUG("orphans-ignored");
     if (i < at || orphan) continue;
+    if (i > at && BUG("reply-seen-upstream-of-it") && p->reached && !p->d[RSP].head_in) continue;
     if (i > at && BUG("response-without-request") && !p->reached) continue;
     if (i == at && BUG("replier-sees-its-reply")) {
       tokens[i][RSP] = cut_quietly(p, RSP);
@@ -120,7 +121,7 @@ void make_local(stream *s, place *from, uint32_t status, char *details) {
 
 /* ---- streamed replies -------------------------------------------------------------------------------------------- */
 
-static void end_open(place *p) {
+void reply_end(place *p) {
   stream *s = p->s;
   p->open = false;
   if (p->open_trailers.n) {
@@ -184,7 +185,7 @@ void body_write(place *p, op *o) {
     client_bytes(s, &b);
   }
   bytes_free(&b);
-  if ((o->flags & PXG_OPF_END) && !BUG("end-of-write-ignored")) end_open(p);
+  if ((o->flags & PXG_OPF_END) && !BUG("end-of-write-ignored")) reply_end(p);
 }
 
 /* WRITABLE, where FULL was answered and the client has taken enough. */

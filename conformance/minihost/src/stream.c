@@ -26,8 +26,6 @@ stream *stream_new(worker *w, struct client *c, bool l4) {
 }
 
 void stream_begin(stream *s, config **chain, size_t n) {
-  for (size_t i = 0; BUG("sensitive-values-logged") && i < s->m[REQ].head.n; i++)
-    say(PXG_LOG_INFO, "%s: %s", s->m[REQ].head.at[i].name, s->m[REQ].head.at[i].value);
   s->n = (int)n;
   s->places = zalloc(n * sizeof *s->places);
   s->began[REQ] = true;
@@ -63,7 +61,7 @@ void stream_unref(stream *s) {
   if (atomic_fetch_sub(&s->refs, 1) != 1) return;
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
-    for (int d = 0; d < 2; d++) bytes_free(&p->d[d].view);
+    for (int d = 0; d < 2; d++) bytes_free(&p->d[d].view), bytes_free(&p->d[d].late);
     fields_free(&p->open_trailers);
   }
   free(s->places);
@@ -116,7 +114,8 @@ bool stream_wants(const stream *s, int d) {
   for (int i = 0; i < s->n; i++) {
     const place *p = &s->places[i];
     const struct dir *x = &p->d[d];
-    if (x->state != S_DONE && x->state != S_CUT && x->view.len > p->c->max_body[d] && !BUG("reads-without-bound"))
+    if (x->state != S_DONE && x->state != S_CUT && x->view.len > p->c->max_body[d] && !BUG("reads-without-bound") &&
+        !BUG("more-over-the-limit"))
       return false;
   }
   uint64_t out = d == REQ ? s->up ? s->up->out.len : 0 : s->client ? s->client->out.len : 0;

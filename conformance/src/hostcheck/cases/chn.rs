@@ -76,6 +76,45 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 Ok(())
             }),
+        Case::new("chn/reply-of-a-body", 2, &["PXG-CHN-004", "PXG-CHN-005"], "b replies at the request's body: c, which the request has reached, sees nothing of it")
+            .needs(&[Feature::BODY_STREAM_REQUEST])
+            .script(
+                "b request-headers: mode request stream
+                 b request-body#1: reply 403; body no",
+            )
+            .run(|cx| async move {
+                let x = cx.exchange(Request::post("/x", b"body")).await?;
+                cx.equal("PXG-CHN-004", "the status", x.reply.status, 403);
+                cx.equal("PXG-CHN-004", "events at c", x.records.phases("c"), vec!["REQUEST_HEADERS", "LOG"]);
+                let at_a = x.records.events("a", Phase::RESPONSE_HEADERS.0).len();
+                cx.equal("PXG-CHN-004", "RESPONSE_HEADERS at a", at_a, usize::from(cx.has(Feature::REPLY_REFILTER)));
+                Ok(())
+            }),
+        Case::new("chn/reply-cuts-first", 4, &["PXG-CHN-005"], "what pends behind a reply's place is cancelled before the first event of the reply")
+            .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY, Feature::REPLY_REFILTER])
+            .script(
+                "b request-headers: apply R @gate:reply
+                 b result R: reply 504; body slow
+                 c request-headers: pending; complete L @cancel
+                 c result L: continue",
+            )
+            .run(|cx| async move {
+                let mut c = cx.connect().await?;
+                c.send(&Request::get("/x"), cx.name()).await;
+                cx.until("PXG-CHN-005", "PENDING at c", |r| r.calls("on_event", Edge::Exit, "c").len() == 1).await;
+                cx.open("reply");
+                let reply = c.response("GET").await?;
+                cx.equal("PXG-CHN-005", "the status", reply.status, 504);
+                cx.ended().await;
+                let all = cx.records();
+                let cancelled = all.calls("on_cancel", Edge::Enter, "c").first().map(|r| r.seq);
+                let shown = all.events("a", Phase::RESPONSE_HEADERS.0).first().map(|r| r.seq);
+                cx.check("PXG-CHN-005", cancelled.is_some() && shown.is_some() && cancelled < shown, || {
+                    format!("on_cancel at c has the number {cancelled:?}, RESPONSE_HEADERS at a {shown:?}: expected the cut before the reply's first event")
+                });
+                cx.check("PXG-CHN-005", cx.seen().is_empty(), || "the request is upstream".into());
+                Ok(())
+            }),
         Case::new("chn/reply-cuts-pending", 4, &["PXG-CHN-005", "PXG-ASY-017"], "one place pends, another replies by apply: the token is cancelled before the reply is seen")
             .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY])
             .script(

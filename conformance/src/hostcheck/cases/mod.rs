@@ -36,6 +36,7 @@ mod own;
 mod rpl;
 mod rt;
 mod sec;
+mod thr;
 mod trl;
 
 use std::future::Future;
@@ -165,3 +166,4 @@ pub(crate) fn all() -> &'static [Case] {
 pub(crate) fn find(name: &str) -> Option<&'static Case> {
     all().iter().find(|c| c.name == name)
 }
+        all.extend(thr::cases());

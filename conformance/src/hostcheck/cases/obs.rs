@@ -68,13 +68,45 @@ pub(super) fn cases() -> Vec<Case> {
                     let x = own.cx.exchange(Request::get(route)).await?;
                     saw = x.records.iter().filter(|r| r.function == "log-level").filter_map(|r| r.status).collect();
                 }
-                cx.equal("PXG-OBS-002", &format!("the page says {level}"), saw, vec![OK]);
+                if !cx.equal("PXG-OBS-002", &format!("whether the page says {level}"), saw, vec![OK]) {
+                    return own.end("PXG-OBS-002").await;
+                }
             }
             own.cx.wait("PXG-OBS-002", "records at the level", || own.output().contains("shown-again")).await;
             let text = own.output();
             cx.check("PXG-OBS-002", text.contains("above-the-level"), || "a record at the level is not in the log".into());
             cx.check("PXG-OBS-002", !text.contains("below-the-level"), || "a record below the level is in the log".into());
             own.end("PXG-OBS-002").await
+        }),
+        Case::new(
+            "obs/clocks",
+            2,
+            &["PXG-OBS-002"],
+            "the page's clocks, where the host keeps them, go on while there are streams, and not ahead of time",
+        )
+        .script("a request-headers: page-clocks")
+        .run(|cx| async move {
+            let until = std::time::Instant::now() + cx.shared().patience;
+            let mut first = Vec::new();
+            loop {
+                let x = cx.exchange(Request::get("/")).await?;
+                let now: Vec<u64> = x.records.iter().filter(|r| r.function == "page-clock").filter_map(|r| r.arg).collect();
+                if now.iter().all(|n| *n == 0) {
+                    cx.remark("the host keeps no clocks in its page");
+                    cx.check("PXG-OBS-002", true, String::new);
+                    return Ok(());
+                }
+                let ahead = x.records.iter().any(|r| r.text.as_deref() == Some("monotonic") && r.arg.is_some_and(|n| n > r.t));
+                cx.check("PXG-OBS-002", !ahead, || format!("the page's monotonic clock is ahead: {now:?}"));
+                if first.is_empty() {
+                    first.clone_from(&now);
+                }
+                let moved = now.iter().zip(&first).all(|(n, f)| n > f);
+                if moved || std::time::Instant::now() > until {
+                    cx.check("PXG-OBS-002", moved, || format!("the page's clocks stand at {first:?}, later at {now:?}"));
+                    return Ok(());
+                }
+            }
         }),
         Case::new(
             "obs/ids",

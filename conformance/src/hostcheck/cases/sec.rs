@@ -74,6 +74,38 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "sec/inject",
+            4,
+            &["PXG-SEC-003"],
+            "INJECT for a client that never reads is bounded: a direction whose output is full gets no events",
+        )
+        .needs(&[Feature::BODY_STREAM_RESPONSE, Feature::RESIZE_RESPONSE])
+        .script(
+            "a request-headers: mode response stream
+             a response-headers: resizes
+             a response-body: inject %1048576:i",
+        )
+        .run(|cx| async move {
+            const MOST: usize = 32;
+            let body = bytes(2 << 20);
+            cx.answer(Answer::status(200).chunks(&body.chunks(8192).collect::<Vec<_>>()));
+            let mut c = cx.connect().await?;
+            c.send(&Request::get("/"), cx.name()).await;
+            let looks = || cx.records().events("a", Phase::RESPONSE_BODY.0).len();
+            cx.until("PXG-SEC-003", "the first bytes of the response", |_| looks() > 0).await;
+            // Until it comes to rest: a host without a bound goes on to the end.
+            let (mut before, mut still) = (0, 0);
+            while still < 3 && looks() <= MOST {
+                cx.settle().await?;
+                still = if looks() == before { still + 1 } else { 0 };
+                before = looks();
+            }
+            let n = looks();
+            cx.check("PXG-SEC-003", n <= MOST, || format!("{n} events, each with an INJECT of 1 MiB, for a client that reads nothing"));
+            c.reset();
+            Ok(())
+        }),
+        Case::new(
             "sec/owners",
             4,
             &["PXG-SEC-004"],

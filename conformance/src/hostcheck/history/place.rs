@@ -501,14 +501,23 @@ fn order(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record, d: usize) {
         }
         dir.headers = Some(i);
     } else if is_body(phase) {
-        if let Some(before) = dir.trailers.or(dir.body_end)
+        if let Some(before) = dir.trailers
             && !p.upgraded
         {
             c.found(
                 "PXG-EVT-001",
                 &[before, i],
-                "BODY after TRAILERS or BODY_END".into(),
+                "BODY after TRAILERS".into(),
                 "HEADERS, BODY, TRAILERS",
+            );
+        } else if let Some(before) = dir.body_end
+            && !p.upgraded
+        {
+            c.found(
+                "PXG-BODY-018",
+                &[before, i],
+                "BODY after BODY_END".into(),
+                "no further BODY event (D08, D10)",
             );
         }
         dir.body = Some(i);

@@ -232,6 +232,8 @@ fn workers(records: &[Record], features: &[u64; 4], out: &mut Vec<Found>) {
     let mut threads: BTreeMap<(u32, u32), (u32, usize)> = BTreeMap::new();
     let mut bound: BTreeMap<u32, u32> = BTreeMap::new();
     let mut foreign: BTreeSet<(u32, u32)> = BTreeSet::new();
+    // The workers that `on_worker` named on a thread.
+    let mut names: BTreeMap<(u32, u32), BTreeSet<u32>> = BTreeMap::new();
     for (i, r) in records.iter().enumerate() {
         if let Some(h) = &r.host {
             bound.insert(r.pid, h.n_workers);
@@ -247,6 +249,20 @@ fn workers(records: &[Record], features: &[u64; 4], out: &mut Vec<Found>) {
                 rule: "PXG-THR-003",
                 saw: format!("worker {w}, with n_workers {n}"),
                 expected: "an index below n_workers",
+                at: vec![i],
+            });
+        }
+        let named = names.entry((r.pid, r.tid)).or_default();
+        if r.function == "on_worker" {
+            named.insert(w);
+        } else if !named.is_empty() && named.insert(w) {
+            out.push(Found {
+                rule: "PXG-THR-001",
+                saw: format!(
+                    "{} names worker {w}, on a thread where on_worker(up) named another",
+                    r.function
+                ),
+                expected: "loop-thread hooks on the worker that the call names",
                 at: vec![i],
             });
         }
@@ -299,6 +315,15 @@ fn workers(records: &[Record], features: &[u64; 4], out: &mut Vec<Found>) {
 fn batches(records: &[Record], features: &[u64; 4], ended: bool, out: &mut Vec<Found>) {
     let mut open: BTreeMap<(u32, Option<String>, u32), usize> = BTreeMap::new();
     let mut workers: BTreeMap<(u32, u32), u32> = BTreeMap::new();
+    // Tokens that were live: a PENDING that was a failure, as in OBSERVE, need not close an iteration.
+    let live: BTreeSet<(u32, u64)> = records
+        .iter()
+        .filter(|r| {
+            r.is("on_cancel", Edge::Enter) || r.is("complete", Edge::Exit) && r.status == Some(0)
+        })
+        .filter_map(|r| Some((r.pid, r.token?)))
+        .collect();
+    let is_live = |r: &Record| r.token.is_some_and(|t| live.contains(&(r.pid, t)));
     for (i, r) in records.iter().enumerate() {
         if let (true, Some(w)) = (r.is("on_event", Edge::Enter), r.worker) {
             workers.insert((r.pid, r.tid), w);
@@ -307,7 +332,10 @@ fn batches(records: &[Record], features: &[u64; 4], ended: bool, out: &mut Vec<F
             && is_legal_pending(r)
             && let Some(w) = workers.get(&(r.pid, r.tid))
         {
-            open.entry((r.pid, r.library.clone(), *w)).or_insert(i);
+            let first = open.entry((r.pid, r.library.clone(), *w)).or_insert(i);
+            if is_live(&records[i]) {
+                *first = i;
+            }
         }
         if r.is("on_batch_end", Edge::Enter)
             && let Some(w) = r.worker
@@ -323,6 +351,9 @@ fn batches(records: &[Record], features: &[u64; 4], ended: bool, out: &mut Vec<F
     }
     if ended && has(features, Feature::BATCH_END) {
         for ((_, _, w), at) in open {
+            if !is_live(&records[at]) {
+                continue;
+            }
             out.push(Found {
                 rule: "PXG-THR-004",
                 saw: format!("no on_batch_end of worker {w} after a PENDING"),
