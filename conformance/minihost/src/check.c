@@ -223,8 +223,8 @@ void decision_check(decision *d, enum source by, const config *c, uint32_t phase
   for (size_t i = 0; i < d->n_ops; i++) {
     op *o = &d->ops[i];
     bool effect = o->kind == PXG_OP_METADATA_SET || o->kind == PXG_OP_METRIC;
-    if (!effect && !all) {
-      if (!BUG("operations-with-any-action")) o->kind = 0;
+    if (!effect && !all && !BUG("operations-with-any-action")) {
+      o->kind = 0;
     } else {
       int32_t before = d->status;
       check_op(d, o, c, phase, flags, by);

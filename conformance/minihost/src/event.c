@@ -75,6 +75,7 @@ static void show_fields(place *p, int d, pxg_event *ev) {
   reserve(w, s->m[0].head.n + s->m[0].trailers.n + s->m[1].head.n + s->m[1].trailers.n);
   if (own < 0 || s->l4) return;
   bool heads = log || is_headers_phase(phase) || (ev->flags & PXG_EV_HEADERS_HELD);
+  if (BUG("fields-in-every-event")) heads = true;
   bool trailers = log || phase == PXG_PHASE_REQUEST_TRAILERS || phase == PXG_PHASE_RESPONSE_TRAILERS ||
                   (ev->flags & PXG_EV_WHOLE_BODY);
   if (BUG("whole-without-trailers") && (ev->flags & PXG_EV_WHOLE_BODY)) trailers = false;

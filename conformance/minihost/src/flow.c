@@ -235,7 +235,7 @@ static uint32_t ending(const place *p, int d) {
 static void deliver_body(place *p, int d, uint32_t flags) {
   struct dir *x = &p->d[d];
   flags |= ending(p, d);
-  if (flags & PXG_EV_BODY_END) x->body_end_seen = true;
+  if (x->ended) x->body_end_seen = true;
   if (x->held) flags |= PXG_EV_HEADERS_HELD;
   bytes_limit(&x->view, BUG("too-many-chunks") ? 1 << 30 : 64);
   deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), flags, x->view.len, 0);
@@ -286,6 +286,7 @@ static bool step_hold(place *p, int d) {
   if (dir_is_parked(p, d)) return false;
   if (x->body_end_seen && bug_name) return false; /* A mutant that obeys MORE there would be shown it for ever. */
   if (d == REQ && p->s->expect_100) client_continue(p->s);
+  if (BUG("more-over-the-limit") && x->need && x->view.len < x->need && !x->ended) return false;
   if (x->view.len > p->c->max_body[d] && !BUG("413-by-itself") && !BUG("over-limit-unsaid")) {
     deliver_body(p, d, PXG_EV_OVER_LIMIT);
     return true;
@@ -296,7 +297,7 @@ static bool step_hold(place *p, int d) {
   }
   if (x->mode == PXG_BODY_WHOLE) {
     if (!x->ended) return false;
-    x->trailers_seen = true;
+    x->trailers_seen = !BUG("trailers-twice");
     deliver_body(p, d, PXG_EV_WHOLE_BODY | (BUG("trailers-twice") ? 0 : PXG_EV_END_STREAM));
     return true;
   }
@@ -321,15 +322,17 @@ static void observe(place *p, int d) {
     bytes_add(&seen, s);
   }
   uint64_t n = x->view.len;
-  if (!BUG("observe-before-forwarding")) to_next_bytes(p, d, &x->view, n);
-  bytes later = x->view;
-  x->view = seen;
   uint32_t flags = ending(p, d);
-  if (flags) x->body_end_seen = true;
+  if (BUG("observe-holds-the-bytes")) {
+    to_next_bytes(p, d, &x->late, x->late.len);
+    if (!flags) bytes_move(&x->late, &x->view, n);
+  }
+  to_next_bytes(p, d, &x->view, x->view.len);
+  bytes_free(&x->view);
+  x->view = seen;
+  if (x->ended) x->body_end_seen = true;
   deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), flags, n, 0);
   bytes_free(&x->view);
-  if (BUG("observe-before-forwarding") && x->state != S_CUT) { to_next_bytes(p, d, &later, n); }
-  x->view = later;
   x->offset += n;
 }
 
@@ -410,8 +413,8 @@ bool node_step(place *p, int d) {
       p->d[d].trailers_seen = true;
       deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), PXG_EV_BODY_END, 0, 0);
     }
-    if (BUG("delivered-after-the-end") && d == RSP && !p->d[d].resumed && subscribed(p, PXG_PHASE_RESPONSE_BODY) &&
-        !p->s->l4 && !p->d[d].tunnel) {
+    if (BUG("delivered-after-the-end") && p->d[d].mode == PXG_BODY_STREAM && p->d[d].body_end_seen &&
+        !p->d[d].resumed && d == RSP && !p->s->l4 && !p->d[d].tunnel) {
       p->d[d].resumed = true;
       deliver(p, d, PXG_PHASE_RESPONSE_BODY, PXG_EV_BODY_END, 0, 0);
     }

@@ -239,6 +239,7 @@ static void change(place *p, int dir, const op *o) {
   switch (o->kind) {
   case PXG_OP_HEADER_SET: fields_set(list, o->key, o->key_len, o->val.ptr, o->val.len, sensitive); break;
   case PXG_OP_HEADER_ADD:
+    if (BUG("empty-value-is-no-field") && !o->val.len) return;
     fields_add(list, o->key, o->key_len, o->val.ptr, o->val.len, sensitive);
     list->at[list->n - 1].changed = true;
     break;
@@ -253,6 +254,9 @@ static void change(place *p, int dir, const op *o) {
   default: break;
   }
   p->d[dir].changed = true;
+  if (BUG("sensitive-values-logged"))
+    say(PXG_LOG_INFO, "guest=%s sets %s: %.*s", p->c->lib->name, o->key ? o->key : "", (int)o->val.len,
+        (const char *)o->val.ptr);
 }
 
 static void credit_add(struct dir *x, int what, uint64_t n, slice *inject) {

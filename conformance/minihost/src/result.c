@@ -6,6 +6,7 @@
 
 bool can_reply(const place *p) {
   const stream *s = p->s;
+  if (BUG("second-reply") && p->replied) return !s->dead && !s->m[RSP].sent;
   return !s->l4 && !s->dead && !s->m[RSP].sent && !p->d[RSP].head_out && p->d[RSP].state != S_CUT && !p->replied;
 }
 
@@ -66,7 +67,8 @@ void fail(place *p, int dir, uint32_t phase, enum reason why, const char *text) 
       next = o->next;
       if (o != s && !o->finished && !o->running) stream_reset(o, PXG_END_ERROR);
     }
-  if (p->open && !BUG("open-reply-ended-by-failure")) return stream_reset(s, PXG_END_ERROR);
+  if (p->open && BUG("open-reply-ended-by-failure")) return reply_end(p);
+  if (p->open) return stream_reset(s, PXG_END_ERROR);
   if (p->c->spec->open != BUG("open-by-default") && harmless(p, dir)) return bypass(p);
   if (BUG("closed-means-open")) return bypass(p);
   if (can_reply(p)) {
@@ -158,6 +160,7 @@ static void judge_action(place *p, int dir, uint32_t phase, uint32_t flags, deci
   if (BUG("more-anywhere") && dir >= 0) return;
   bool mode =
       dir >= 0 && (p->d[dir].mode == PXG_BODY_STREAM || (is_headers_phase(phase) && p->d[dir].mode == PXG_BODY_WHOLE));
+  if (BUG("more-over-the-limit") && (flags & PXG_EV_OVER_LIMIT) && !(flags & PXG_EV_BODY_END)) return;
   bool here = (is_headers_phase(phase) && phase != PXG_PHASE_L4_OPEN) || is_body_phase(phase);
   if (!mode || !here || observed || (flags & (PXG_EV_END_STREAM | PXG_EV_BODY_END)) || p->d[dir].tunnel)
     refuse(d, PXG_E_STATE, "MORE: found in %s, where it is not legal [PXG-ACT-003]", phase_name(phase));
@@ -213,7 +216,7 @@ static void go_on(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vi
     if (BUG("more-passes-the-headers") && x->held) pass_headers(p, dir);
     if (x->head_out) to_next_bytes(p, dir, &out, out.len);
     bytes_free(&out);
-    if (x->mode == PXG_BODY_STREAM) return take_more(p, dir, phase, d);
+    if (x->mode == PXG_BODY_STREAM || BUG("more-over-the-limit")) return take_more(p, dir, phase, d);
   }
   if (is_headers_phase(phase) && x->mode == PXG_BODY_WHOLE && !x->end_at_head && !s->l4) {
     bytes_free(&out);
@@ -297,7 +300,8 @@ void take_result(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vie
 void take_apply(place *p, decision *d) {
   bytes none = {0};
   uint64_t cursor = 0;
-  if (d->action == PXG_ACT_REPLY && p->replied) refuse(d, PXG_E_STATE, "REPLY: found a second one [PXG-RPL-001]");
+  if (d->action == PXG_ACT_REPLY && p->replied && !BUG("second-reply"))
+    refuse(d, PXG_E_STATE, "REPLY: found a second one [PXG-RPL-001]");
   if (!d->status) ops_judge(p, -1, 0, 0, 0, d);
   if (d->status) return fail(p, -1, 0, reason_of(d->status), d->why);
   if (d->action == PXG_ACT_REPLY) return reply_or_late(p, d);

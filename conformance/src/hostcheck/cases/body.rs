@@ -346,7 +346,7 @@ pub(super) fn cases() -> Vec<Case> {
             "MORE at OVER_LIMIT in WHOLE is a failure",
         )
         .needs(&[Feature::BODY_WHOLE_REQUEST])
-        .script("small-whole request-body: more")
+        .script("small-whole request-body#1: more")
         .run(|cx| async move {
             let mut c = cx.connect().await?;
             c.write(
@@ -357,6 +357,14 @@ pub(super) fn cases() -> Vec<Case> {
             )
             .await;
             c.write(&bytes(2000)).await;
+            cx.until("PXG-BODY-014", "the answer to OVER_LIMIT", |r| {
+                r.calls("on_event", Edge::Exit, "small-whole")
+                    .iter()
+                    .any(|r| r.phase == Some(Phase::REQUEST_BODY.0))
+            })
+            .await;
+            // A host that obeyed it goes on.
+            c.write(&bytes(3000)).await;
             cx.equal(
                 "PXG-BODY-014",
                 "the status",
@@ -374,7 +382,8 @@ pub(super) fn cases() -> Vec<Case> {
         .needs(&[Feature::BODY_STREAM_REQUEST, Feature::HOLD_REQUEST])
         .script(
             "small request-headers: mode request stream; more
-                 small request-body: more",
+                 small request-body#1: more
+                 small request-body#2: more",
         )
         .run(|cx| async move {
             let mut c = cx.connect().await?;
@@ -386,6 +395,14 @@ pub(super) fn cases() -> Vec<Case> {
             )
             .await;
             c.write(&bytes(2000)).await;
+            cx.until("PXG-BODY-004", "OVER_LIMIT", |r| {
+                r.events("small", Phase::REQUEST_BODY.0)
+                    .iter()
+                    .any(|r| r.view_len() > 1000)
+            })
+            .await;
+            // A host that obeyed it goes on.
+            c.write(&bytes(3000)).await;
             cx.equal(
                 "PXG-BODY-014",
                 "the status",
@@ -532,6 +549,49 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "body/observe-forwards",
+            2,
+            &["PXG-BODY-007"],
+            "OBSERVE: each part is at the receiver before the next one is sent",
+        )
+        .needs(&[
+            Feature::BODY_OBSERVE_REQUEST,
+            Feature::BODY_OBSERVE_RESPONSE,
+        ])
+        .script("b request-headers: mode request observe; mode response observe")
+        .run(|cx| async move {
+            let parts: [&[u8]; 3] = [b"abc", b"def", b"ghi"];
+            let mut a = Answer::status(200).field("content-length", "9").head();
+            for (i, part) in parts.iter().enumerate() {
+                a = a.send(part).gate(&format!("g{i}"));
+            }
+            cx.answer(a);
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/x", b"")
+                    .field("content-length", "9")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            for (i, part) in parts.iter().enumerate() {
+                c.write(part).await;
+                cx.wait("PXG-BODY-007", "what OBSERVE was shown, upstream", || {
+                    cx.seen().first().is_some_and(|s| s.body.len() == 3 * i + 3)
+                })
+                .await;
+            }
+            for (i, part) in parts.iter().enumerate() {
+                let what = "what OBSERVE was shown, at the client";
+                cx.within("PXG-BODY-007", what, c.until(part.to_vec()))
+                    .await;
+                cx.open(&format!("g{i}"));
+            }
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-BODY-007", "the body", reply.text(), "abcdefghi".into());
+            Ok(())
+        }),
+        Case::new(
             "body/tiny-chunks",
             3,
             &["PXG-BODY-009"],
@@ -539,34 +599,35 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .needs(&[Feature::BODY_STREAM_REQUEST, Feature::HOLD_REQUEST])
         .script(
-            "b request-headers: mode request stream; more
+            "a request-headers: mode request stream
+                 b request-headers: mode request stream; more
                  b request-body: more",
         )
         .run(|cx| async move {
+            const PIECES: usize = 64;
             let mut c = cx.connect().await?;
             let head = Request::post("/x", b"")
                 .field("transfer-encoding", "chunked")
                 .head_only();
             c.write(&head.head(cx.name())).await;
             let started = std::time::Instant::now();
-            let mut sent = 0u64;
-            while sent < 16384 {
-                c.write(&b"1\r\nx\r\n".repeat(16)).await;
-                sent += 16;
+            for n in 1..=PIECES {
+                c.write(&b"1\r\nx\r\n".repeat(64)).await;
+                // What a has been shown is at b: no two pieces are one.
+                cx.until("PXG-BODY-009", "a piece at a", |r| {
+                    let at_a = r.events("a", Phase::REQUEST_BODY.0);
+                    at_a.iter().map(|r| r.view_len()).sum::<u64>() == 64 * n as u64
+                })
+                .await;
             }
-            cx.until("PXG-BODY-009", "10 KiB in a view", |r| {
-                r.events("b", Phase::REQUEST_BODY.0)
-                    .last()
-                    .is_some_and(|r| r.view_len() >= 10240)
-            })
-            .await;
-            // Besides growth the hold time brings events.
-            let limit = 12
+            // Besides growth by 1024 bytes the hold time brings events.
+            let limit = PIECES * 64 / 1024
+                + 1
                 + started.elapsed().as_millis() as usize
                     / usize::try_from(cx.limits().hold_time_ms.max(1))?;
             let n = cx.records().events("b", Phase::REQUEST_BODY.0).len();
             cx.check("PXG-BODY-009", n <= limit, || {
-                format!("{n} events for 16 KiB, expected at most {limit}")
+                format!("{n} events for {PIECES} pieces of 64 bytes, expected at most {limit}")
             });
             c.reset();
             Ok(())
@@ -695,6 +756,50 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "body/held-complete",
+            4,
+            &["PXG-BODY-013"],
+            "the same by complete: ARG at once, or a failure when its turn comes",
+        )
+        .needs(&[
+            Feature::BODY_STREAM_REQUEST,
+            Feature::HOLD_REQUEST,
+            Feature::PEND_REQUEST_BODY,
+        ])
+        .script(
+            "b request-headers: mode request stream; more 4
+                 b request-body#1: pending; complete PASS; complete INJECT; complete GOOD
+                 b result PASS: pass 1; more
+                 b result INJECT: inject x; more
+                 b result GOOD: continue",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/x", b"")
+                    .field("content-length", "8")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(b"0123").await;
+            cx.until("PXG-BODY-013", "three completions", |r| {
+                r.statuses("complete", "b").len() == 3
+            })
+            .await;
+            c.write(b"4567").await;
+            let saw = (
+                cx.records().statuses("complete", "b"),
+                c.response("POST").await?.status,
+            );
+            let refused = saw == (vec![ARG, ARG, OK], 200);
+            let failed = saw.0.first() == Some(&OK) && saw.1 == 500;
+            cx.check("PXG-BODY-013", refused || failed, || {
+                format!("the answers of complete and the status: {saw:?}")
+            });
+            Ok(())
+        }),
+        Case::new(
             "body/unsubscribe-held",
             2,
             &["PXG-BODY-016"],
@@ -771,6 +876,7 @@ pub(super) fn cases() -> Vec<Case> {
         }),
     ];
     all.extend(refusals());
+    all.extend(refusals_before_the_end());
     all.extend(splits());
     all
 }
@@ -821,20 +927,6 @@ fn refusals() -> Vec<Case> {
              b request-body: pass 2; pass 0xffffffffffffffff"
         ),
         refused!(
-            "body/held-pass",
-            "PXG-BODY-013",
-            "PASS with MORE while headers are held",
-            "b request-headers: mode request stream; more
-             b request-body: pass 1; more"
-        ),
-        refused!(
-            "body/held-inject",
-            "PXG-BODY-013",
-            "INJECT with MORE while headers are held",
-            "b request-headers: mode request stream; more
-             b request-body: inject x; more"
-        ),
-        refused!(
             "body/late-mode",
             "PXG-BODY-015",
             "from WHOLE to STREAM without OVER_LIMIT",
@@ -852,6 +944,111 @@ fn refusals() -> Vec<Case> {
             "PXG-BODY-015",
             "body mode 9",
             "b request-headers: mode request 9"
+        ),
+    ]
+}
+
+/// The same for the first part of a body: a host that takes the result finds nothing else to refuse.
+fn refusals_before_the_end() -> Vec<Case> {
+    macro_rules! refused {
+        ($name:literal, $rule:literal, $about:literal, $needs:expr, $script:literal) => {
+            Case::new($name, 2, &[$rule], $about)
+                .needs($needs)
+                .script($script)
+                .run(|cx| async move {
+                    let mut c = cx.connect().await?;
+                    c.write(
+                        &Request::post("/x", b"")
+                            .field("content-length", "8")
+                            .head_only()
+                            .head(cx.name()),
+                    )
+                    .await;
+                    c.write(b"0123").await;
+                    cx.until($rule, "the answer to the first part", |r| {
+                        r.calls("on_event", Edge::Exit, "b")
+                            .iter()
+                            .any(|r| r.phase == Some(Phase::REQUEST_BODY.0))
+                    })
+                    .await;
+                    c.write(b"4567").await;
+                    let reply = c.response("POST").await?;
+                    cx.check($rule, reply.status == 500 || reply.status == 0, || {
+                        format!("status {}, expected 500 or a reset", reply.status)
+                    });
+                    cx.ended().await;
+                    cx.equal(
+                        $rule,
+                        "LOG at b, which has failed",
+                        cx.records().events("b", Phase::LOG.0).len(),
+                        0,
+                    );
+                    let up = cx.seen().first().map(|s| s.text()).unwrap_or_default();
+                    cx.check($rule, "01234567".starts_with(&up), || {
+                        format!("the bytes upstream are {up:?}")
+                    });
+                    Ok(())
+                })
+        };
+    }
+    const HOLD: &[Feature] = &[Feature::BODY_STREAM_REQUEST, Feature::HOLD_REQUEST];
+    const OBSERVE: &[Feature] = &[Feature::BODY_OBSERVE_REQUEST];
+    vec![
+        refused!(
+            "body/held-pass",
+            "PXG-BODY-013",
+            "PASS with MORE while headers are held",
+            HOLD,
+            "b request-headers: mode request stream; more 4
+             b request-body#1: pass 1; more"
+        ),
+        refused!(
+            "body/held-inject",
+            "PXG-BODY-013",
+            "INJECT with MORE while headers are held",
+            HOLD,
+            "b request-headers: mode request stream; more 4
+             b request-body#1: inject x; more"
+        ),
+        refused!(
+            "body/observe-pass",
+            "PXG-BODY-007",
+            "PASS in OBSERVE",
+            OBSERVE,
+            "b request-headers: mode request observe
+             b request-body#1: pass 1"
+        ),
+        refused!(
+            "body/observe-drop",
+            "PXG-BODY-007",
+            "DROP in OBSERVE",
+            OBSERVE,
+            "b request-headers: mode request observe
+             b request-body#1: drop 1"
+        ),
+        refused!(
+            "body/observe-inject",
+            "PXG-BODY-007",
+            "INJECT in OBSERVE",
+            OBSERVE,
+            "b request-headers: mode request observe
+             b request-body#1: inject x"
+        ),
+        refused!(
+            "body/observe-more",
+            "PXG-BODY-007",
+            "MORE in OBSERVE",
+            OBSERVE,
+            "b request-headers: mode request observe
+             b request-body#1: more"
+        ),
+        refused!(
+            "body/observe-reply",
+            "PXG-BODY-007",
+            "REPLY in OBSERVE",
+            OBSERVE,
+            "b request-headers: mode request observe
+             b request-body#1: reply 418"
         ),
     ]
 }

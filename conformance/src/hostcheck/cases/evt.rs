@@ -505,7 +505,10 @@ pub(super) fn cases() -> Vec<Case> {
             "fields with HEADERS_HELD show what MORE has changed",
         )
         .needs(&[Feature::HOLD_REQUEST, Feature::BODY_STREAM_REQUEST])
-        .script("b request-headers: mode request stream; add x-held 1; delete x-gone; more")
+        .script(
+            "b request-headers: mode request stream; add x-held 1; delete x-gone; more
+             c request-headers: mode request stream",
+        )
         .run(|cx| async move {
             let x = cx.exchange(Request::post("/x", b"body").field("x-gone", "1")).await?;
             let body = x.records.events("b", Phase::REQUEST_BODY.0);
@@ -571,6 +574,9 @@ pub(super) fn cases() -> Vec<Case> {
             let mut c = cx.connect().await?;
             let r = Request::get("/x").field("connection", "upgrade").field("upgrade", "websocket");
             c.send(&r, cx.name()).await;
+            let body = x.records.events("c", Phase::REQUEST_BODY.0);
+            let shown: usize = body.iter().map(|r| r.fields.iter().flatten().count()).sum();
+            cx.equal("PXG-EVT-020", "fields at c's body, whose headers have left", shown, 0);
             let reply = c.response("GET").await?;
             cx.equal("PXG-EVT-022", "the status", reply.status, 101);
             c.write(b"ping").await;

@@ -91,7 +91,7 @@ pub(super) fn cases() -> Vec<Case> {
             }),
         Case::new("hdr/set-add-delete", 2, &["PXG-HDR-003", "PXG-MUT-001", "PXG-HDR-002"], "SET, ADD and DELETE, in both directions")
             .script(
-                "b request-headers: set x-set 2; add x-add 2; delete x-delete; set x-new n; set x-empty -; delete x-none; add x-chain 1; set x-chain 2; add x-chain 3
+                "b request-headers: set x-set 2; add x-add 2; delete x-delete; set x-new n; set x-empty -; add x-blank -; delete x-none; add x-chain 1; set x-chain 2; add x-chain 3
                  b response-headers: set x-set 2; add x-add 2; delete x-delete; set x-new n; set x-empty -",
             )
             .run(|cx| async move {
@@ -116,6 +116,7 @@ pub(super) fn cases() -> Vec<Case> {
                     cx.equal("PXG-HDR-003", &format!("{n} upstream"), x.up_get(n), v.clone());
                     cx.equal("PXG-HDR-003", &format!("{n} at the client"), x.reply.get(n), v);
                 }
+                cx.equal("PXG-HDR-002", "x-blank, added without a value, upstream", x.up_get("x-blank"), Some(String::new()));
                 cx.equal("PXG-MUT-001", "x-chain upstream", x.up_get("x-chain"), Some("2, 3".into()));
                 Ok(())
             }),
