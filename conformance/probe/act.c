@@ -45,8 +45,42 @@ static _Thread_local arena lent;
 static _Thread_local uint8_t *edges[8];
 static _Thread_local unsigned edges_used;
 
+/* Operations outside scratch, in memory of the C library's allocator. A host that frees, moves or resizes it leaves its
+ * traces there: the allocator writes into what is free. */
+static _Thread_local struct {
+  pxg_op *at, *is; /* Lent, and what was lent. */
+  size_t len;
+  const char *id; /* The case. */
+} array;
+
+static pxg_op *array_lend(const pxg_op *ops, size_t len, const char *id) {
+  free(array.at);
+  array.at = memcpy(malloc(len), ops, len);
+  array.len = len, array.id = id;
+  return array.at;
+}
+
+/* The result is whole. */
+static void array_lent(const pxg_op *ops) {
+  if (ops && ops == array.at) array.is = memcpy(malloc(array.len), array.at, array.len);
+}
+
+static void array_entered(void) {
+  if (!array.is) return;
+  if (memcmp(array.at, array.is, array.len)) {
+    case_now = array.id;
+    note("PXG-MEM-008", "an array of operations that was lent to the host was freed or written to");
+    case_now = NULL;
+    array.at = NULL; /* Whose it is now is not known. */
+  } else {
+    memset(array.at, 0xdd, array.len);
+  }
+  free(array.is), array.is = NULL;
+}
+
 void act_entered(void) {
   /* PXG-MEM-003: from here on nothing of the last result may be read. */
+  array_entered();
   if (lent.used) memset(lent.base, 0xdd, lent.used);
   lent.used = 0;
   for (unsigned i = 0; i < edges_used && i < 8; i++) memset(edges[i], 0xdd, PAGE);
@@ -688,8 +722,9 @@ static void build_end(build *b) {
     pxg_op *to = NULL;
     if (b->ops_at == 0 && r->scratch_ops && b->n <= r->scratch_ops_cap) to = r->scratch_ops;
     if (b->ops_at == 2 && r->scratch_ops) to = scratch_more(b->s, bytes);
+    if (!to && !b->a->guarded) to = array_lend(b->ops, bytes, b->s->id);
     if (!to) to = take(b->a, bytes, 8);
-    memcpy(to, b->ops, bytes);
+    if (to != array.at) memcpy(to, b->ops, bytes);
     r->ops = to, r->n_ops = b->n;
   }
   free(b->ops);
@@ -720,6 +755,7 @@ static void run(build *b, line **ls, int n) {
   build_end(b);
   for (int k = 0; k < n; k++)
     for (int i = 0; i < ls[k]->n; i++) bend(b, &ls[k]->steps[i], 1);
+  array_lent(b->r->ops);
 }
 
 static void build_result(state *s, line *l, pxg_result *r, const pxg_event *ev, arena *a, pxg_result *out) {

@@ -315,7 +315,7 @@ void config_unref(config *c) {
   if (atomic_fetch_sub(&c->refs, 1) != 1) return;
   if (BUG("drop-on-a-worker")) {
     c->lib->table.on_config_drop(c->lib->table.ctx, c->value);
-    c->value = 0;
+    c->dropped = true;
   }
   pthread_mutex_lock(&lock);
   c->drop_next = to_drop;
@@ -328,8 +328,15 @@ void config_unref(config *c) {
 void configs_drop_now(void) {
   for (size_t i = 0; i < live; i++) {
     alive[i]->lib->table.on_config_drop(alive[i]->lib->table.ctx, alive[i]->value);
-    alive[i]->value = 0;
+    alive[i]->dropped = true;
   }
+}
+
+/* A mutant. */
+static void unload_if_unused(lib *l) {
+  for (size_t i = 0; i < live; i++)
+    if (alive[i]->lib == l) return;
+  lib_unload(l);
 }
 
 bool configs_drop(void) {
@@ -340,11 +347,17 @@ bool configs_drop(void) {
     pthread_mutex_unlock(&lock);
     if (!c) return !live;
     config *parent = c->parent;
-    if (c->value && !BUG("config-never-dropped")) c->lib->table.on_config_drop(c->lib->table.ctx, c->value);
-    if (c->value && BUG("config-dropped-twice")) c->lib->table.on_config_drop(c->lib->table.ctx, c->value);
+    lib *l = c->lib;
+    if (parent && !parent->dropped && BUG("parent-dropped-first")) {
+      parent->lib->table.on_config_drop(parent->lib->table.ctx, parent->value);
+      parent->dropped = true;
+    }
+    if (!c->dropped && !BUG("config-never-dropped")) l->table.on_config_drop(l->table.ctx, c->value);
+    if (BUG("config-dropped-twice")) l->table.on_config_drop(l->table.ctx, c->value);
     for (size_t i = 0; i < live; i++)
       if (alive[i] == c) alive[i] = alive[--live];
     config_free(c);
+    if (BUG("library-unloaded")) unload_if_unused(l);
     if (parent) config_unref(parent);
     if (!live) {
       free(alive);

@@ -167,6 +167,8 @@ void decision_read(decision *d, const pxg_result *r, enum source by, const call 
     d->n_ops = n;
     d->ops = zalloc(n * sizeof *d->ops);
     for (uint64_t i = 0; i < n; i++) take_op(d, &d->ops[i], &r->ops[i], lent);
+    if (BUG("frees-a-buffer-of-the-guest") && by == BY_EVENT && !call_lent(lent, r->ops))
+      free((void *)(uintptr_t)r->ops);
   }
   if (r->reply) take_reply(d, r->reply, lent);
   if (string_ok(d, &r->error, PXG_STR_ABSENT | PXG_STR_SENSITIVE, lent, "error"))
@@ -174,8 +176,6 @@ void decision_read(decision *d, const pxg_result *r, enum source by, const call 
 }
 
 void decision_free(decision *d) {
-  if (BUG("frees-a-buffer-of-the-guest") && d->n_ops && d->ops[0].val.owner && d->ops[0].val.owner->release)
-    free((void *)(uintptr_t)d->ops[0].val.ptr);
   for (size_t i = 0; i < d->n_ops; i++) {
     free(d->ops[i].key);
     if (!BUG("owned-leaked-on-refusal") || !d->status) block_unref(d->ops[i].val.owner);

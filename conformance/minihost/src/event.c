@@ -154,20 +154,22 @@ static void *beside(void *of) {
   pxg_op ops[32] = {{0}};
   _Alignas(16) uint8_t scratch[4096];
   call lent = {.ops = ops, .ops_cap = 32, .scratch = scratch, .scratch_cap = sizeof scratch};
-  pxg_result out = {.size = sizeof out,
-                    .user = ev.user,
-                    .scratch_ops = ops,
-                    .scratch_ops_cap = 32,
-                    .scratch = scratch,
-                    .scratch_cap = sizeof scratch};
   ev.phase = PXG_PHASE_WAKE;
   ev.token = ev.n_fields = 0;
   ev.fields = NULL;
+  int left = 50;
   do {
+    pxg_result out = {.size = sizeof out,
+                      .user = ev.user,
+                      .scratch_ops = ops,
+                      .scratch_ops_cap = 32,
+                      .scratch = scratch,
+                      .scratch_cap = sizeof scratch};
     call_begin(&lent);
     g->on_event(g->ctx, &ev, &out);
     call_end(&lent);
-  } while (!atomic_load(&first_is_back));
+    usleep(1000);
+  } while (!atomic_load(&first_is_back) && --left);
   return NULL;
 }
 
@@ -274,7 +276,7 @@ static uint32_t event_flags(const place *p, int d, uint32_t phase) {
   if (!ends && (BUG("can-reply-always") || behind || can_reply(p))) flags |= PXG_EV_CAN_REPLY;
   if (response && s->m[RSP].local && !BUG("local-origin-unsaid")) flags |= PXG_EV_LOCAL_ORIGIN;
   if (s->upgraded && s->began[RSP] && !BUG("upgrade-unsaid")) flags |= PXG_EV_UPGRADED;
-  if (d >= 0 && p->d[d].resumed) flags |= PXG_EV_RESUMED;
+  if (d >= 0 && p->d[d].resumed && !BUG("resumed-never-said")) flags |= PXG_EV_RESUMED;
   return flags;
 }
 
@@ -340,9 +342,10 @@ void deliver_wake(place *p, uint32_t flags, uint64_t arg) {
 void call_cancel(place *p, uint64_t token) {
   lib *l = p->c->lib;
   loop_enter(p->s->w, l);
+  uint64_t user = BUG("cancel-without-user") ? 0 : p->user;
   p->c->stats->cancels += !BUG("cancels-uncounted");
-  l->table.on_cancel(l->table.ctx, p->c->value, p->user, p->handle, token, p->s->w->index);
-  if (BUG("cancel-twice")) l->table.on_cancel(l->table.ctx, p->c->value, p->user, p->handle, token, p->s->w->index);
+  l->table.on_cancel(l->table.ctx, p->c->value, user, p->handle, token, p->s->w->index);
+  if (BUG("cancel-twice")) l->table.on_cancel(l->table.ctx, p->c->value, user, p->handle, token, p->s->w->index);
 }
 
 void call_stream_end(place *p) {

@@ -85,6 +85,14 @@ static bool overruns(const void *region, uint64_t size, const void *ptr, uint64_
   return at >= from && at < from + size && len > from + size - at;
 }
 
+bool call_lent(const call *c, const void *ptr) {
+  const uint64_t beyond = UINT64_MAX; /* Whatever its length: what counts is where it begins. */
+  bool in =
+      overruns(c->ops, c->ops_cap * sizeof *c->ops, ptr, beyond) || overruns(c->scratch, c->scratch_cap, ptr, beyond);
+  for (size_t i = 0; i < c->n_more; i++) in |= overruns(c->more[i], c->more_len[i], ptr, beyond);
+  return in;
+}
+
 bool call_overruns(const call *c, const void *ptr, uint64_t len) {
   if (!c || !len || BUG("lent-bounds-unchecked")) return false;
   if (overruns(c->ops, c->ops_cap * sizeof *c->ops, ptr, len) || overruns(c->scratch, c->scratch_cap, ptr, len))
@@ -293,7 +301,7 @@ static lib *load(const char *path, const struct stat *st, bool go, char **why) {
     }
   }
   pthread_sigmask(SIG_SETMASK, &before, NULL);
-  if (BUG("library-unloaded") && so) dlclose(so);
+  l->so = so;
   return *why ? NULL : l;
 }
 
@@ -320,6 +328,12 @@ lib *lib_load(const char *given, char **why) {
     if (l->go)
       say(PXG_LOG_WARN, "%s and %s both contain a Go runtime; Go does not support that [PXG-LOAD-008]", l->path, path);
   return load(path, &st, go, why);
+}
+
+void lib_unload(lib *l) {
+  l->table = (pxg_guest){0};
+  l->name = NULL;
+  dlclose(l->so);
 }
 
 void libs_free(void) {

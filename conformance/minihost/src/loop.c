@@ -233,6 +233,13 @@ void workers_drain(void) {
   }
 }
 
+void workers_cut(void) {
+  for (uint32_t i = 0; i < set.workers; i++) {
+    atomic_store(&workers[i].cut, true);
+    poke(&workers[i]);
+  }
+}
+
 uint32_t worker_streams(void) {
   int n = 0;
   for (uint32_t i = 0; i < set.workers; i++) n += atomic_load(&workers[i].live);

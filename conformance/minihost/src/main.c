@@ -89,8 +89,7 @@ static void reload(void) {
     say(PXG_LOG_ERROR, "the reload is refused; the configuration in force keeps serving [PXG-LOAD-009]");
     if (BUG("refused-reload-serves-nothing")) world_serve(NULL);
   }
-  if (BUG("reload-cuts-streams"))
-    for (uint32_t i = 0; i < set.workers; i++) atomic_store(&workers[i].cut, true);
+  if (BUG("reload-cuts-streams")) workers_cut();
 }
 
 static void serve(int signals, int admin) {
@@ -183,7 +182,7 @@ int main(int argc, char **argv) {
   if (BUG("configs-dropped-before-the-streams")) configs_drop_now();
   workers_stop();
   world_serve(NULL);
-  while (!configs_drop()) usleep(1000);
+  while (!configs_drop() && !BUG("streams-left-at-shutdown")) usleep(1000);
   workers_end();
   if (admin >= 0) close(admin);
   close(signals);

@@ -146,7 +146,7 @@ typedef struct settings {
   size_t n_texts;
   uint32_t workers;
   bool l4, validate;
-  uint64_t pend_ms, pend_limit_ms, hold_time_ms, hold_span_ms, drain_ms, idle_ms, reply_idle_ms;
+  uint64_t pend_ms, pend_limit_ms, hold_time_ms, hold_span_ms, drain_ms, idle_ms;
   uint64_t max_body, max_body_limit, watermark, pending_cap;
   uint64_t max_ops, max_fields, max_field_bytes, scratch_limit, max_series;
 } settings;
@@ -201,6 +201,7 @@ typedef struct lib {
   bool go;
   pxg_guest table;
   char *name; /* Cleaned for logs and metrics. */
+  void *so;
   pxg_host host;
 } lib;
 
@@ -212,6 +213,7 @@ const pxg_host *host_table(void);
 bool has_feature(const uint64_t *set, unsigned feature);
 /* The names of the features that are wanted and not there. */
 void name_features(char *to, size_t room, const uint64_t *want, const uint64_t *have);
+void lib_unload(lib *l); /* A mutant's. */
 void libs_free(void);
 
 /* What is lent during a hook. */
@@ -230,6 +232,7 @@ extern _Thread_local call *call_now;
 uint8_t *guest_scratch_more(uint64_t ctx, uint64_t n);
 void call_begin(call *c);
 void call_end(call *c);
+bool call_lent(const call *c, const void *ptr);                   /* A mutant's. */
 bool call_overruns(const call *c, const void *ptr, uint64_t len); /* Begins in a lent region and ends outside. */
 
 /* ---- config.c: configurations ------------------------------------------------------------------------------------ */
@@ -245,7 +248,7 @@ typedef struct config {
   atomic_int refs;
   lib *lib;
   char *filter, *instance;
-  bool overriding;
+  bool overriding, dropped; /* `dropped`: a mutant's. */
   const filter_spec *spec;
   uint64_t features[4];
   uint64_t value, subscribe, pend_phases, pend_ns;
@@ -357,10 +360,10 @@ typedef struct dir {
   bool tunnel;                    /* 7.8. */
   bool modes_final;               /* The HEADERS result has been taken. */
   bytes view;
+  bytes late; /* A mutant's. */
   uint64_t offset;
   uint64_t need, kept, last_event; /* A MORE: due at this length; kept; ns of the last event. */
   uint64_t token, deadline, hold_since, pend_len;
-  bytes late; /* A mutant's. */
   uint32_t pend_phase, pend_flags;
   int64_t room; /* What content-length still allows to leave; -1: free. */
   credit *credits, **credits_end;
@@ -412,7 +415,8 @@ struct stream {
   bool tunnel, tunnel_due; /* 7.8. */
   bool ready;              /* On the worker's list; guarded by its lock. */
   stream *ready_next;
-  bool l4, running, again, dead, upgraded, replied, final_route, in_call, head_method, sent_100, expect_100;
+  bool l4, running, again, dead, upgraded, replied, final_route, head_method, sent_100, expect_100;
+  atomic_bool in_call; /* A hook of it runs: for a mutant. */
   int n;
   place *places;
   message m[2];
@@ -500,8 +504,9 @@ void ops_apply(place *p, int dir, uint32_t phase, uint64_t view, decision *d, by
 void make_reply(place *p, reply *r, const char *details);                /* Takes the content over. */
 void make_local(stream *s, place *from, uint32_t status, char *details); /* `from` NULL: at the upstream end. */
 void body_write(place *p, op *o);
-void reply_end(place *p);   /* The regular end of an open reply. */
-void reply_room(stream *s); /* Raises WRITABLE where there is room again. */
+void reply_end(place *p);            /* The regular end of an open reply. */
+uint64_t reply_idle(const place *p); /* When an open reply has been without a write for too long. */
+void reply_room(stream *s);          /* Raises WRITABLE where there is room again. */
 
 /* ---- tokens.c: tokens, handles, complete, apply, wake ------------------------------------------------------------ */
 
@@ -569,6 +574,7 @@ extern _Thread_local bool loop_thread;
 void handler_set(worker *w, handler *h, uint32_t interest); /* 0 removes. */
 bool workers_start(uint16_t *port);
 void workers_drain(void);
+void workers_cut(void);       /* A mutant's. */
 void workers_stop(void);      /* Returns when no worker has a stream. */
 void workers_end(void);       /* After the configurations: on_worker(down), and the threads end. */
 void worker_ready(stream *s); /* [any-thread] */

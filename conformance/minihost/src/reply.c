@@ -50,6 +50,9 @@ static void begin(stream *s, int at) {
   stream_over(s, REQ, s->in_done[REQ] ? PXG_DIREND_COMPLETE : PXG_DIREND_PROXY);
 }
 
+/* An open reply that gets no write withholds the rest of it. */
+uint64_t reply_idle(const place *p) { return p->open_since + p->c->spec->hold_span_ms * 1000000; }
+
 void make_reply(place *p, reply *r, const char *details) {
   stream *s = p->s;
   const char *type = fields_get(&s->m[REQ].head, "content-type");
@@ -96,7 +99,7 @@ void make_reply(place *p, reply *r, const char *details) {
   p->open = open;
   p->open_since = now_ns();
   p->open_trailers = later;
-  if (open) stream_later(s, p->open_since + set.reply_idle_ms * 1000000);
+  if (open) stream_later(s, reply_idle(p));
   bool ends = !open && !r->body.len && !s->m[RSP].trailers.n;
   s->m[RSP].ends = ends;
   enter_head(s, RSP, ends);

@@ -14,7 +14,6 @@ settings set = {
     .hold_span_ms = 30000,
     .drain_ms = 10000,
     .idle_ms = 60000,
-    .reply_idle_ms = 30000,
     .max_body = 1 << 20,
     .max_body_limit = 64 << 20,
     .watermark = 256 << 10,
@@ -47,7 +46,7 @@ static const char usage[] =
     "  --log-level LEVEL                          trace, debug, info, warn, error, off\n"
     "  --NUMBER N                                 pend-ms, pend-limit-ms, hold-time-ms, hold-span-ms, drain-ms, "
     "idle-ms,\n"
-    "                                             reply-idle-ms, max-body, max-body-limit, watermark, pending-cap,\n"
+    "                                             max-body, max-body-limit, watermark, pending-cap,\n"
     "                                             max-ops, max-fields, max-field-bytes, scratch-limit, max-series\n"
     "  --mutant NAME, --list-mutants              break one rule\n";
 
@@ -149,7 +148,6 @@ static bool number(const char *name, const char *value) {
              {"hold-span-ms", &set.hold_span_ms},
              {"drain-ms", &set.drain_ms},
              {"idle-ms", &set.idle_ms},
-             {"reply-idle-ms", &set.reply_idle_ms},
              {"max-body", &set.max_body},
              {"max-body-limit", &set.max_body_limit},
              {"watermark", &set.watermark},

@@ -124,7 +124,7 @@ bool stream_wants(const stream *s, int d) {
 }
 
 static void set_why(stream *s, uint32_t why) {
-  if (!s->why) s->why = why;
+  if (!s->why || BUG("last-cause-wins")) s->why = why;
 }
 
 void stream_why(stream *s, uint32_t why) { set_why(s, why); }
@@ -275,13 +275,14 @@ void stream_timers(stream *s, uint64_t now) {
     }
     if (p->open && !s->dead && !BUG("idle-reply-forever")) {
       bool could = s->client && !s->client->out.len;
-      uint64_t idle = p->open_since + set.reply_idle_ms * 1000000;
+      uint64_t idle = reply_idle(p);
       if (could && idle <= now) {
         p->c->stats->failures[R_DEADLINE]++;
         stream_reset(s, PXG_END_ERROR);
         break;
       }
-      stream_later(s, idle);
+      /* A client that takes nothing is looked at again. */
+      stream_later(s, idle > now ? idle : now + 10000000);
     }
   }
   if (run) stream_run(s);
@@ -296,9 +297,9 @@ static void finish_place_tokens(stream *s, uint64_t (*cancelled)[2]) {
       struct dir *x = &s->places[i].d[d];
       if (x->state != S_PEND || !x->token) continue;
       unpend(&s->places[i]);
-      if (token_retire(x->token)) cancelled[i][d] = x->token;
+      if (BUG("cancel-before-retire") && token_is_pending(x->token)) call_cancel(&s->places[i], x->token);
+      if (token_retire(x->token) && !BUG("cancel-before-retire")) cancelled[i][d] = x->token;
       if (BUG("cancel-after-complete")) cancelled[i][d] = x->token;
-      if (BUG("cancel-before-retire")) call_cancel(&s->places[i], x->token), cancelled[i][d] = 0;
       x->token = 0;
     }
 }
@@ -326,6 +327,7 @@ void finish(stream *s) {
   }
   for (int i = 0; i < s->n; i++)
     if (!BUG("handle-outlives-the-stream")) handle_retire(s->places[i].handle);
+  if (BUG("handle-outlives-the-stream")) atomic_fetch_add(&s->refs, 1);
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
     effects_discard(p);

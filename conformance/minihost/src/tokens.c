@@ -251,8 +251,8 @@ static effect *effect_new(int kind, const pxg_result *r, enum source by) {
 
 /* A mutant's way to wait for the worker. */
 static void wait_for_worker(const place *p) {
-  if (!BUG("complete-waits-for-the-worker")) return;
-  for (int i = 0; i < 1000 && p->s->in_call; i++) usleep(1000);
+  if (!BUG("complete-waits-for-the-worker") || loop_thread) return;
+  while (atomic_load(&p->s->in_call)) usleep(1000);
 }
 
 static uint64_t written(const decision *d) {

@@ -1,15 +1,29 @@
 //! Tokens, completions, apply and wake.
 
+use super::own::{self, Own};
 use super::prelude::*;
 
 /// Waits until `b` has answered PENDING.
 async fn pending(cx: &Cx, rule: &str) {
-    cx.until(rule, "PENDING at b", |r| {
-        r.calls("on_event", Edge::Exit, "b")
+    pending_at(cx, rule, "b").await;
+}
+
+async fn pending_at(cx: &Cx, rule: &str, instance: &str) {
+    cx.until(rule, &format!("PENDING at {instance}"), |r| {
+        r.calls("on_event", Edge::Exit, instance)
             .iter()
             .any(|r| r.result.as_ref().is_some_and(|a| a.action == 2))
     })
     .await;
+}
+
+/// Where the first WAKE of `b` has returned.
+fn blocks_until(records: &[std::rc::Rc<Record>]) -> Option<u64> {
+    records
+        .calls("on_event", Edge::Exit, "b")
+        .iter()
+        .find(|r| r.phase == Some(Phase::WAKE.0))
+        .map(|r| r.seq)
 }
 
 /// One exchange in which `b` pends at the request's headers and is completed as the script says.
@@ -190,7 +204,7 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 Ok(())
             }),
-        Case::new("asy/abort-while-pending", 4, &["PXG-ASY-008", "PXG-ASY-002"], "a client goes away; the completion is stale")
+        Case::new("asy/abort-while-pending", 4, &["PXG-ASY-008", "PXG-ASY-002", "PXG-EVT-007"], "a client goes away; the completion is stale, inside on_cancel and after the end")
             .needs(&[Feature::PEND_REQUEST_HEADERS])
             .script(
                 "b request-headers: pending; complete R @cancel; complete R @end+5
@@ -203,7 +217,49 @@ pub(super) fn cases() -> Vec<Case> {
                 c.reset();
                 cx.until("PXG-ASY-008", "on_cancel", |r| !r.calls("on_cancel", Edge::Enter, "b").is_empty()).await;
                 cx.until("PXG-ASY-002", "both answers", |r| r.statuses("complete", "b").len() >= 2).await;
-                cx.equal("PXG-ASY-002", "what complete answered", cx.records().statuses("complete", "b"), vec![STALE, STALE]);
+                let answers = cx.records().statuses("complete", "b");
+                cx.equal("PXG-ASY-008", "what complete answered inside on_cancel", answers.first().copied(), Some(STALE));
+                cx.equal("PXG-ASY-002", "what complete answered after the end", answers.get(1).copied(), Some(STALE));
+                Ok(())
+            }),
+        Case::new("asy/retired-together", 4, &["PXG-ASY-008", "PXG-ASY-012"], "both tokens of a place are retired before its first on_cancel")
+            .needs(&[Feature::PEND_REQUEST_BODY, Feature::PEND_RESPONSE_HEADERS, Feature::BODY_STREAM_REQUEST])
+            .script(
+                "duplex request-headers: mode request stream
+                 duplex request-body: pending; complete R @cancel
+                 duplex response-headers: pending; complete R @cancel
+                 duplex result R: continue",
+            )
+            .run(|cx| async move {
+                cx.answer(Answer::status(200).early().body(b"early"));
+                let mut c = cx.connect().await?;
+                c.write(&Request::post("/duplex/x", b"").field("content-length", "6").head_only().head(cx.name())).await;
+                c.write(b"abc").await;
+                cx.until("PXG-ASY-012", "both directions PENDING", |r| {
+                    let exits = r.calls("on_event", Edge::Exit, "duplex");
+                    exits.iter().filter(|r| r.result.as_ref().is_some_and(|a| a.action == 2)).count() == 2
+                })
+                .await;
+                c.reset();
+                // The probe makes both calls in the first on_cancel.
+                cx.until("PXG-ASY-008", "both answers", |r| r.statuses("complete", "duplex").len() >= 2).await;
+                cx.equal("PXG-ASY-008", "what complete answered inside the first on_cancel", cx.records().statuses("complete", "duplex"), vec![STALE, STALE]);
+                cx.ended().await;
+                cx.equal("PXG-ASY-008", "on_cancel", cx.records().calls("on_cancel", Edge::Enter, "duplex").len(), 2);
+                Ok(())
+            }),
+        Case::new("asy/handle-after-the-end", 4, &["PXG-ASY-002"], "apply and wake are stale inside on_stream_end and after it")
+            .needs(&[Feature::APPLY, Feature::METADATA])
+            .script(
+                "b request-headers: apply M @end; wake 1 @end; apply M @end+5; wake 1 @end+5; continue
+                 b result M: memory owned; meta k v; continue",
+            )
+            .run(|cx| async move {
+                cx.exchange(Request::get("/x")).await?;
+                for call in ["apply", "wake"] {
+                    cx.until("PXG-ASY-002", "the answers", |r| r.statuses(call, "b").len() >= 2).await;
+                    cx.equal("PXG-ASY-002", &format!("what {call} answered"), cx.records().statuses(call, "b"), vec![STALE, STALE]);
+                }
                 Ok(())
             }),
         Case::new("asy/races-death", 4, &["PXG-ASY-009", "PXG-ASY-001", "PXG-MEM-006"], "completions that race the client's reset")
@@ -250,6 +306,63 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.equal("PXG-ASY-011", "the status", x.reply.status, 500);
                 cx.equal("PXG-ASY-011", "on_cancel", x.records.calls("on_cancel", Edge::Enter, "b").len(), 1);
                 Ok(())
+            }),
+        Case::new("asy/hold-span", 4, &["PXG-ASY-011"], "a direction that withholds through many PENDINGs and MOREs ends at the host's limit")
+            .needs(&[Feature::PEND_REQUEST_BODY, Feature::BODY_STREAM_REQUEST, Feature::HOLD_REQUEST])
+            .script(
+                "a request-headers: mode request stream; more
+                 a request-body: pending; complete R @10
+                 a result R: more 1",
+            )
+            .alone()
+            .run(|cx| async move {
+                // Each PENDING takes 10 ms or more: together they are far over the limit.
+                const MOST: usize = 60;
+                let mut setup = own::chain(&cx, &[("a", "subscribe all\npend all\n")])?;
+                own::option(&mut setup, "a", "hold_limit_ms", "100");
+                let own = Own::start(&cx, &setup).await?;
+                let mut c = own.cx.connect().await?;
+                c.write(&Request::post("/x", b"").field("content-length", "1000").head_only().head(cx.name())).await;
+                let has_ended = |r: &[std::rc::Rc<Record>]| !r.calls("on_stream_end", Edge::Enter, "a").is_empty();
+                for i in 0..MOST {
+                    c.write(b"x").await;
+                    let comes = own.cx.until("PXG-ASY-011", "the next body event, or the end", |r| {
+                        has_ended(r) || r.events("a", Phase::REQUEST_BODY.0).len() > i
+                    });
+                    if !comes.await || has_ended(&own.cx.records()) {
+                        break;
+                    }
+                }
+                let ended = cx.check("PXG-ASY-011", has_ended(&own.cx.records()), || {
+                    format!("{MOST} PENDINGs of 10 ms without a break, with a limit of 100 ms, and the stream goes on")
+                });
+                if ended {
+                    cx.equal("PXG-ASY-011", "the status", c.response("POST").await?.status, 500);
+                } else {
+                    c.reset();
+                }
+                own.end("PXG-ASY-011").await
+            }),
+        Case::new("asy/reply-idle", 4, &["PXG-ASY-011"], "an open reply that gets no write is reset at the host's limit")
+            .needs(&[Feature::STREAM_REPLY, Feature::APPLY])
+            .script("a request-headers: reply 200; open; body part")
+            .alone()
+            .run(|cx| async move {
+                let mut setup = own::chain(&cx, &[("a", "subscribe all\npend all\n")])?;
+                own::option(&mut setup, "a", "hold_limit_ms", "100");
+                let own = Own::start(&cx, &setup).await?;
+                let mut c = own.cx.connect().await?;
+                c.send(&Request::get("/x"), cx.name()).await;
+                let came = own.cx.until("PXG-ASY-011", "the end of a reply without writes", |r| {
+                    !r.calls("on_stream_end", Edge::Enter, "a").is_empty()
+                });
+                if came.await {
+                    let reply = c.response("GET").await?;
+                    cx.equal("PXG-ASY-011", "the body, and whether it is complete", (reply.text(), reply.complete), ("part".into(), false));
+                } else {
+                    c.reset();
+                }
+                own.end("PXG-ASY-011").await
             }),
         Case::new("asy/duplex", 4, &["PXG-ASY-012", "PXG-CHN-002"], "with DUPLEX both directions pend at once, with different tokens")
             .needs(&[Feature::PEND_REQUEST_BODY, Feature::PEND_RESPONSE_HEADERS, Feature::BODY_STREAM_REQUEST])
@@ -306,6 +419,30 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.check("PXG-ASY-013", ok, || "a wake of a living stream was not answered OK".into());
                 cx.open("go");
                 cx.equal("PXG-ASY-013", "the status", c.response("GET").await?.status, 200);
+                Ok(())
+            }),
+        Case::new("asy/wakes-coalesce", 4, &["PXG-ASY-013"], "wakes while the worker is inside a hook of the place become one WAKE")
+            .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY])
+            .script(
+                "b request-headers: pending; wake 1 @gate:first; wake 2 @gate:more times=20; wake 4 @gate:more times=20; complete R @gate:go
+                 b wake#1: block free
+                 b result R: continue",
+            )
+            .run(|cx| async move {
+                let mut c = cx.connect().await?;
+                c.send(&Request::get("/x"), cx.name()).await;
+                pending(&cx, "PXG-ASY-013").await;
+                cx.open("first");
+                cx.until("PXG-ASY-013", "the WAKE that blocks", |r| !r.events("b", Phase::WAKE.0).is_empty()).await;
+                cx.open("more");
+                cx.until("PXG-ASY-013", "the answers of 41 wakes", |r| r.statuses("wake", "b").len() >= 41).await;
+                cx.open("free");
+                cx.until("PXG-ASY-013", "a second WAKE", |r| r.events("b", Phase::WAKE.0).len() >= 2).await;
+                cx.open("go");
+                cx.equal("PXG-ASY-013", "the status", c.response("GET").await?.status, 200);
+                cx.ended().await;
+                let args: Vec<_> = cx.records().events("b", Phase::WAKE.0).iter().map(|r| r.arg).collect();
+                cx.equal("PXG-ASY-013", "the values of the WAKEs", args, vec![Some(1), Some(6)]);
                 Ok(())
             }),
         Case::new("asy/wake-not-subscribed", 4, &["PXG-ASY-013"], "wake without a subscription to WAKE is STATE")
@@ -452,6 +589,29 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 Ok(())
             }),
+        Case::new("asy/after-failure-open", 4, &["PXG-ASY-022"], "a guest that is bypassed: its handle is stale while the stream goes on, and what it had queued has no effect")
+            .needs(&[Feature::APPLY, Feature::METADATA])
+            .script(
+                "open request-headers: apply REPLY; wake 1; apply M @gate:go; wake 1 @gate:go; error bad
+                 open result REPLY: memory owned; reply 403; body queued
+                 open result M: memory owned; meta k v; continue",
+            )
+            .run(|cx| async move {
+                cx.answer(Answer::status(200).body(b"x").first(Step::Gate("rest".into())));
+                let mut c = cx.connect().await?;
+                c.send(&Request::get("/open/x"), cx.name()).await;
+                cx.upstream_saw("PXG-ASY-022", 1).await;
+                cx.open("go");
+                for call in ["apply", "wake"] {
+                    cx.until("PXG-ASY-022", "the answers", |r| r.statuses(call, "open").len() >= 2).await;
+                    cx.equal("PXG-ASY-022", &format!("what {call} answered before and after the failure"), cx.records().statuses(call, "open"), vec![OK, STALE]);
+                }
+                cx.open("rest");
+                cx.equal("PXG-ASY-022", "the status", c.response("GET").await?.status, 200);
+                cx.ended().await;
+                cx.equal("PXG-ASY-022", "events at the bypassed guest", cx.records().phases("open"), vec!["REQUEST_HEADERS"]);
+                Ok(())
+            }),
         Case::new("asy/blocked-worker", 4, &["PXG-ASY-006"], "complete and wake return while another guest blocks the worker")
             .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY])
             .script(
@@ -476,6 +636,15 @@ pub(super) fn cases() -> Vec<Case> {
                 .await;
                 cx.open("free");
                 cx.equal("PXG-ASY-006", "the status", c.response("GET").await?.status, 200);
+                cx.until("PXG-ASY-006", "the end of the hook", |r| blocks_until(r).is_some()).await;
+                let records = cx.records();
+                let end = blocks_until(&records).unwrap_or(0);
+                let late: Vec<&str> = records
+                    .iter()
+                    .filter(|r| r.edge == Edge::Exit && r.seq > end && matches!(r.function.as_str(), "complete" | "wake"))
+                    .map(|r| r.function.as_str())
+                    .collect();
+                cx.equal("PXG-ASY-006", "calls that returned after the hook only", late, Vec::new());
                 Ok(())
             }),
         Case::new("asy/more-by-complete", 4, &["PXG-ASY-010", "PXG-BODY-012"], "MORE by complete keeps the view")
@@ -508,7 +677,7 @@ pub(super) fn cases() -> Vec<Case> {
         .needs(&[Feature::PEND_REQUEST_HEADERS])
         .script(
             "a request-headers: pending; complete R @gate:go
-             a result R: set x-done yes; continue",
+             a result R: draining; set x-done yes; continue",
         )
         .alone()
         .run(|cx| async move {
@@ -524,8 +693,7 @@ pub(super) fn cases() -> Vec<Case> {
             })
             .await;
             running.host.stop()?;
-            // The host has seen its signal when it takes no more connections, or is gone.
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            // The completion waits until the page says that the host drains.
             own.open("go");
             let reply = c.response("GET").await?;
             own.equal("PXG-ASY-018", "the status", reply.status, 200);
@@ -535,6 +703,16 @@ pub(super) fn cases() -> Vec<Case> {
             });
             own.finish().await?;
             let all = running.journal.all();
+            let said = all
+                .iter()
+                .find(|r| r.function == "draining")
+                .and_then(|r| r.status);
+            own.equal(
+                "PXG-ASY-015",
+                "whether the page said that the host drains",
+                said,
+                Some(OK),
+            );
             let last = |f: &str| {
                 all.iter()
                     .rposition(|r| r.function == f && r.arg != Some(1))
@@ -558,6 +736,83 @@ pub(super) fn cases() -> Vec<Case> {
             cx.take(&own);
             cx.leave_open();
             Ok(())
+        }),
+    );
+    all.push(
+        Case::new(
+            "asy/drain-limit",
+            4,
+            &["PXG-ASY-015"],
+            "a stream that still pends at the drain's limit is cancelled and ended, then its configuration, then the workers",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS])
+        .script("a request-headers: pending")
+        .alone()
+        .run(|cx| async move {
+            let mut setup = own::chain(&cx, &[("a", "subscribe all\npend all\n")])?;
+            setup.workers = 1;
+            setup.options.push(("drain_ms".into(), "50".into()));
+            let own = Own::start(&cx, &setup).await?;
+            let mut c = own.cx.connect().await?;
+            c.send(&Request::get("/x"), cx.name()).await;
+            pending_at(&own.cx, "PXG-ASY-015", "a").await;
+            own.running.host.stop()?;
+            let ended = own.running.host.wait(cx.shared().patience * 2).await;
+            // With which code it ends when it has cut streams is its own affair.
+            cx.check("PXG-ASY-015", ended.is_some_and(|s| s.code().is_some()), || {
+                format!("the host's end: {ended:?}")
+            });
+            let all = own.all();
+            let calls: Vec<&str> = all
+                .iter()
+                .filter(|r| r.edge == Edge::Enter)
+                .filter_map(|r| match r.function.as_str() {
+                    "on_event" if r.phase == Some(Phase::LOG.0) => Some("LOG"),
+                    "on_worker" if r.arg == Some(1) => None,
+                    name @ ("on_cancel" | "on_stream_end" | "on_config_drop" | "on_worker") => Some(name),
+                    _ => None,
+                })
+                .collect();
+            let mut expected = vec!["on_cancel", "LOG", "on_stream_end", "on_config_drop", "on_worker"];
+            // As far as the process runs: it may end with its configurations.
+            expected.retain(|name| *name != "on_config_drop" || calls.contains(name));
+            cx.equal("PXG-ASY-015", "the calls after the drain's limit", calls, expected);
+            own.cx.finish().await?;
+            cx.take(&own.cx);
+            cx.leave_open();
+            Ok(())
+        }),
+    );
+    all.push(
+        Case::new(
+            "asy/reload",
+            4,
+            &["PXG-ASY-018"],
+            "a stream that pends over a reload is neither cancelled nor cut: its completion is applied",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS])
+        .script(
+            "a request-headers: pending; complete R @gate:go
+             a result R: set x-done yes; continue",
+        )
+        .alone()
+        .run(|cx| async move {
+            let of = |n: u32| own::chain(&cx, &[("a", &format!("subscribe all\npend all\n# {n}\n"))]);
+            let own = Own::start(&cx, &of(1)?).await?;
+            let mut c = own.cx.connect().await?;
+            c.send(&Request::get("/x"), cx.name()).await;
+            pending_at(&own.cx, "PXG-ASY-018", "a").await;
+            cx.equal("PXG-ASY-018", "the reload", own.reload(&of(2)?).await?, Some(true));
+            own.cx.settle().await?;
+            let cancelled = own.cx.records().calls("on_cancel", Edge::Enter, "a").len();
+            cx.equal("PXG-ASY-018", "on_cancel after the reload", cancelled, 0);
+            own.cx.open("go");
+            let reply = c.response("GET").await;
+            let status = reply.as_ref().map_or_else(|e| format!("{e:#}"), |r| r.status.to_string());
+            cx.equal("PXG-ASY-018", "the status of the stream that pended", status, "200".into());
+            let done = own.cx.seen().first().and_then(|s| s.get("x-done"));
+            cx.equal("PXG-ASY-018", "x-done upstream", done, Some("yes".into()));
+            own.end("PXG-ASY-018").await
         }),
     );
     all.extend(vec![

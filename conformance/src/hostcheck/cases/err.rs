@@ -243,6 +243,99 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "err/open-peer-changed",
+            2,
+            &["PXG-ERR-008"],
+            "fail-open is closed where the peer direction still runs and was changed",
+        )
+        .needs(&[Feature::BODY_STREAM_REQUEST])
+        .script(
+            "open request-headers: mode request stream; set x-a changed
+             open response-headers: error bad",
+        )
+        .run(|cx| async move {
+            cx.answer(Answer::status(200).early().body(b"early"));
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/open/x", b"")
+                    .field("content-length", "6")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(b"abc").await;
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-ERR-008", "the status", reply.status, 500);
+            Ok(())
+        }),
+        Case::new(
+            "err/open-peer-holds",
+            2,
+            &["PXG-ERR-008"],
+            "what the peer direction holds when a guest is bypassed passes unmodified",
+        )
+        .needs(&[Feature::BODY_STREAM_REQUEST])
+        .script(
+            "open request-headers: mode request stream
+             open request-body#1: more 1000
+             open response-headers: error bad",
+        )
+        .run(|cx| async move {
+            cx.answer(
+                Answer::status(200)
+                    .early()
+                    .field("content-length", "5")
+                    .first(Step::Gate("head".into()))
+                    .gate("body")
+                    .send(b"early"),
+            );
+            let mut c = cx.connect().await?;
+            c.write(
+                &Request::post("/open/x", b"")
+                    .field("content-length", "6")
+                    .head_only()
+                    .head(cx.name()),
+            )
+            .await;
+            c.write(b"abc").await;
+            cx.until("PXG-ERR-008", "the bytes that are held", |r| {
+                let body = Some(Phase::REQUEST_BODY.0);
+                r.calls("on_event", Edge::Exit, "open")
+                    .iter()
+                    .any(|r| r.phase == body)
+            })
+            .await;
+            cx.open("head");
+            cx.until("PXG-ERR-008", "the failure", |r| {
+                let head = Some(Phase::RESPONSE_HEADERS.0);
+                r.calls("on_event", Edge::Exit, "open")
+                    .iter()
+                    .any(|r| r.phase == head)
+            })
+            .await;
+            let upstream = || cx.seen().first().map(|s| s.text()).unwrap_or_default();
+            cx.wait("PXG-ERR-008", "what was held, upstream", || {
+                upstream() == "abc"
+            })
+            .await;
+            c.write(b"def").await;
+            cx.wait("PXG-ERR-008", "the rest upstream", || {
+                upstream() == "abcdef"
+            })
+            .await;
+            cx.open("body");
+            let reply = c.response("POST").await?;
+            cx.equal("PXG-ERR-008", "the status", reply.status, 200);
+            cx.equal("PXG-ERR-008", "the body", reply.text(), "early".into());
+            cx.equal(
+                "PXG-ERR-008",
+                "the body upstream",
+                upstream(),
+                "abcdef".into(),
+            );
+            Ok(())
+        }),
+        Case::new(
             "err/message",
             2,
             &["PXG-ERR-009"],

@@ -218,6 +218,63 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "evt/one-at-a-time",
+            4,
+            &["PXG-EVT-002"],
+            "while a hook of a stream runs, bytes, wakes and completions for it wait",
+        )
+        .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY, Feature::BODY_STREAM_REQUEST])
+        .script(
+            "b request-headers: mode request stream; wake 1 @gate:in times=5; apply M @gate:in; block free
+             b result M: meta k v; continue
+             b request-body: wake 2 @race; continue",
+        )
+        .run(|cx| async move {
+            let mut c = cx.connect().await?;
+            c.write(&Request::post("/x", b"").field("content-length", "6").head_only().head(cx.name())).await;
+            cx.until("PXG-EVT-002", "the hook that blocks", |r| !r.events("b", Phase::REQUEST_HEADERS.0).is_empty()).await;
+            c.write(b"abc").await;
+            cx.open("in");
+            cx.until("PXG-EVT-002", "the answers of wake and apply", |r| {
+                r.statuses("wake", "b").len() >= 5 && !r.statuses("apply", "b").is_empty()
+            })
+            .await;
+            cx.open("free");
+            c.write(b"def").await;
+            // The history checker looks at the threads of each hook.
+            cx.equal("PXG-EVT-002", "the status", c.response("POST").await?.status, 200);
+            cx.ended().await;
+            cx.check("PXG-EVT-002", !cx.records().events("b", Phase::WAKE.0).is_empty(), || "no WAKE came".into());
+            Ok(())
+        }),
+        Case::new(
+            "evt/first-cause",
+            2,
+            &["PXG-EVT-018"],
+            "LOG says the first cause: a failure before its 500, a reply before the client's reset",
+        )
+        .needs(&[Feature::STREAM_REPLY])
+        .script(
+            "c request-headers: error bad
+             b request-headers: continue
+             peer request-headers: reply 200; open; body part",
+        )
+        .run(|cx| async move {
+            let why = |place: &str| log_arg(&cx.records(), place).map(|a| a & 0xff);
+            let x = cx.exchange(Request::get("/x")).await?;
+            cx.equal("PXG-EVT-018", "the status of a failure", x.reply.status, 500);
+            cx.equal("PXG-EVT-018", "why, in LOG, after a failure", why("a"), Some(6));
+            let mut c = cx.connect().await?;
+            c.send(&Request::get("/peer/x"), cx.name()).await;
+            let part = cx.within("PXG-EVT-018", "the part of a reply", c.until(b"part".to_vec())).await;
+            if part.is_some() {
+                c.reset();
+                cx.until("PXG-EVT-018", "LOG", |r| !r.events("peer", Phase::LOG.0).is_empty()).await;
+                cx.equal("PXG-EVT-018", "why, in LOG, after a reset of an open reply", why("peer"), Some(5));
+            }
+            Ok(())
+        }),
+        Case::new(
             "evt/calls-inside",
             4,
             &["PXG-EVT-005", "PXG-ASY-004"],
@@ -517,6 +574,9 @@ pub(super) fn cases() -> Vec<Case> {
             let gone = fields.iter().any(|f| f.0 == "x-gone");
             cx.check("PXG-EVT-020", held && !gone, || format!("the fields of the next event are {fields:?}"));
             cx.equal("PXG-ACT-007", "x-held upstream", x.up_get("x-held"), Some("1".into()));
+            let body = x.records.events("c", Phase::REQUEST_BODY.0);
+            let shown: usize = body.iter().map(|r| r.fields.iter().flatten().count()).sum();
+            cx.equal("PXG-EVT-020", "fields at c's body, whose headers have left", shown, 0);
             Ok(())
         }),
         Case::new(
@@ -574,9 +634,6 @@ pub(super) fn cases() -> Vec<Case> {
             let mut c = cx.connect().await?;
             let r = Request::get("/x").field("connection", "upgrade").field("upgrade", "websocket");
             c.send(&r, cx.name()).await;
-            let body = x.records.events("c", Phase::REQUEST_BODY.0);
-            let shown: usize = body.iter().map(|r| r.fields.iter().flatten().count()).sum();
-            cx.equal("PXG-EVT-020", "fields at c's body, whose headers have left", shown, 0);
             let reply = c.response("GET").await?;
             cx.equal("PXG-EVT-022", "the status", reply.status, 101);
             c.write(b"ping").await;

@@ -32,6 +32,11 @@ async fn exchange(own: &Own, bytes: &[u8]) -> Result<Vec<u8>> {
     let mut c: Connection = own.cx.connect().await?;
     c.write(bytes).await;
     c.finish().await;
+    rest(&mut c).await
+}
+
+/// What comes until the end of the connection.
+async fn rest(c: &mut Connection) -> Result<Vec<u8>> {
     let mut all = Vec::new();
     loop {
         let part = c.raw(1).await?;
@@ -40,6 +45,44 @@ async fn exchange(own: &Own, bytes: &[u8]) -> Result<Vec<u8>> {
         }
         all.extend(part);
     }
+}
+
+/// What the upstream sends behind its head, when the guest has seen that.
+const SECOND: &str = "the second part";
+
+/// An exchange in which the upstream's bytes come in two parts: the first one, and what the client got.
+async fn in_two_parts(cx: &Cx, rule: &str, script: &str) -> Result<(String, String)> {
+    let own = start(cx, script).await?;
+    let first = format!(
+        "HTTP/1.1 200 Whatever\r\ncontent-length: {}\r\n\r\n",
+        SECOND.len()
+    );
+    cx.answer(
+        Answer::status(200)
+            .field("content-length", &SECOND.len().to_string())
+            .head()
+            .gate("second")
+            .send(SECOND.as_bytes()),
+    );
+    let get = format!(
+        "GET /x HTTP/1.1\r\nhost: x\r\nx-pxg-case: {}\r\n\r\n",
+        cx.name()
+    );
+    let mut c: Connection = own.cx.connect().await?;
+    c.write(get.as_bytes()).await;
+    c.finish().await;
+    let has_come = || {
+        let seen = own.all();
+        seen.iter()
+            .any(|r| r.is("on_event", Edge::Exit) && r.phase == Some(Phase::L4_UPSTREAM.0))
+    };
+    own.cx
+        .wait(rule, "the first part at the guest", has_come)
+        .await;
+    own.cx.open("second");
+    let back = text(&rest(&mut c).await?);
+    own.end(rule).await?;
+    Ok((first, back))
 }
 
 fn phases(own: &Own) -> Vec<u32> {
@@ -128,16 +171,15 @@ pub(super) fn cases() -> Vec<Case> {
         .script("a l4-upstream: continue")
         .alone()
         .run(|cx| async move {
-            // The status line is 17 bytes with its end: the credit goes on into the fields, and what is behind it waits.
-            let own = start(&cx, "  l4-upstream#1: inject <; pass 10; drop 100000").await?;
-            let back = text(&exchange(&own, GET).await?);
+            let script = "  l4-upstream#1: inject <; pass 10; drop 100000";
+            let (first, back) = in_two_parts(&cx, "PXG-L4-001", script).await?;
             cx.equal(
                 "PXG-L4-001",
                 "the bytes at the client",
                 back,
-                "<HTTP/1.1 2".into(),
+                format!("<{}", &first[..10]),
             );
-            own.end("PXG-L4-001").await
+            Ok(())
         }),
         Case::new(
             "l4/injection",
@@ -149,14 +191,36 @@ pub(super) fn cases() -> Vec<Case> {
         .script("a l4-upstream: continue")
         .alone()
         .run(|cx| async move {
-            let own = start(&cx, "  l4-upstream#1: pass 100000; inject !").await?;
-            let back = text(&exchange(&own, GET).await?);
-            cx.check(
+            let script = "  l4-upstream#1: pass 100000; inject !";
+            let (first, back) = in_two_parts(&cx, "PXG-L4-002", script).await?;
+            cx.equal(
                 "PXG-L4-002",
-                back.starts_with("HTTP/1.1 200") && back.ends_with('!'),
-                || format!("the client got {back:?}"),
+                "the bytes at the client",
+                back,
+                format!("{first}{SECOND}!"),
             );
-            own.end("PXG-L4-002").await
+            Ok(())
+        }),
+        Case::new(
+            "l4/injection-in-the-credit",
+            2,
+            &["PXG-L4-002", "PXG-L4-001"],
+            "INJECT behind a credit leaves when the credit is used up, before what follows",
+        )
+        .needs(&[Feature::L4])
+        .script("a l4-upstream: continue")
+        .alone()
+        .run(|cx| async move {
+            // The credit ends in the second part.
+            let script = "  l4-upstream#1: pass all+4; inject !";
+            let (first, back) = in_two_parts(&cx, "PXG-L4-002", script).await?;
+            cx.equal(
+                "PXG-L4-002",
+                "the bytes at the client",
+                back,
+                format!("{first}{}!{}", &SECOND[..4], &SECOND[4..]),
+            );
+            Ok(())
         }),
         void_credit(),
         route_at_open(),

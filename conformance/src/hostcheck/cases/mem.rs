@@ -67,8 +67,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(
             "mem/borrowed",
             3,
-            &["PXG-MEM-003"],
-            "what a result lent is copied before the next hook, which overwrites it",
+            &["PXG-MEM-003", "PXG-MEM-008"],
+            "what a result lent is copied before the next hook, which overwrites it, and stays the guest's",
         )
         .script(
             "* request-headers: ops-at own; memory borrowed; set x-shared %200:s; add x-all %50:v
