@@ -85,17 +85,17 @@ static void out(const char *p, size_t n) {
   if (write(2, lost, sizeof lost - 1) < 0) abort();
 }
 
-/* What a process may record: a host that loops must not fill the disk. */
-enum { MOST_RECORDS = 200000, MOST_BYTES = 64 << 20 };
-static unsigned long records;
+/* What a process may record: a host that loops must not fill the disk. PXG_PROBE_MOST may set another number. */
+enum { MOST_BYTES = 64 << 20 };
+static unsigned long records, most_records = 200000;
 static size_t bytes;
 
 /* Under the lock: whether there is room for `n` bytes more; 2 at the last record, which says that there is none. */
 static int room(size_t n) {
-  if (records > MOST_RECORDS) return 0;
+  if (records > most_records) return 0;
   records++, bytes += n;
-  if (records <= MOST_RECORDS && bytes <= MOST_BYTES) return 1;
-  records = MOST_RECORDS + 1;
+  if (records <= most_records && bytes <= MOST_BYTES) return 1;
+  records = most_records + 1;
   return 2;
 }
 
@@ -103,8 +103,8 @@ static const char *full_line(void) {
   static char line[400];
   snprintf(line, sizeof line,
            "{\"side\":\"probe\",\"seq\":%llu,\"pid\":%d,\"tid\":%d,\"fn\":\"note\",\"edge\":\"enter\","
-           "\"text\":\"the process has recorded %d records or %d bytes; nothing after this is recorded\"}\n",
-           (unsigned long long)atomic_fetch_add(sequence, 1) + 1, (int)getpid(), (int)syscall(SYS_gettid), MOST_RECORDS,
+           "\"text\":\"the process has recorded %lu records or %d bytes; nothing after this is recorded\"}\n",
+           (unsigned long long)atomic_fetch_add(sequence, 1) + 1, (int)getpid(), (int)syscall(SYS_gettid), most_records,
            MOST_BYTES);
   return line;
 }
@@ -118,6 +118,8 @@ static void write_line(const text *t) {
     file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     file_of = getpid();
     records = 0, bytes = 0;
+    const char *most = getenv("PXG_PROBE_MOST");
+    if (most) most_records = strtoul(most, NULL, 10);
     if (early.n) out(early.p, early.n);
     early.n = 0;
   }

@@ -197,6 +197,12 @@ struct Selftest {
     /// Each mutant meets all cases, not only those that check its rule.
     #[arg(long)]
     full: bool,
+    /// One mutant for each rule of hosts, and one round of the clean host.
+    #[arg(long, requires = "hosts", conflicts_with_all = ["full", "only"])]
+    quick: bool,
+    /// A line of JSON for each mutant of a host and one for all, instead of a table.
+    #[arg(long, requires = "hosts")]
+    json: bool,
     /// How often each clean sample must be clean; shuffled from the second time on.
     #[arg(long, default_value_t = 3)]
     repeat: u32,
@@ -269,11 +275,14 @@ fn run(cli: Cli) -> Result<u8> {
             let ok = crate::hostcheck::selftest::run(&crate::hostcheck::selftest::Asked {
                 only: s.only,
                 full: s.full,
-                repeat: s.repeat,
+                quick: s.quick,
+                repeat: if s.quick { 1 } else { s.repeat },
                 load: s.load,
-                jobs: s.jobs.unwrap_or_else(processors),
+                // Hosts wait most of their time.
+                jobs: s.jobs.unwrap_or_else(|| 2 * processors()),
                 keep: s.keep,
                 verbose: s.verbose,
+                json: s.json,
             })?;
             Ok(u8::from(!ok))
         }

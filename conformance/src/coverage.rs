@@ -54,15 +54,10 @@ pub(crate) struct Covered {
     pub(crate) untestable: Option<&'static str>,
 }
 
+/// The mutants of a rule; what survives is none that the rule kills.
 fn killed_by<'a>(all: impl Iterator<Item = &'a Mutant>, id: &str) -> Vec<String> {
-    all.filter(|m| m.rule.as_deref() == Some(id))
-        .map(|m| {
-            if m.survives {
-                format!("{} (survives)", m.name)
-            } else {
-                m.name.clone()
-            }
-        })
+    all.filter(|m| m.rule.as_deref() == Some(id) && !m.survives)
+        .map(|m| m.name.clone())
         .collect()
 }
 

@@ -60,6 +60,8 @@ pub(crate) fn run(h: &Host) -> Result<u8> {
         probe: h.probe.clone(),
         layer: h.layer.clone(),
         keep: h.keep_logs.clone(),
+        built: None,
+        most_records: None,
         extra: Vec::new(),
     };
     if h.list {

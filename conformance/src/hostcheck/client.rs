@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::changes::in_time;
 use super::message::{BodyReader, Framing, Head, chunk, last_chunk};
 
 /// A request to be.
@@ -168,7 +169,7 @@ impl Connection {
 
     /// Sends bytes. A host may close while it is sent to; what it says is read later.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        let _ = tokio::time::timeout(self.patience, self.stream.write_all(bytes)).await;
+        let _ = in_time(self.patience, self.stream.write_all(bytes)).await;
     }
 
     /// Sends as much as is taken before nothing is taken for `quiet`; how much.
@@ -206,17 +207,17 @@ impl Connection {
             return Ok(false);
         }
         let mut chunk = [0u8; 65536];
-        match tokio::time::timeout(self.patience, self.stream.read(&mut chunk)).await {
-            Err(_) => bail!("nothing came from the host for {:?}", self.patience),
-            Ok(Ok(0)) => {
+        match in_time(self.patience, self.stream.read(&mut chunk)).await {
+            None => bail!("nothing came from the host for {:?}", self.patience),
+            Some(Ok(0)) => {
                 self.closed = Some(false);
                 Ok(false)
             }
-            Ok(Ok(n)) => {
+            Some(Ok(n)) => {
                 self.buffer.extend_from_slice(&chunk[..n]);
                 Ok(true)
             }
-            Ok(Err(_)) => {
+            Some(Err(_)) => {
                 self.closed = Some(true);
                 Ok(false)
             }

@@ -2,16 +2,17 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxy_golang_abi::Phase;
 use proxy_golang_abi::feature::Feature;
 
 use super::adapter::Adapter;
+use super::changes::{Changes, Watch, in_time};
 use super::client::{Connection, Reply, Request};
 use super::h2c::H2;
 use super::history;
@@ -21,6 +22,7 @@ use super::probe::Workshop;
 use super::record::{Edge, Record};
 use super::upstream::{Answer, Seen, Upstream};
 use crate::finding::Finding;
+use crate::sys::clock::Patience;
 
 /// What cases of one start of a host share.
 pub(crate) struct Shared {
@@ -29,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) probe: PathBuf,
     pub(crate) upstream: Upstream,
     pub(crate) upstream_at: std::net::SocketAddr,
+    /// What waits are woken by.
+    pub(crate) changes: Changes,
     pub(crate) patience: Duration,
     /// Folder of the run, for hosts of a case's own.
     pub(crate) dir: PathBuf,
@@ -41,6 +45,35 @@ pub(crate) struct Running {
     pub(crate) host: Host,
     pub(crate) journal: Journal,
     pub(crate) dir: PathBuf,
+    _records: Watch,
+}
+
+impl Running {
+    /// Starts a host in the folder `dir`, where its records come to be.
+    pub(crate) async fn start(
+        shared: &Shared,
+        dir: &Path,
+        setup: &Setup,
+    ) -> Result<Result<Rc<Self>, NotReady>> {
+        let records = shared.changes.of_folder(dir)?;
+        let started = Host::start(
+            &shared.adapter,
+            dir,
+            shared.upstream_at,
+            setup,
+            shared.patience,
+            &shared.changes,
+        )
+        .await?;
+        Ok(started.map(|host| {
+            Rc::new(Self {
+                host,
+                journal: Journal::new(dir),
+                dir: dir.to_path_buf(),
+                _records: records,
+            })
+        }))
+    }
 }
 
 /// The hands of a case. Cheap to clone.
@@ -59,6 +92,9 @@ struct Inner {
     /// The case looks at its end itself.
     loose_end: Cell<bool>,
 }
+
+/// How findings begin whose cause may be that the host ended.
+pub(crate) const THE_END: &str = "the host ended with";
 
 impl Exchange {
     /// A field as the upstream saw it.
@@ -119,7 +155,13 @@ impl Cx {
         })
     }
 
-    pub(crate) fn finding(&self, rule: &str, title: String, detail: Vec<String>) {
+    /// What is found once the host has died may have no other cause, and says so.
+    pub(crate) fn finding(&self, rule: &str, mut title: String, detail: Vec<String>) {
+        if let Some(status) = self.0.running.host.died()
+            && !title.starts_with(THE_END)
+        {
+            title = format!("{THE_END} {status}; {title}");
+        }
         let f = Finding {
             rule: rule.into(),
             title,
@@ -168,15 +210,7 @@ impl Cx {
             .prefix(&self.0.name.replace('/', "-"))
             .tempdir_in(&self.0.shared.dir)?
             .keep();
-        let s = &self.0.shared;
-        let started = Host::start(&s.adapter, &dir, s.upstream_at, setup, s.patience).await?;
-        Ok(started.map(|host| {
-            Rc::new(Running {
-                host,
-                journal: Journal::new(&dir),
-                dir,
-            })
-        }))
+        Running::start(&self.0.shared, &dir, setup).await
     }
 
     /// These hands on a host of the case's own.
@@ -209,7 +243,7 @@ impl Cx {
 
     pub(crate) async fn connect(&self) -> Result<Connection> {
         let to = self.0.running.host.address;
-        Connection::open(to, self.0.shared.patience).await
+        Connection::open(to, self.patience()).await
     }
 
     /// A connection of HTTP/2 without TLS, by prior knowledge.
@@ -218,7 +252,7 @@ impl Cx {
             return Err(super::host::NoOption("h2c".into()).into());
         }
         let to = self.0.running.host.address;
-        H2::open(to, self.0.shared.patience).await
+        H2::open(to, self.patience()).await
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -286,24 +320,37 @@ impl Cx {
     /// Waits until something is so; as [`Self::until`].
     pub(crate) async fn wait(&self, rule: &str, what: &str, so: impl Fn() -> bool) -> bool {
         self.0.checked.set(self.0.checked.get() + 1);
-        let until = Instant::now() + self.0.shared.patience;
-        loop {
-            if so() {
-                return true;
+        let (host, patience) = (&self.0.running.host, self.patience());
+        let look = || match so() {
+            true => Some(true),
+            // Nothing more comes, or nobody would know.
+            false => (host.gone() || self.0.running.journal.full()).then_some(false),
+        };
+        let changes = &self.0.shared.changes;
+        let came = changes.until(&mut Patience::new(patience), look).await;
+        // What had come before the end was perhaps on its way when it was looked at.
+        if came == Some(true) || (came == Some(false) && so()) {
+            return true;
+        }
+        self.0.unknown.set(true);
+        let title = match came {
+            None => format!("unknown: {what} did not come within {patience:?}"),
+            Some(_) if host.gone() => {
+                format!("unknown: {what} did not come: the host has ended")
             }
-            if Instant::now() > until {
-                self.0.unknown.set(true);
-                self.finding(
-                    rule,
-                    format!(
-                        "unknown: {what} did not come within {:?}",
-                        self.0.shared.patience
-                    ),
-                    Vec::new(),
-                );
-                return false;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            Some(_) => format!("unknown: {what} did not come before the records were full"),
+        };
+        self.finding(rule, title, Vec::new());
+        false
+    }
+
+    /// How long the next thing is waited for. A case that has found something has its verdict, and waits less.
+    fn patience(&self) -> Duration {
+        let patience = self.0.shared.patience;
+        if !self.0.findings.borrow().is_empty() {
+            patience / 8
+        } else {
+            patience
         }
     }
 
@@ -324,26 +371,15 @@ impl Cx {
         what: &str,
         f: impl Future<Output = Result<T>>,
     ) -> Option<T> {
-        match tokio::time::timeout(self.0.shared.patience, f).await {
-            Ok(Ok(t)) => Some(t),
-            Ok(Err(e)) => {
-                self.0.unknown.set(true);
-                self.finding(rule, format!("unknown: {what}: {e:#}"), Vec::new());
-                None
-            }
-            Err(_) => {
-                self.0.unknown.set(true);
-                self.finding(
-                    rule,
-                    format!(
-                        "unknown: {what} did not come within {:?}",
-                        self.0.shared.patience
-                    ),
-                    Vec::new(),
-                );
-                None
-            }
-        }
+        let patience = self.patience();
+        let title = match in_time(patience, f).await {
+            Some(Ok(t)) => return Some(t),
+            Some(Err(e)) => format!("unknown: {what}: {e:#}"),
+            None => format!("unknown: {what} did not come within {patience:?}"),
+        };
+        self.0.unknown.set(true);
+        self.finding(rule, title, Vec::new());
+        None
     }
 
     /// Waits until every place of the case has ended.
@@ -362,31 +398,26 @@ impl Cx {
     /// Waits until no call into the host is under way: a thread of the probe may record what `complete` answered after
     /// the worker has ended the stream. What does not return stays open, and the history says so.
     async fn returned(&self) -> Result<()> {
-        let until = Instant::now() + self.0.shared.patience;
-        while Instant::now() < until && self.0.running.host.ended().is_none() {
-            self.0
-                .running
-                .journal
-                .refresh()
-                .context("cannot read the records")?;
+        let running = &self.0.running;
+        let look = || {
             let open: i64 = self
                 .records()
                 .iter()
                 .filter(|r| matches!(r.function.as_str(), "complete" | "apply" | "wake"))
                 .map(|r| if r.edge == Edge::Enter { 1 } else { -1 })
                 .sum();
-            if open <= 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Ok(())
+            (open <= 0 || running.host.ended().is_some()).then_some(())
+        };
+        let mut patience = Patience::new(self.patience());
+        self.0.shared.changes.until(&mut patience, look).await;
+        running.journal.refresh().context("cannot read the records")
     }
 
     /// Waits for the end, and lets the history checker look at what happened.
     pub(crate) async fn finish(&self) -> Result<()> {
+        let mut closed = false;
         if !self.0.loose_end.get() {
-            self.ended().await;
+            closed = self.ended().await;
             self.returned().await?;
         }
         self.0
@@ -399,7 +430,7 @@ impl Cx {
         let features = self.0.shared.features.get();
         let all = self.0.running.journal.all();
         let configs = history::configs(all.iter().map(AsRef::as_ref));
-        for f in history::check(&plain, &configs, &features, !self.0.loose_end.get()) {
+        for f in history::check(&plain, &configs, &features, closed) {
             self.finding(f.rule, f.title(), f.detail(&plain));
         }
         self.0

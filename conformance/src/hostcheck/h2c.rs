@@ -9,6 +9,7 @@ use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::net::TcpStream;
 
+use super::changes::in_time;
 use super::client::Request;
 use super::message::Head;
 
@@ -74,7 +75,7 @@ impl H2 {
         for (n, v) in &r.fields {
             head = head.header(n.as_str(), v.as_str());
         }
-        let mut ready = tokio::time::timeout(self.patience, self.send.clone().ready())
+        let mut ready = in_time(self.patience, self.send.clone().ready())
             .await
             .context("the host lets no stream begin")??;
         let (response, body) = ready.send_request(head.body(())?, ends)?;
@@ -114,9 +115,9 @@ impl Stream {
             bail!("the response has been read");
         };
         let patience = self.patience;
-        match tokio::time::timeout(patience, read(response)).await {
-            Ok(r) => r,
-            Err(_) => bail!("nothing whole came from the host for {patience:?}"),
+        match in_time(patience, read(response)).await {
+            Some(r) => r,
+            None => bail!("nothing whole came from the host for {patience:?}"),
         }
     }
 }

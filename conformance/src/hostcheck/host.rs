@@ -1,19 +1,22 @@
 //! A host under test: its configuration written, started, ready, reloaded, stopped; what it printed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
+use rustix::process::Pid;
 
 use super::adapter::{Adapter, fill, signal};
+use super::changes::{Changes, Watch};
+use crate::sys::clock::Patience;
 use crate::sys::process::bound_host;
 
 /// One configured instance of a filter.
@@ -72,18 +75,37 @@ const KEPT_OUTPUT: usize = 64 << 20;
 const LONGEST_LINE: u64 = 1 << 20;
 
 /// Lines that the host printed, from both outputs.
-#[derive(Clone, Default)]
-pub(crate) struct Output(Arc<Mutex<Vec<String>>>);
+#[derive(Clone)]
+pub(crate) struct Output {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// Of the outputs that may bring more.
+    open: Arc<AtomicUsize>,
+    changes: Changes,
+}
 
 impl Output {
+    fn new(changes: Changes) -> Self {
+        Self {
+            lines: Arc::default(),
+            open: Arc::default(),
+            changes,
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
-        self.0
+        self.lines
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn follow(&self, from: impl Read + Send + 'static) -> JoinHandle<()> {
+    /// Whether all is here that will ever come.
+    fn whole(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0
+    }
+
+    fn follow(&self, from: impl Read + Send + 'static) {
         let to = self.clone();
+        to.open.fetch_add(1, Ordering::Release);
         std::thread::spawn(move || {
             let mut from = BufReader::new(from);
             let mut line = Vec::new();
@@ -101,10 +123,13 @@ impl Output {
                         String::from_utf8_lossy(&line).trim_end().to_string()
                     };
                     to.lock().push(text);
+                    to.changes.tell();
                 }
                 line.clear();
             }
-        })
+            to.open.fetch_sub(1, Ordering::Release);
+            to.changes.tell();
+        });
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -130,6 +155,10 @@ pub(crate) struct Host {
     adapter: Arc<Adapter>,
     values: BTreeMap<String, String>,
     pub(crate) pid: u32,
+    /// It was told to end.
+    stopped: Cell<bool>,
+    changes: Changes,
+    _end: Watch,
 }
 
 /// Why a host did not get ready.
@@ -138,6 +167,15 @@ pub(crate) struct NotReady {
     /// The exit status, if it ended.
     pub(crate) status: Option<ExitStatus>,
     pub(crate) output: Vec<String>,
+}
+
+/// What says whether a host that starts gets ready.
+enum Sign {
+    /// It listens there.
+    Address(SocketAddr),
+    /// It says that it will not serve.
+    Refused,
+    Ended(ExitStatus),
 }
 
 fn json_string(bytes: &[u8]) -> String {
@@ -327,6 +365,7 @@ impl Host {
         upstream: SocketAddr,
         setup: &Setup,
         patience: Duration,
+        changes: &Changes,
     ) -> Result<Result<Self, NotReady>> {
         let (values, arguments) = write_config(adapter, dir, upstream, setup)?;
         let command = filled(
@@ -351,13 +390,13 @@ impl Host {
         let mut child = c
             .spawn()
             .with_context(|| format!("cannot start {:?}", command[0]))?;
-        let output = Output::default();
-        let mut readers = Vec::new();
+        let end = changes.of_process(Pid::from_child(&child))?;
+        let output = Output::new(changes.clone());
         if let Some(o) = child.stdout.take() {
-            readers.push(output.follow(o));
+            output.follow(o);
         }
         if let Some(e) = child.stderr.take() {
-            readers.push(output.follow(e));
+            output.follow(e);
         }
         let pid = child.id();
         let mut host = Self {
@@ -367,53 +406,63 @@ impl Host {
             adapter: adapter.clone(),
             values,
             pid,
+            stopped: Cell::new(false),
+            changes: changes.clone(),
+            _end: end,
         };
-        let ready = adapter.ready.line.as_deref().map(Regex::new).transpose()?;
-        let refused = adapter
-            .ready
-            .refused
-            .as_deref()
-            .map(Regex::new)
-            .transpose()?;
-        let until = Instant::now() + patience;
-        loop {
-            if let Some(status) = host.ended() {
-                // What it printed last is still on its way through the pipes, which children of it may hold open.
-                while !readers.iter().all(JoinHandle::is_finished) && Instant::now() < until {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                let output = host.output.since(0);
-                return Ok(Err(NotReady {
-                    status: Some(status),
-                    output,
-                }));
-            }
-            let refuses = refused
-                .as_ref()
-                .is_some_and(|r| host.output.find(0, r).is_some());
-            if refuses {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                let output = host.output.since(0);
-                return Ok(Err(NotReady {
-                    status: None,
-                    output,
-                }));
-            }
-            let signs = ready
-                .as_ref()
-                .is_none_or(|r| host.output.find(0, r).is_some());
-            if signs && let Some(address) = host.discover().await? {
+        let mut patience = Patience::new(patience);
+        match host.sign(&mut patience).await? {
+            Some(Sign::Address(address)) => {
                 host.address = address;
-                return Ok(Ok(host));
+                Ok(Ok(host))
             }
-            if Instant::now() > until {
-                let output = host.output.since(0);
-                return Ok(Err(NotReady {
-                    status: None,
-                    output,
-                }));
+            // What it printed last is still on its way through the pipes, which children of it may hold open.
+            Some(Sign::Ended(status)) => {
+                changes
+                    .until(&mut patience, || host.output.whole().then_some(()))
+                    .await;
+                Ok(Err(host.not_ready(Some(status))))
             }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            Some(Sign::Refused) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(Err(host.not_ready(None)))
+            }
+            None => Ok(Err(host.not_ready(None))),
+        }
+    }
+
+    fn not_ready(&self, status: Option<ExitStatus>) -> NotReady {
+        NotReady {
+            status,
+            output: self.output.since(0),
+        }
+    }
+
+    /// What comes first while there is `patience`.
+    async fn sign(&self, patience: &mut Patience) -> Result<Option<Sign>> {
+        let regex = |text: &Option<String>| text.as_deref().map(Regex::new).transpose();
+        let ready = regex(&self.adapter.ready.line)?;
+        let refused = regex(&self.adapter.ready.refused)?;
+        let printed = |r: &Regex| self.output.find(0, r).is_some();
+        loop {
+            let look = || match self.ended() {
+                Some(status) => Some(Some(Sign::Ended(status))),
+                None if refused.as_ref().is_some_and(printed) => Some(Some(Sign::Refused)),
+                None => ready.as_ref().is_none_or(printed).then_some(None),
+            };
+            match self.changes.until(patience, look).await {
+                None => return Ok(None),
+                Some(Some(sign)) => return Ok(Some(sign)),
+                Some(None) => {}
+            }
+            if let Some(address) = self.discover().await? {
+                return Ok(Some(Sign::Address(address)));
+            }
+            if patience.over() {
+                return Ok(None);
+            }
+            // The address comes a little later, from where nothing tells of it.
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -497,6 +546,16 @@ impl Host {
         self.child.borrow_mut().try_wait().ok().flatten()
     }
 
+    /// The exit status, if it has ended by itself.
+    pub(crate) fn died(&self) -> Option<ExitStatus> {
+        self.ended().filter(|_| !self.stopped.get())
+    }
+
+    /// Whether it has ended, and all that it printed is here.
+    pub(crate) fn gone(&self) -> bool {
+        self.ended().is_some() && self.output.whole()
+    }
+
     fn act(&self, name: &str) -> Result<()> {
         let act = match name {
             "reload" => self.adapter.reload.as_ref(),
@@ -505,10 +564,8 @@ impl Host {
         .ok_or_else(|| NoOption(name.into()))?;
         if let Some(s) = &act.signal {
             let signal = signal(s).with_context(|| format!("no signal {s}"))?;
-            if let Some(pid) = i32::try_from(self.pid)
-                .ok()
-                .and_then(rustix::process::Pid::from_raw)
-            {
+            if self.ended().is_none() {
+                let pid = Pid::from_child(&self.child.borrow());
                 rustix::process::kill_process(pid, signal)?;
             }
             return Ok(());
@@ -545,42 +602,27 @@ impl Host {
         self.act("reload")?;
         let done = reload.done.as_deref().map(Regex::new).transpose()?;
         let refused = reload.refused.as_deref().map(Regex::new).transpose()?;
-        let until = Instant::now() + patience;
-        while Instant::now() < until {
-            if done
-                .as_ref()
-                .is_some_and(|r| self.output.find(from, r).is_some())
-            {
-                return Ok(Some(true));
+        let printed = |r: &Regex| self.output.find(from, r).is_some();
+        let look = || {
+            if done.as_ref().is_some_and(printed) {
+                Some(true)
+            } else {
+                refused.as_ref().is_some_and(printed).then_some(false)
             }
-            if refused
-                .as_ref()
-                .is_some_and(|r| self.output.find(from, r).is_some())
-            {
-                return Ok(Some(false));
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        Ok(None)
+        };
+        Ok(self.changes.until(&mut Patience::new(patience), look).await)
     }
 
     /// Begins the graceful end.
     pub(crate) fn stop(&self) -> Result<()> {
+        self.stopped.set(true);
         self.act("stop")
     }
 
     /// Waits for the end; None if it does not come.
     pub(crate) async fn wait(&self, patience: Duration) -> Option<ExitStatus> {
-        let until = Instant::now() + patience;
-        loop {
-            if let Some(s) = self.ended() {
-                return Some(s);
-            }
-            if Instant::now() > until {
-                return None;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        let mut patience = Patience::new(patience);
+        self.changes.until(&mut patience, || self.ended()).await
     }
 }
 

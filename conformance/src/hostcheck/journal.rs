@@ -11,12 +11,19 @@ use anyhow::{Context as _, Result};
 
 use super::record::Record;
 
+/// Process, library, configuration and handle.
+type Place = (u32, Option<String>, u64, u64);
+
 #[derive(Default)]
 struct Inner {
     files: HashMap<PathBuf, (u64, Vec<u8>)>,
     all: Vec<Rc<Record>>,
+    /// A process has recorded as much as it may.
+    full: bool,
     /// Which case a place belongs to: not every record of it says so.
-    places: HashMap<(u32, Option<String>, u64, u64), String>,
+    places: HashMap<Place, String>,
+    /// Records of places of which nothing has said the case so far: one that the request does not reach is told it by LOG.
+    unnamed: HashMap<Place, Vec<Rc<Record>>>,
     by_case: HashMap<String, Vec<Rc<Record>>>,
 }
 
@@ -66,7 +73,7 @@ impl Journal {
                 );
             }
         }
-        // Threads draw their numbers before they write.
+        // Threads draw their numbers before they write. What names the case of a place comes first.
         fresh.sort_by_key(|r| (r.pid, r.seq));
         for r in fresh {
             let r = Rc::new(r);
@@ -80,37 +87,50 @@ impl Journal {
                 .or_else(|| r.named_case().map(str::to_string))
                 .or_else(|| place.as_ref().and_then(|p| inner.places.get(p).cloned()));
             if let Some(case) = case {
+                let mut before = Vec::new();
                 if let Some(p) = place {
+                    before = inner.unnamed.remove(&p).unwrap_or_default();
                     inner.places.insert(p, case.clone());
                 }
-                inner.by_case.entry(case).or_default().push(r.clone());
+                let of = inner.by_case.entry(case).or_default();
+                for b in before {
+                    put(of, b);
+                }
+                put(of, r.clone());
+            } else if let Some(p) = place {
+                inner.unnamed.entry(p).or_default().push(r.clone());
             }
-            inner.all.push(r);
+            // A note of no rule says that nothing more is recorded.
+            inner.full |= r.function == "note" && r.rule.is_none();
+            put(&mut inner.all, r);
         }
         Ok(())
     }
 
-    /// Every record.
+    /// Whether a process has recorded as much as it may: what happens now is not known.
+    pub(crate) fn full(&self) -> bool {
+        self.inner.borrow().full
+    }
+
+    /// Every record, in the order of its process.
     pub(crate) fn all(&self) -> Vec<Rc<Record>> {
-        let mut all = self.inner.borrow().all.clone();
-        all.sort_by_key(|r| (r.pid, r.seq));
-        all
+        self.inner.borrow().all.clone()
     }
 
     /// The records of a case, in their order.
     pub(crate) fn of(&self, case: &str) -> Vec<Rc<Record>> {
-        let mut of = self
-            .inner
-            .borrow()
-            .by_case
-            .get(case)
-            .cloned()
-            .unwrap_or_default();
-        of.sort_by_key(|r| (r.pid, r.seq));
-        of
+        let inner = self.inner.borrow();
+        inner.by_case.get(case).cloned().unwrap_or_default()
     }
 
     pub(crate) fn count(&self, case: &str) -> usize {
         self.inner.borrow().by_case.get(case).map_or(0, Vec::len)
     }
+}
+
+/// Keeps the order: what a thread was slow to write is among the last.
+fn put(into: &mut Vec<Rc<Record>>, r: Rc<Record>) {
+    let key = |r: &Rc<Record>| (r.pid, r.seq);
+    let after = into.iter().rev().take_while(|x| key(x) > key(&r)).count();
+    into.insert(into.len() - after, r);
 }

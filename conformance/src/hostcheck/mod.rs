@@ -7,6 +7,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `record`, `journal` | the schema of the records; reading them while they are written |
+//! | `changes` | waiting until something has happened |
 //! | `history` | what must hold in every run: a pure function over records |
 //! | `adapter`, `host` | a host as data; started, reloaded, stopped |
 //! | `probe` | building the probe |
@@ -17,6 +18,7 @@
 
 mod adapter;
 pub(crate) mod cases;
+mod changes;
 pub(crate) mod cli;
 mod client;
 mod cx;

@@ -2,25 +2,38 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::rules::{go_sdk, sources};
 
-/// Where the probe is built.
+/// Where the probe is built, and other libraries.
 pub(crate) struct Workshop {
+    /// Of the probe and its twin, which several runs may share.
+    built: PathBuf,
+    /// Of what is made for one run.
     dir: PathBuf,
+    go: OnceLock<Option<PathBuf>>,
+}
+
+/// Runs of one process build one after the other.
+static BUILDING: Mutex<()> = Mutex::new(());
+
+fn building() -> MutexGuard<'static, ()> {
+    BUILDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Workshop {
-    /// Writes the sources below `dir`.
-    pub(crate) fn new(dir: &Path) -> Result<Self> {
+    /// Writes the sources below `built`.
+    pub(crate) fn new(built: &Path, dir: &Path) -> Result<Self> {
+        let _alone = building();
         for (name, text) in sources()
             .iter()
             .filter(|(n, _)| n.starts_with("probe/") || n.starts_with("include/"))
         {
-            let to = dir.join(name);
+            let to = built.join(name);
             if std::fs::read_to_string(&to).is_ok_and(|t| t == *text) {
                 continue;
             }
@@ -30,7 +43,9 @@ impl Workshop {
             std::fs::write(&to, text)?;
         }
         Ok(Self {
+            built: built.to_path_buf(),
             dir: dir.to_path_buf(),
+            go: OnceLock::new(),
         })
     }
 
@@ -38,10 +53,11 @@ impl Workshop {
     pub(crate) fn probe(&self, name: &str, defines: &[&str]) -> Result<PathBuf> {
         let sources: Vec<PathBuf> = ["script.c", "record.c", "act.c", "extra.c", "probe.c"]
             .iter()
-            .map(|f| self.dir.join("probe").join(f))
+            .map(|f| self.built.join("probe").join(f))
             .collect();
         let mut command = Command::new("cc");
         command
+            .args(self.same_anywhere())
             .args([
                 "-std=c99",
                 "-D_GNU_SOURCE",
@@ -52,9 +68,9 @@ impl Workshop {
                 "-fvisibility=hidden",
             ])
             .args(defines)
-            .arg(format!("-I{}", self.dir.join("include").display()))
+            .arg(format!("-I{}", self.built.join("include").display()))
             .args(&sources);
-        self.compile(name, command)
+        self.compile(&self.built, name, command)
     }
 
     /// A copy of `probe` under a name that has it behave otherwise: `KEY=VALUE+KEY=VALUE`, see its README.
@@ -69,14 +85,20 @@ impl Workshop {
 
     /// The probe's twin in Go, on the Go SDK; None without Go on this machine.
     pub(crate) fn go_probe(&self) -> Result<Option<PathBuf>> {
-        let is_there = Command::new("go")
-            .arg("version")
-            .output()
-            .is_ok_and(|o| o.status.success());
-        if !is_there {
-            return Ok(None);
+        if let Some(built) = self.go.get() {
+            return Ok(built.clone());
         }
-        let home = self.dir.join("go");
+        let built = self.build_go()?;
+        Ok(self.go.get_or_init(|| built).clone())
+    }
+
+    fn build_go(&self) -> Result<Option<PathBuf>> {
+        let _alone = building();
+        let version = match Command::new("go").arg("version").output() {
+            Ok(o) if o.status.success() => o.stdout,
+            _ => return Ok(None),
+        };
+        let home = self.built.join("go");
         let twin = sources()
             .iter()
             .filter_map(|(n, t)| Some((n.strip_prefix("probe/go/")?, t)))
@@ -84,7 +106,11 @@ impl Workshop {
         let sdk = go_sdk()
             .iter()
             .map(|(n, t)| (format!("guest-sdk/go/{n}"), t));
+        let mut digest = Sha256::new();
+        digest.update(version);
         for (name, text) in twin.chain(sdk) {
+            digest.update(&name);
+            digest.update(text);
             let to = home.join(name);
             if std::fs::read_to_string(&to).is_ok_and(|t| t == **text) {
                 continue;
@@ -94,8 +120,13 @@ impl Workshop {
             }
             std::fs::write(&to, text)?;
         }
-        let out = self.dir.join("libpxg_probe_go.so");
-        // Another file each time: a process may have mapped the last one.
+        let digest = hex(&digest.finalize());
+        let out = self.built.join("libpxg_probe_go.so");
+        let stamp = out.with_extension("stamp");
+        if out.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|s| s == digest) {
+            return Ok(Some(out));
+        }
+        // A library that a process has mapped is never written to.
         let _ = std::fs::remove_file(&out);
         let done = Command::new("go")
             .args(["build", "-buildmode=c-shared", "-o"])
@@ -112,6 +143,7 @@ impl Workshop {
                 String::from_utf8_lossy(&done.stderr)
             );
         }
+        std::fs::write(stamp, digest)?;
         Ok(Some(out))
     }
 
@@ -123,13 +155,19 @@ impl Workshop {
         command
             .args(["-std=gnu99", "-O1", "-g", "-shared", "-fPIC"])
             .args(flags)
-            .arg(format!("-I{}", self.dir.join("include").display()))
+            .arg(format!("-I{}", self.built.join("include").display()))
             .arg(&file);
-        self.compile(name, command)
+        self.compile(&self.dir, name, command)
     }
 
-    fn compile(&self, name: &str, mut command: Command) -> Result<PathBuf> {
-        let out = self.dir.join(format!("lib{name}.so"));
+    /// Names no folder in what is built: the same sources make the same file, wherever.
+    fn same_anywhere(&self) -> [String; 2] {
+        [&self.built, &self.dir].map(|dir| format!("-ffile-prefix-map={}=.", dir.display()))
+    }
+
+    fn compile(&self, folder: &Path, name: &str, mut command: Command) -> Result<PathBuf> {
+        let _alone = building();
+        let out = folder.join(format!("lib{name}.so"));
         let stamp = out.with_extension("stamp");
         let digest = self.digest(&command);
         if out.is_file() && std::fs::read_to_string(&stamp).is_ok_and(|s| s == digest) {
@@ -138,6 +176,7 @@ impl Workshop {
         // A library that a process has mapped is never written to.
         let _ = std::fs::remove_file(&out);
         let done = command
+            .current_dir(folder)
             .arg("-o")
             .arg(&out)
             .arg("-lpthread")
@@ -155,7 +194,7 @@ impl Workshop {
 
     fn digest(&self, command: &Command) -> String {
         let mut h = Sha256::new();
-        for (n, t) in sources() {
+        for (n, t) in sources().iter().filter(|(n, _)| n.starts_with("include/")) {
             h.update(n);
             h.update(t);
         }

@@ -12,11 +12,11 @@ use proxy_golang_abi::feature::Feature;
 
 use super::adapter::Adapter;
 use super::cases::{self, Case};
-use super::cx::{Cx, Running, Shared, has};
+use super::changes::{Changes, in_time};
+use super::cx::{Cx, Running, Shared, THE_END, has};
 use super::groups;
 use super::history;
-use super::host::{self, Host, NoOption};
-use super::journal::Journal;
+use super::host::{self, NoOption};
 use super::layer_check;
 use super::probe::{Workshop, sha256};
 use super::upstream::Upstream;
@@ -41,6 +41,10 @@ pub(crate) struct Plan {
     pub(crate) layer: Option<PathBuf>,
     /// Where the host's folders are kept.
     pub(crate) keep: Option<PathBuf>,
+    /// Where the probe and its twin are built, for several runs, instead of in that folder.
+    pub(crate) built: Option<PathBuf>,
+    /// How many records a process of the host may write; what the probe allows if it is not said.
+    pub(crate) most_records: Option<u32>,
     /// Arguments for the host's start, behind those of the adapter: mutants are chosen so.
     pub(crate) extra: Vec<String>,
 }
@@ -134,6 +138,10 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
     let selected = select(&plan)?;
     let mut adapter = Adapter::read(&plan.adapter)?;
     adapter.start.command.extend(plan.extra.iter().cloned());
+    if let Some(n) = plan.most_records {
+        let most = ("PXG_PROBE_MOST".to_string(), n.to_string());
+        adapter.start.env.extend([most]);
+    }
     let adapter = Arc::new(adapter);
     let temporary = match &plan.keep {
         Some(d) => {
@@ -147,15 +155,24 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
         (None, Some(d)) => std::fs::canonicalize(d)?,
         _ => bail!("no folder to run in"),
     };
-    let workshop = Workshop::new(&dir)?;
+    // What cases build and where their hosts run is of this run alone.
+    let run_dir = dir.join("run");
+    let _ = std::fs::remove_dir_all(&run_dir);
+    std::fs::create_dir_all(&run_dir)?;
+    let workshop = Workshop::new(plan.built.as_deref().unwrap_or(&dir), &run_dir)?;
     let probe = match &plan.probe {
         Some(p) => {
             std::fs::canonicalize(p).with_context(|| format!("no probe at {}", p.display()))?
         }
         None => workshop.probe("pxg_probe", &[])?,
     };
+    // It takes longer than any step of a host may.
+    if selected.iter().any(|c| c.go) {
+        workshop.go_probe()?;
+    }
     let version = host::version(&adapter)?;
-    let (upstream, upstream_at) = Upstream::listen().await?;
+    let changes = Changes::default();
+    let (upstream, upstream_at) = Upstream::listen(changes.clone()).await?;
     let scale = plan.timeout_scale.clamp(0.01, 1000.0);
     let shared = Rc::new(Shared {
         patience: Duration::from_millis(adapter.limits.patience_ms).mul_f64(scale),
@@ -163,32 +180,25 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
         probe: probe.clone(),
         upstream,
         upstream_at,
-        dir: dir.clone(),
+        changes,
+        dir: run_dir.clone(),
         features: Cell::default(),
         workshop,
     });
-    let run_dir = dir.join("run");
-    let _ = std::fs::remove_dir_all(&run_dir);
-    std::fs::create_dir_all(&run_dir)?;
     let guest = layered(&plan, &shared, &run_dir)?;
     let setup = groups::main(&run_dir, &guest, &selected);
     let first_case_ms = ms(started);
-    let running =
-        match Host::start(&adapter, &run_dir, upstream_at, &setup, shared.patience).await? {
-            Ok(host) => Rc::new(Running {
-                host,
-                journal: Journal::new(&run_dir),
-                dir: run_dir.clone(),
-            }),
-            Err(e) => bail!(
-                "{}: the host did not get ready{}; it printed:\n{}",
-                adapter.name,
-                e.status
-                    .map(|s| format!(" and ended with {s}"))
-                    .unwrap_or_default(),
-                tail(&e.output, 30)
-            ),
-        };
+    let running = match Running::start(&shared, &run_dir, &setup).await? {
+        Ok(running) => running,
+        Err(e) => bail!(
+            "{}: the host did not get ready{}; it printed:\n{}",
+            adapter.name,
+            e.status
+                .map(|s| format!(" and ended with {s}"))
+                .unwrap_or_default(),
+            tail(&e.output, 30)
+        ),
+    };
     running.journal.refresh()?;
     let table = running
         .journal
@@ -351,14 +361,14 @@ async fn one(
         r.reason = "the case has nothing to run".into();
         return r;
     };
-    let did = match tokio::time::timeout(patience * 4, run(cx.clone())).await {
-        Ok(Ok(())) => cx.finish().await,
-        Ok(e) => {
+    let did = match in_time(patience * 4, run(cx.clone())).await {
+        Some(Ok(())) => cx.finish().await,
+        Some(e) => {
             // What was recorded says more than the error.
             let _ = cx.finish().await;
             e
         }
-        Err(_) => {
+        None => {
             cx.unknown(
                 case.rules.first().copied().unwrap_or_default(),
                 "the end of the case",
@@ -374,7 +384,7 @@ async fn one(
     if let Some(status) = running.host.ended() {
         r.findings.push(Finding {
             rule: case.rules.first().copied().unwrap_or_default().to_string(),
-            title: format!("the host ended with {status} while the case ran"),
+            title: format!("{THE_END} {status} while the case ran"),
             detail: Vec::new(),
         });
         r.status = Status::Crash;
@@ -444,7 +454,7 @@ fn lacks_a_feature(case: &Case, r: &mut CaseResult) {
 /// A finding that says only that the host ended, or that a case did not get through: it stands under the first rule of the
 /// case, whatever the cause is.
 pub(crate) fn is_bare(f: &Finding) -> bool {
-    f.title.starts_with("the host ended with")
+    f.title.starts_with(THE_END)
         || f.title.starts_with("unknown: the end of the case")
         || f.title.starts_with("unknown: ") && !f.title.contains(" did not come within")
 }
@@ -499,7 +509,7 @@ async fn whole_run(
             }),
             Some(s) if !s.success() => r.findings.push(Finding {
                 rule: "PXG-LOAD-005".into(),
-                title: format!("the host ended with {s} after its stop"),
+                title: format!("{THE_END} {s} after its stop"),
                 detail: Vec::new(),
             }),
             Some(_) => {}

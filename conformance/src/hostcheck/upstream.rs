@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
+use super::changes::Changes;
 use super::message::{BodyReader, Framing, Head, chunk, last_chunk};
 use super::record::CASE_FIELD;
 
@@ -153,21 +154,27 @@ struct OfCase {
 }
 
 /// What the upstream knows of all cases.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Upstream(Rc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     cases: RefCell<HashMap<String, OfCase>>,
-    changed: Notify,
+    /// A gate was opened.
+    opened: Notify,
+    /// A request came, or more of one.
+    changes: Changes,
 }
 
 impl Upstream {
     /// Listens; the server runs on this thread's local tasks.
-    pub(crate) async fn listen() -> Result<(Self, SocketAddr)> {
+    pub(crate) async fn listen(changes: Changes) -> Result<(Self, SocketAddr)> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
-        let up = Self::default();
+        let up = Self(Rc::new(Inner {
+            changes,
+            ..Inner::default()
+        }));
         let server = up.clone();
         tokio::task::spawn_local(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -196,7 +203,7 @@ impl Upstream {
             .or_default()
             .gates
             .push(gate.into());
-        self.0.changed.notify_waiters();
+        self.0.opened.notify_waiters();
     }
 
     /// The requests of a case that came so far.
@@ -211,7 +218,7 @@ impl Upstream {
 
     async fn gate(&self, case: &str, gate: &str) {
         loop {
-            let changed = self.0.changed.notified();
+            let opened = self.0.opened.notified();
             if self
                 .0
                 .cases
@@ -221,7 +228,7 @@ impl Upstream {
             {
                 return;
             }
-            changed.await;
+            opened.await;
         }
     }
 
@@ -272,6 +279,7 @@ impl Upstream {
                             s.broken |= body.broken.is_some();
                         }
                         progress.notify_waiters();
+                        self.0.changes.tell();
                         if body.done && upgraded {
                             *echo.borrow_mut() = Some(std::mem::take(&mut buffer));
                             return true;
@@ -285,6 +293,7 @@ impl Upstream {
                             _ => {
                                 seen.borrow_mut().broken = true;
                                 progress.notify_waiters();
+                                self.0.changes.tell();
                                 return false;
                             }
                         }
@@ -300,6 +309,7 @@ impl Upstream {
                                 }
                                 if write.write_all(b).await.is_err() {
                                     seen.borrow_mut().broken = true;
+                                    self.0.changes.tell();
                                     return false;
                                 }
                                 tokio::task::yield_now().await;
@@ -350,6 +360,7 @@ impl Upstream {
                         break;
                     }
                     seen.borrow_mut().body.extend_from_slice(&part[..n]);
+                    self.0.changes.tell();
                 }
                 return;
             }

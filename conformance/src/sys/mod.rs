@@ -12,6 +12,7 @@ pub(crate) mod fault;
 pub(crate) mod heap;
 pub mod peek;
 pub(crate) mod process;
+pub(crate) mod readable;
 pub mod reader;
 pub(crate) mod shared;
 pub(crate) mod threads;

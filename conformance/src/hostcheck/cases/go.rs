@@ -22,6 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::PEND_REQUEST_BODY, Feature::BODY_WHOLE_REQUEST])
         .alone()
+        .go()
         .run(|cx| async move {
             let Some(library) = cx.shared().workshop.go_probe()? else {
                 return Err(NoOption("go".into()).into());

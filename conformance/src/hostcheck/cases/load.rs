@@ -232,6 +232,7 @@ pub(super) fn cases() -> Vec<Case> {
             "a second Go runtime in the process is told, with both files",
         )
         .alone()
+        .go()
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
             let Some(first) = workshop.go_probe()? else {

@@ -85,6 +85,8 @@ pub(crate) struct Case {
     pub(crate) script: &'static str,
     /// Starts hosts of its own, or disturbs the others: it runs alone, after them.
     pub(crate) alone: bool,
+    /// Needs the probe's twin in Go, which is built before any case runs.
+    pub(crate) go: bool,
     pub(crate) run: Option<Run>,
 }
 
@@ -103,6 +105,7 @@ impl Case {
             needs: Vec::new(),
             script: "",
             alone: false,
+            go: false,
             run: None,
         }
     }
@@ -119,6 +122,11 @@ impl Case {
 
     pub(crate) fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    pub(crate) fn go(mut self) -> Self {
+        self.go = true;
         self
     }
 
@@ -159,6 +167,7 @@ pub(crate) fn all() -> &'static [Case] {
         all.extend(abi::cases());
         all.extend(rpl::cases());
         all.extend(trl::cases());
+        all.extend(thr::cases());
         all
     })
 }
@@ -166,4 +175,3 @@ pub(crate) fn all() -> &'static [Case] {
 pub(crate) fn find(name: &str) -> Option<&'static Case> {
     all().iter().find(|c| c.name == name)
 }
-        all.extend(thr::cases());

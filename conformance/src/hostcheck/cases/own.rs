@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use regex::Regex;
 
 use super::prelude::*;
-use crate::hostcheck::cx::Running;
+use crate::hostcheck::cx::{Running, THE_END};
 use crate::hostcheck::groups;
 use crate::hostcheck::history;
 use crate::hostcheck::host::{Instance, Route, Setup};
@@ -125,8 +125,8 @@ impl Own {
     /// Waits for the ends of the streams, ends the host, and looks at everything that was recorded.
     pub(super) async fn end(self, rule: &str) -> Result<()> {
         self.cx.finish().await?;
-        let crashed = self.running.host.ended();
-        let status = match crashed {
+        let died = self.running.host.died();
+        let status = match self.running.host.ended() {
             Some(status) => Some(status),
             None => {
                 self.running.host.stop()?;
@@ -136,10 +136,10 @@ impl Own {
         };
         match status {
             None => self.cx.unknown(rule, "the end of the host after its stop"),
-            Some(s) if crashed.is_some() || !s.success() => {
+            Some(s) if died.is_some() || !s.success() => {
                 self.cx.finding(
                     rule,
-                    format!("the host ended with {s}"),
+                    format!("{THE_END} {s}"),
                     self.running.host.output.since(0),
                 );
             }
@@ -147,7 +147,7 @@ impl Own {
         }
         let records: Vec<Record> = self.all().iter().map(|r| (**r).clone()).collect();
         let features = self.outer.shared().features.get();
-        for f in history::check_run(&records, &features, crashed.is_none()) {
+        for f in history::check_run(&records, &features, died.is_none()) {
             self.cx.finding(f.rule, f.title(), f.detail(&records));
         }
         self.outer.take(&self.cx);
