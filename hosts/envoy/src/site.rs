@@ -7,6 +7,7 @@ use proxy_golang_abi::feature::{Feature, FeatureSet};
 use proxy_golang_abi::{LogLevel, Phase};
 use proxy_golang_host::engine::{Chain, Filter};
 use proxy_golang_host::loader::{self, ConfigRequest, Library};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::config::{self, ConfigError, GuestSettings, Override, Overrides, Settings};
 use crate::features;
@@ -113,8 +114,13 @@ impl Site {
         let validating = sys::is_validating();
         let mut entries = Vec::new();
         for guest in &settings.chain {
-            let library = loader::load(&process.host, &guest.guest)
-                .map_err(|e| format!("guest {:?}: {e}", guest.name))?;
+            let load = || loader::load(&process.host, &guest.guest);
+            let library = if guest.all_cpus {
+                on_all_cpus(load)
+            } else {
+                load()
+            };
+            let library = library.map_err(|e| format!("guest {:?}: {e}", guest.name))?;
             let filter_name = filter_of(guest, &library).map_err(|e| e.to_string())?;
             let filter = configure(
                 process,
@@ -191,6 +197,24 @@ impl Site {
             .find(|(id, _)| *id == self.id)
             .map(|(_, plan)| plan.clone())
     }
+}
+
+/// Runs this with every processor open to this thread, and to the threads that it starts meanwhile.
+fn on_all_cpus<R>(run: impl FnOnce() -> R) -> R {
+    let Ok(before) = sched_getaffinity(None) else {
+        return run();
+    };
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| all.set(cpu));
+    // Of those, the kernel takes the ones that this process may use.
+    if let Err(error) = sched_setaffinity(None, &all) {
+        let text =
+            format!("proxy_golang: all_cpus: {error}; the guest's threads run where Envoy's do");
+        sys::log(LogLevel::WARN, &text);
+    }
+    let result = run();
+    let _ = sched_setaffinity(None, &before);
+    result
 }
 
 /// Which of the library's filters an entry means.

@@ -114,7 +114,8 @@ const OF_ENTRY: [(&str, OfEntry); 8] = [
 
 /// The steps of the runtime recipe that a host does (`docs/src/write-a-host.md`), and whether an entry has them.
 type OfRecipe = fn(&GuestSettings) -> bool;
-const RECIPE: [(&str, OfRecipe); 2] = [
+const RECIPE: [(&str, OfRecipe); 3] = [
+    ("all_cpus", |guest| guest.all_cpus),
     ("batch_end", |guest| guest.batch_end),
     ("warm_up", |guest| guest.warm_up),
 ];

@@ -23,6 +23,7 @@
 //!       clusters: [canary]                   # that ROUTE may choose; see `cluster_field`
 //!       batch_end: true                      # on_batch_end after each turn of the event loop that pended
 //!       warm_up: true                        # each worker's first calls are made before a stream's
+//!       all_cpus: false                      # its threads may run where Envoy's may not, if Envoy is pinned
 //!     failure_status: 500                    # status of the reply when a guest fails closed
 //!     strip_request_fields: [x-user]         # removed before the first guest runs
 //!     cluster_field: x-pxg-cluster           # field that ROUTE sets; give your routes `cluster_header: x-pxg-cluster`
@@ -78,6 +79,7 @@ pub(crate) struct GuestSettings {
     pub(crate) clusters: Vec<String>,
     pub(crate) batch_end: bool,
     pub(crate) warm_up: bool,
+    pub(crate) all_cpus: bool,
     pub(crate) reply_refilter: bool,
 }
 
@@ -149,6 +151,7 @@ const GUEST_KEYS: &[&str] = &[
     "clusters",
     "batch_end",
     "warm_up",
+    "all_cpus",
     "reply_refilter",
 ];
 const TOP_KEYS: &[&str] = &[
@@ -336,6 +339,7 @@ fn guest(table: &mut Table, name: Option<&str>) -> Result<GuestSettings, ConfigE
         clusters: table.texts("clusters")?,
         batch_end: table.flag("batch_end", true)?,
         warm_up: table.flag("warm_up", true)?,
+        all_cpus: table.flag("all_cpus", false)?,
         reply_refilter: table.flag("reply_refilter", false)?,
     })
 }

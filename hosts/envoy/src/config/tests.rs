@@ -18,7 +18,7 @@ fn one_guest_needs_no_chain_and_gets_the_filters_name() {
     );
     assert_eq!(guest.max_body, 1500);
     assert_eq!(guest.pend_limit, Duration::from_secs(10));
-    assert!(!guest.open && guest.batch_end && guest.warm_up);
+    assert!(!guest.open && guest.batch_end && guest.warm_up && !guest.all_cpus);
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_chain_keeps_its_order_and_its_guests_settings() {
             {"name": "a", "guest": "/a.so", "filter": "x", "config": {"n": 5.0, "f": 0.5, "s": [1.0]},
              "failure_mode": "open", "pend_limit": "500ms", "hold_limit": "1m", "max_pending": 7,
              "max_body": "64KiB", "metadata_namespaces": ["m"], "clusters": ["c"], "batch_end": false,
-             "warm_up": false},
+             "warm_up": false, "all_cpus": true},
             {"name": "b", "guest": "/a.so"}],
           "failure_status": 503, "strip_request_fields": ["X-User"], "cluster_field": "X-C",
           "filter_state": {"tenant": "my.tenant"}}"#,
@@ -42,7 +42,7 @@ fn a_chain_keeps_its_order_and_its_guests_settings() {
     );
     assert_eq!((a.max_body, a.max_pending), (65536, 7));
     assert_eq!(a.pend_limit, Duration::from_millis(500));
-    assert!(a.open && !a.batch_end && !a.warm_up);
+    assert!(a.open && !a.batch_end && !a.warm_up && a.all_cpus);
     assert_eq!(settings.chain[1].name, "b");
     assert_eq!(
         (settings.failure_status, settings.strip[0].as_str()),

@@ -244,7 +244,7 @@ impl Envoy {
         kill(self.pid(), Signal::SIGTERM).expect("terminate Envoy");
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a process id is small"))
     }
 

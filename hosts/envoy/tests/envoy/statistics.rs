@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
 use crate::config::{self, listener, pxg_with};
@@ -17,6 +18,10 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.test("statistics::have_the_names_of_the_spec", names);
     suite.test("statistics::go_on_over_updates", updates);
     suite.test("statistics::steps_of_the_recipe_can_be_off", recipe);
+    suite.test(
+        "statistics::guests_may_leave_the_processors_of_a_pinned_envoy",
+        pinned,
+    );
     suite.test("statistics::bytes_and_attempts_are_attributes", sizes);
     suite.test("statistics::a_configuration_may_be_a_file", files);
 }
@@ -215,6 +220,48 @@ fn recipe(w: &World) {
     assert!(sum("wakes") > 0 && sum("turns") >= sum("batch_ends"));
     // The one that has it on pended once.
     assert_eq!(sum("batch_ends"), 1, "{stats:?}");
+}
+
+/// On how many processors each thread of a process may run.
+fn processors(pid: nix::unistd::Pid) -> Vec<(String, u32)> {
+    let folder = format!("/proc/{pid}/task");
+    let threads = std::fs::read_dir(folder).expect("its threads");
+    threads
+        .filter_map(|thread| {
+            let thread = thread.ok()?.path();
+            let name = std::fs::read_to_string(thread.join("comm")).ok()?;
+            let id = thread.file_name()?.to_str()?.parse().ok()?;
+            let cpus = sched_getaffinity(rustix::thread::Pid::from_raw(id)).ok()?;
+            Some((name.trim().to_owned(), cpus.count()))
+        })
+        .collect()
+}
+
+fn pinned(w: &World) {
+    let all = sched_getaffinity(None).expect("the processors of this thread");
+    let mut one = CpuSet::new();
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu));
+    one.set(first.expect("it runs somewhere"));
+    for all_cpus in [true, false] {
+        let filter = pxg_with(
+            "edge",
+            json!({ "guest": guests::go(), "filter": "trace-id", "all_cpus": all_cpus }),
+        );
+        let config = bootstrap(w, filter);
+        // A process inherits it from the thread that starts it.
+        sched_setaffinity(None, &one).expect("pin this thread");
+        let envoy = Envoy::start(w.version, &config);
+        sched_setaffinity(None, &all).expect("let this thread go");
+        assert_eq!(envoy.connect("main").get("/").status, 200);
+        let threads = processors(envoy.pid());
+        let free = threads.iter().filter(|(_, cpus)| *cpus == all.count());
+        if all.count() > 1 {
+            assert_eq!(free.count() > 0, all_cpus, "{threads:?}");
+        }
+        let workers = threads.iter().filter(|(name, _)| name.starts_with("wrk:"));
+        let on: Vec<u32> = workers.map(|(_, cpus)| *cpus).collect();
+        assert_eq!(on, [1, 1], "{threads:?}");
+    }
 }
 
 fn sizes(w: &World) {
