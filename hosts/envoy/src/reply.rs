@@ -7,11 +7,17 @@ use proxy_golang_host::engine::{Fields, Part};
 
 use crate::sys::{Filter, Head, HeaderOf};
 
+/// Most bytes that are kept of a reply which is not sent before all of it is here. Nobody else holds a guest back that
+/// writes one: its client could take more.
+const MOST_KEPT: usize = 1 << 20;
+
 /// A reply.
 pub(crate) struct Reply {
     head: Head,
     details: Vec<u8>,
     data: VecDeque<Bytes>,
+    /// Bytes that have been in `data`.
+    len: usize,
     trailers: Option<Head>,
     ended: bool,
     /// Sent part by part, and its head is out.
@@ -26,6 +32,8 @@ pub(crate) enum Next {
     Whole,
     /// This part of it.
     Part(Send),
+    /// Nothing of it, ever: it is too long to be kept.
+    TooLong,
 }
 
 /// A part of a streamed reply.
@@ -58,6 +66,7 @@ impl Reply {
             head,
             details: details_of(details),
             data: VecDeque::new(),
+            len: 0,
             trailers: None,
             ended,
             streaming: false,
@@ -68,7 +77,10 @@ impl Reply {
     /// What the engine gave out after the head.
     pub(crate) fn take(&mut self, part: Part<Head>) {
         match part {
-            Part::Data(bytes) => self.data.push_back(bytes),
+            Part::Data(bytes) => {
+                self.len += bytes.len();
+                self.data.push_back(bytes);
+            }
             Part::Trailers(trailers) => {
                 self.trailers = Some(trailers);
                 self.ended = true;
@@ -102,7 +114,7 @@ impl Reply {
     }
 
     /// What can be sent now. When the upstream's response has `begun`, Envoy takes no second head: what was meant to be
-    /// streamed is sent when all of it is here, without its trailers.
+    /// streamed is sent when all of it is here, without its trailers, if that is not too long.
     pub(crate) fn next(&mut self, begun: bool) -> Option<Next> {
         if self.done {
             return None;
@@ -111,7 +123,7 @@ impl Reply {
             return Some(Next::Whole);
         }
         if begun {
-            return None;
+            return (self.len > MOST_KEPT).then_some(Next::TooLong);
         }
         if !self.streaming {
             self.streaming = true;
@@ -247,6 +259,18 @@ mod tests {
         assert!(reply.next(true).is_none());
         reply.take(Part::Data(Bytes::from_static(b"a")));
         assert!(reply.next(true).is_none());
+        reply.take(Part::End);
+        assert!(matches!(reply.next(true), Some(Next::Whole)));
+    }
+
+    #[test]
+    fn a_reply_that_cannot_be_streamed_is_kept_within_bounds() {
+        let mut reply = Reply::new(head(), false, "");
+        reply.take(Part::Data(Bytes::from(vec![b'a'; MOST_KEPT])));
+        assert!(reply.next(true).is_none());
+        reply.take(Part::Data(Bytes::from_static(b"b")));
+        assert!(matches!(reply.next(true), Some(Next::TooLong)));
+        // One that is here already takes no more memory by being sent.
         reply.take(Part::End);
         assert!(matches!(reply.next(true), Some(Next::Whole)));
     }

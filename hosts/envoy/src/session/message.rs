@@ -218,11 +218,12 @@ impl Session {
         let Some(filter) = self.filter.get() else {
             return stop;
         };
+        let in_body_hook = (at == At::Body).then_some(dir);
         let reply = {
             let state = &mut *self.state.borrow_mut();
             self.take_early(state, filter, dir, at);
             if state.reset || state.reply.is_some() {
-                self.own(state);
+                self.own(state, filter, in_body_hook);
                 let begun = state.ways[1].came.is_some();
                 let whole = state.reply.as_ref().is_some_and(Reply::is_plain);
                 if state.reset || begun || !whole {
@@ -241,7 +242,7 @@ impl Session {
                     self.ask(state, filter);
                 }
                 if status != CONTINUE {
-                    self.own(state);
+                    self.own(state, filter, in_body_hook);
                     self.wait(state, filter);
                 }
                 return status;
@@ -343,8 +344,9 @@ pub(super) fn release(way: &mut Way, filter: Filter, dir: Dir, in_body_hook: boo
         } else {
             buffered(dir)
         };
-        for piece in &way.out {
-            filter.append_body(to, piece);
+        // Each is gone when the next one is copied.
+        for piece in way.out.drain(..) {
+            filter.append_body(to, &piece);
         }
     }
     way.out.clear();

@@ -1,9 +1,10 @@
 //! One stream of Envoy at one of our filters: drives the engine's stream by Envoy's hooks.
 //!
 //! Envoy keeps the message; the engine decides. Heads and trailers are edited where they are. A body's bytes are lent to
-//! the engine for the length of a hook; what no guest lets go on stays in Envoy's buffer, under Envoy's watermarks, with a
-//! copy of what guests were shown of it. When all of a direction may go on, Envoy's buffers either hold just that, and
-//! nothing is touched, or they are drained and filled with what the guests made of them.
+//! the engine for the length of a hook. What guests have been shown and do not let go on by its end moves from Envoy's
+//! buffer to ours; what comes meanwhile stays in Envoy's, under Envoy's watermarks. When all of a direction may go on,
+//! Envoy's buffers either hold just that, and nothing is touched, or they are drained and filled with what the guests made
+//! of them.
 //!
 //! Nothing is borrowed while a call runs that can come back into this module (`continue`, `send`, `reset`): other filters'
 //! hooks, this one's own next hook, and the end of the stream may be nested in it. From inside a hook only the reply to a
@@ -440,11 +441,20 @@ impl Session {
         }
     }
 
-    /// Before a hook is left: what was lent is copied where it is still needed.
-    fn own(&self, state: &mut State) {
+    /// Before a hook is left: what was lent is taken over, so that it is in memory once. Envoy keeps what nobody has seen;
+    /// `in_body_hook` is the direction whose received bytes are at hand.
+    fn own(&self, state: &mut State, filter: Filter, in_body_hook: Option<Dir>) {
         for dir in DIRS {
             state.stream.own_bodies(dir);
-            own(&mut state.ways[dir as usize].out);
+            let way = &mut state.ways[dir as usize];
+            own(&mut way.out);
+            if way.fed > 0 {
+                filter.drain_body(buffered(dir));
+                if in_body_hook == Some(dir) {
+                    filter.drain_body(received(dir));
+                }
+                way.fed = 0;
+            }
         }
     }
 

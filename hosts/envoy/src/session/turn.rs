@@ -1,11 +1,12 @@
 //! What a stream does outside of its hooks: a turn of its own, or of its worker's.
 
+use proxy_golang_abi::LogLevel;
 use proxy_golang_host::engine::{Dir, Mail, Stream};
 
 use super::message::release;
 use super::{DIRS, Session, State};
 use crate::reply::{Next, Reply, Send};
-use crate::sys::Filter;
+use crate::sys::{self, Filter};
 
 impl Session {
     /// \[turn\] A guest has answered, woken or applied.
@@ -52,7 +53,7 @@ impl Session {
             let step = {
                 let state = &mut *self.state.borrow_mut();
                 let step = self.step(state, filter);
-                self.own(state);
+                self.own(state, filter, None);
                 if matches!(step, Step::Rest) {
                     self.note_deadline(state, filter);
                 }
@@ -97,6 +98,14 @@ impl Session {
             return match next {
                 Next::Whole => state.reply.take().map_or(Step::Rest, Step::Reply),
                 Next::Part(send) => Step::Send(send),
+                Next::TooLong => {
+                    sys::log(
+                        LogLevel::WARN,
+                        "proxy_golang: a reply is too long: Envoy streams none once the response has begun, and of one that \
+                         has to be kept until its end at most 1 MiB is. Stream it from a request phase",
+                    );
+                    Step::Reset
+                }
             };
         }
         for dir in DIRS {

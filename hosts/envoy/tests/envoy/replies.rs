@@ -42,6 +42,12 @@ request_headers reply 403 later
 case reply-stream
 request_headers rset x-why stream
 request_headers stream 200 5 1000
+case reply-stream-begun
+response_headers rset x-why begun
+response_headers rtrailer x-end 1
+response_headers stream 200 5 1000
+case reply-stream-begun-large
+response_headers stream 200 400 10000
 case reply-stream-large
 request_headers stream 200 400 10000
 case reply-reset
@@ -60,6 +66,10 @@ response_headers reset
     suite.test("replies::by_a_completion", by_completion);
     suite.test("replies::to_head", to_head);
     suite.test("replies::streamed", streamed);
+    suite.test(
+        "replies::streamed_once_the_response_has_begun",
+        streamed_begun,
+    );
     suite.test("replies::streamed_at_the_clients_pace", streamed_slowly);
     suite.test(
         "replies::streamed_to_a_client_that_goes",
@@ -236,6 +246,25 @@ fn streamed(w: &World) {
     assert_eq!((reply.status, reply.field("x-why")), (200, Some("stream")));
     let want: String = ('a'..='e').map(|c| c.to_string().repeat(1000)).collect();
     assert_eq!(reply.text(), want);
+}
+
+/// Envoy takes no second head: the reply is sent when all of it is here, and is kept until then within bounds.
+fn streamed_begun(w: &World) {
+    let envoy = w.envoy();
+    let reply = envoy.case("reply-stream-begun", "/bytes-100000");
+    assert_eq!((reply.status, reply.field("x-why")), (200, Some("begun")));
+    assert_eq!(reply.field("content-length"), Some("5000"));
+    let want: String = ('a'..='e').map(|c| c.to_string().repeat(1000)).collect();
+    assert_eq!(reply.text(), want);
+    assert!(reply.trailers.is_empty());
+    let mut client = envoy.connect("script");
+    client.send(
+        "GET /bytes-100000 HTTP/1.1\r\nhost: test\r\nx-case: reply-stream-begun-large\r\n\r\n",
+    );
+    assert!(client.rest().is_empty());
+    envoy.wait_for_log("a reply is too long");
+    let written = w.record("reply-stream-begun-large").calls("written", 1);
+    assert_eq!(written[0]["status"], proxy_golang_abi::Status::STALE.0);
 }
 
 /// 4 MB to a client that does not read at first: `apply` says FULL, and nothing is lost.
