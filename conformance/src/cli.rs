@@ -13,7 +13,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::child::{self, Order};
 use crate::report::{badge, html, human, machine, verify};
 use crate::sandbox::{self, CaseResult, Status};
-use crate::suite::{self, Plan, Verdict};
+use crate::suite::{self, Plan};
+use crate::verdict::{Report, Verdict};
 use crate::{cases, coverage, elf, explain, fuzz, rules, selftest, subject};
 
 #[derive(Parser)]
@@ -480,7 +481,7 @@ fn once(g: &Guest, p: &Plan) -> Result<u8> {
 }
 
 /// Writes a report to where it is wanted; the exit code.
-pub(crate) fn show(g: &Outputs, report: &crate::suite::Report) -> Result<u8> {
+pub(crate) fn show(g: &Outputs, report: &Report) -> Result<u8> {
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let write = |to: &Option<PathBuf>, text: &dyn Fn() -> Result<String>| -> Result<()> {
         if let Some(file) = to {

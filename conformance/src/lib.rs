@@ -37,6 +37,7 @@ mod suite;
 mod symbols;
 #[doc(hidden)]
 mod sys;
+mod verdict;
 
 pub use suite::assert_guest;
 

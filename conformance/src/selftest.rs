@@ -14,7 +14,8 @@ use anyhow::{Result, bail};
 
 use crate::mutants::{self, Mutant, Workshop};
 use crate::sandbox::Status;
-use crate::suite::{self, Plan, Report, Verdict};
+use crate::suite::{self, Plan};
+use crate::verdict::{Report, Verdict};
 use crate::{cases, elf};
 
 /// What the self-test is asked for.

@@ -24,7 +24,8 @@ use crate::finding::{Record, record, suite_error};
 use crate::sandbox::{self, CaseResult, Limits, Status, Told};
 use crate::scenario::{Scenario, play};
 use crate::subject::Subject;
-use crate::suite::{Plan, Verdict};
+use crate::suite::Plan;
+use crate::verdict::Verdict;
 use crate::{elf, rules};
 
 use found::{Found, Key};

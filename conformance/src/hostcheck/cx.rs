@@ -16,10 +16,11 @@ use super::changes::{Changes, Watch, in_time};
 use super::client::{Connection, Reply, Request};
 use super::h2c::H2;
 use super::history;
-use super::host::{Host, NotReady, Setup};
+use super::host::{Host, NotReady};
 use super::journal::Journal;
 use super::probe::Workshop;
 use super::record::{Edge, Record};
+use super::setup::{NoOption, Setup};
 use super::upstream::{Answer, Seen, Upstream};
 use crate::finding::Finding;
 use crate::sys::clock::Patience;
@@ -249,7 +250,7 @@ impl Cx {
     /// A connection of HTTP/2 without TLS, by prior knowledge.
     pub(crate) async fn h2(&self) -> Result<H2> {
         if self.0.shared.adapter.not_applicable.contains_key("h2c") {
-            return Err(super::host::NoOption("h2c".into()).into());
+            return Err(NoOption("h2c".into()).into());
         }
         let to = self.0.running.host.address;
         H2::open(to, self.patience()).await

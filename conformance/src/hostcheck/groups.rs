@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::cases::Case;
-use super::host::{Instance, Route, Setup};
+use super::setup::{Instance, Route, Setup};
 
 /// An instance of the common setup: its name, the head of its configuration, options of the host for it.
 struct Common {

@@ -9,7 +9,7 @@
 //! | `record`, `journal` | the schema of the records; reading them while they are written |
 //! | `changes` | waiting until something has happened |
 //! | `history` | what must hold in every run: a pure function over records |
-//! | `adapter`, `host` | a host as data; started, reloaded, stopped |
+//! | `adapter`, `setup`, `host` | a host as data; its configuration; started, reloaded, stopped |
 //! | `probe` | building the probe |
 //! | `client`, `h2c`, `upstream`, `message` | HTTP on loopback |
 //! | `cx`, `groups`, `cases` | what a case has in its hands, what starts of a host serve, the cases |
@@ -33,6 +33,7 @@ mod probe;
 pub(crate) mod record;
 mod runner;
 pub(crate) mod selftest;
+mod setup;
 mod upstream;
 
 pub(crate) use runner::{FEATURE_RULE, WHOLE_RUN, WHOLE_RUN_RULES};

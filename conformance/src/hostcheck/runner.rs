@@ -16,14 +16,16 @@ use super::changes::{Changes, in_time};
 use super::cx::{Cx, Running, Shared, THE_END, has};
 use super::groups;
 use super::history;
-use super::host::{self, NoOption};
+use super::host;
 use super::layer_check;
 use super::probe::{Workshop, sha256};
+use super::setup::NoOption;
 use super::upstream::Upstream;
 use crate::finding::{Finding, GuestInfo};
 use crate::rules::{self, Level};
 use crate::sandbox::{CaseResult, Status};
-use crate::suite::{HostInfo, Report, SCHEMA, Verdict, machine};
+use crate::suite::machine;
+use crate::verdict::{HostInfo, Report, SCHEMA, Verdict, expected};
 
 /// What is run.
 #[derive(Clone, Debug)]
@@ -429,7 +431,7 @@ async fn one(
             .collect::<Vec<_>>()
             .join("\n");
     }
-    crate::suite::expected(&mut r, &adapter.expect);
+    expected(&mut r, &adapter.expect);
     lacks_a_feature(case, &mut r);
     r
 }
@@ -547,6 +549,6 @@ async fn whole_run(
     if r.status.is_bad() {
         r.output = tail(&running.host.output.since(0), 20);
     }
-    crate::suite::expected(&mut r, &adapter.expect);
+    expected(&mut r, &adapter.expect);
     Ok(r)
 }

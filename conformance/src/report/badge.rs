@@ -1,6 +1,6 @@
 //! A badge, for a README: the verdict and the level.
 
-use crate::suite::{Report, Verdict};
+use crate::verdict::{Report, Verdict};
 
 /// About how wide a text of 11 px is.
 fn width(text: &str) -> usize {

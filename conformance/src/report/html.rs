@@ -7,7 +7,7 @@ use crate::coverage;
 use crate::finding::Finding;
 use crate::rules;
 use crate::sandbox::{CaseResult, Status};
-use crate::suite::{Report, Verdict};
+use crate::verdict::{Report, Verdict};
 
 fn escape(t: &str) -> String {
     t.replace('&', "&amp;")

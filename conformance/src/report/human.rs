@@ -6,7 +6,8 @@ use std::path::Path;
 
 use crate::finding::Finding;
 use crate::sandbox::{CaseResult, Status};
-use crate::suite::{HostInfo, Plan, Report};
+use crate::suite::Plan;
+use crate::verdict::{HostInfo, Report};
 use crate::{elf, rules};
 
 const RED: &str = "\x1b[31m";

@@ -6,7 +6,7 @@ use quick_junit::{NonSuccessKind, Report as JunitReport, TestCase, TestCaseStatu
 
 use super::human;
 use crate::sandbox::Status;
-use crate::suite::Report;
+use crate::verdict::Report;
 
 /// JUnit's XML.
 pub(crate) fn junit(r: &Report) -> anyhow::Result<String> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::suite::{Report, SCHEMA};
+use crate::verdict::{Report, SCHEMA};
 
 /// Checks the report at `path`; its verdict, if the report is whole.
 pub(crate) fn verify(path: &Path) -> Result<Report> {

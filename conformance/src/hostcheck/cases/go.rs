@@ -2,7 +2,7 @@
 
 use super::prelude::*;
 use crate::hostcheck::client::Reply;
-use crate::hostcheck::host::{Instance, NoOption, Route, Setup};
+use crate::hostcheck::setup::{Instance, NoOption, Route, Setup};
 
 /// One exchange with the twin.
 async fn ask(cx: &Cx, r: Request) -> anyhow::Result<Reply> {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::own::{self, Own};
 use super::prelude::*;
 use crate::hostcheck::client::Connection;
-use crate::hostcheck::host::Setup;
+use crate::hostcheck::setup::Setup;
 
 const HEAD: &str = "subscribe all\npend all\n";
 const GET: &[u8] = b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n";

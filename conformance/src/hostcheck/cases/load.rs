@@ -236,7 +236,7 @@ pub(super) fn cases() -> Vec<Case> {
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
             let Some(first) = workshop.go_probe()? else {
-                return Err(crate::hostcheck::host::NoOption("go".into()).into());
+                return Err(crate::hostcheck::setup::NoOption("go".into()).into());
             };
             let second = workshop.dir().join("libpxg_second_go.so");
             std::fs::copy(&first, &second)?;

@@ -69,7 +69,7 @@ pub(super) fn cases() -> Vec<Case> {
             let mut setup = own::chain(&cx, &[("seen", &attrs()), ("reply", PLAIN), ("reset", PLAIN), ("error", PLAIN)])?;
             setup.routes.clear();
             for name in ["reply", "reset", "error"] {
-                setup.routes.push(crate::hostcheck::host::Route {
+                setup.routes.push(crate::hostcheck::setup::Route {
                     name: name.into(),
                     prefix: if name == "reply" { "/".into() } else { format!("/{name}") },
                     chain: vec![("seen".into(), None), (name.into(), None)],

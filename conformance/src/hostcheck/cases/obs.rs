@@ -54,7 +54,7 @@ pub(super) fn cases() -> Vec<Case> {
         .alone()
         .run(|cx| async move {
             let Some((method, path)) = cx.shared().adapter.admin.clone().and_then(|a| a.log_level) else {
-                return Err(crate::hostcheck::host::NoOption("admin.log_level".into()).into());
+                return Err(crate::hostcheck::setup::NoOption("admin.log_level".into()).into());
             };
             let mut setup = own::chain(&cx, &[("a", PLAIN)])?;
             own::also(&cx, &mut setup, ("probe", &cx.shared().probe.clone()), "two", PLAIN);

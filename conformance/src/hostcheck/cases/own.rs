@@ -10,7 +10,7 @@ use super::prelude::*;
 use crate::hostcheck::cx::{Running, THE_END};
 use crate::hostcheck::groups;
 use crate::hostcheck::history;
-use crate::hostcheck::host::{Instance, Route, Setup};
+use crate::hostcheck::setup::{Instance, Route, Setup};
 
 /// A setup of one chain: each instance with the head of its configuration, and the case's script.
 pub(super) fn chain(cx: &Cx, instances: &[(&str, &str)]) -> Result<Setup> {
@@ -204,7 +204,7 @@ pub(super) struct Metrics {
 pub(super) async fn metrics(cx: &Cx) -> Result<Metrics> {
     let admin = cx.shared().adapter.admin.clone().unwrap_or_default();
     if admin.metrics.is_empty() {
-        return Err(crate::hostcheck::host::NoOption("admin.metrics".into()).into());
+        return Err(crate::hostcheck::setup::NoOption("admin.metrics".into()).into());
     }
     let read = async || {
         let text = cx.running().host.admin("GET", &admin.metrics, "").await?;

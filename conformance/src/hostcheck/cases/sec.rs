@@ -160,7 +160,7 @@ pub(super) fn cases() -> Vec<Case> {
             let mut setup = own::chain(&cx, &[("a", PLAIN), ("b", PLAIN)])?;
             own::option(&mut setup, "a", "open", "");
             setup.options.push(("strip".into(), "x-user-id".into()));
-            setup.routes.push(crate::hostcheck::host::Route { name: "none".into(), prefix: "/none".into(), chain: Vec::new() });
+            setup.routes.push(crate::hostcheck::setup::Route { name: "none".into(), prefix: "/none".into(), chain: Vec::new() });
             let own = Own::start(&cx, &setup).await?;
             for (turn, route) in ["/", "/none"].iter().enumerate() {
                 let mut c = own.cx.connect().await?;
