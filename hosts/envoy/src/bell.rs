@@ -30,13 +30,13 @@ impl Commit for crate::sys::Scheduler {
 /// No deadline.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// What wakes a worker, and what it did then: how many completions one wake-up brings is what batching is worth.
+/// What wakes a worker, and what it did then: completions by wake-up are what batching is worth.
 #[derive(Debug, Default)]
 pub(crate) struct Work {
     /// Commits of Envoy's schedulers.
     pub(crate) wakes: Counter,
     pub(crate) turns: Counter,
-    /// Answers of guests from outside of a call that turns brought to their streams.
+    /// What guests sent from outside of a call and streams have taken, in a turn or in a hook of their own.
     pub(crate) completions: Counter,
     /// Turns that ended a batch.
     pub(crate) batch_ends: Counter,

@@ -39,7 +39,7 @@ struct Entry {
 #[derive(Clone)]
 pub(crate) struct Used {
     pub(crate) library: Arc<Library>,
-    /// Some entry wants its first calls on each worker made before a stream's.
+    /// Some entry wants empty calls before a worker's first event.
     pub(crate) warm_up: bool,
 }
 

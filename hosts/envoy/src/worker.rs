@@ -218,6 +218,12 @@ impl Worker {
 
     /// Mail of this stream, in its own hook. That of others waits for a turn.
     pub(crate) fn take_own(&self, key: u64) -> Option<Mail> {
+        let mail = self.find_own(key)?;
+        self.bell.work.completions.inc();
+        Some(mail)
+    }
+
+    fn find_own(&self, key: u64) -> Option<Mail> {
         let mut later = self.later.borrow_mut();
         if let Some(at) = later.iter().position(|mail| mail.stream == key) {
             return later.remove(at);

@@ -22,7 +22,7 @@
 //!       metadata_namespaces: [shared]        # that METADATA_SET may write beside its own
 //!       clusters: [canary]                   # that ROUTE may choose; see `cluster_field`
 //!       batch_end: true                      # on_batch_end after each turn of the event loop that pended
-//!       warm_up: true                        # each worker's first calls are made before a stream's
+//!       warm_up: true                        # empty calls before a worker's first event
 //!       all_cpus: false                      # its threads may run where Envoy's may not, if Envoy is pinned
 //!     failure_status: 500                    # status of the reply when a guest fails closed
 //!     strip_request_fields: [x-user]         # removed before the first guest runs
