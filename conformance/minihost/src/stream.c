@@ -327,7 +327,7 @@ void finish(stream *s) {
   }
   for (int i = 0; i < s->n; i++)
     if (!BUG("handle-outlives-the-stream")) handle_retire(s->places[i].handle);
-  if (BUG("handle-outlives-the-stream")) atomic_fetch_add(&s->refs, 1);
+  if (BUG("handle-outlives-the-stream") || BUG("token-outlives-its-event")) atomic_fetch_add(&s->refs, 1);
   for (int i = 0; i < s->n; i++) {
     place *p = &s->places[i];
     effects_discard(p);

@@ -26,6 +26,8 @@ struct Direction {
     kept: u64,
     /// The event that is PENDING, until its completion is called or it is cancelled.
     pending: Option<usize>,
+    /// A completion was applied, and no event has come since.
+    resumed: bool,
 }
 
 struct Place {
@@ -247,6 +249,7 @@ fn event(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
     }
     if let Some(d) = direction(phase) {
         pending(c, p, i, phase, d);
+        resumed(c, p, i, phase, set(EventFlags::RESUMED), d);
         order(c, p, i, r, d);
         if is_body(phase) {
             body(c, p, i, r, d);
@@ -449,6 +452,21 @@ fn pending(c: &mut Checker<'_>, p: &Place, i: usize, phase: u32, d: usize) {
                 "no event until the token is completed or cancelled",
             );
         }
+    }
+}
+
+fn resumed(c: &mut Checker<'_>, p: &mut Place, i: usize, phase: u32, is_resumed: bool, d: usize) {
+    if is_resumed != std::mem::take(&mut p.dirs[d].resumed) {
+        c.found(
+            "PXG-EVT-015",
+            &[i],
+            format!(
+                "{} {} RESUMED",
+                phase_name(phase),
+                if is_resumed { "with" } else { "without" }
+            ),
+            "RESUMED at the first event of a direction after a completion, and at no other",
+        );
     }
 }
 
@@ -793,6 +811,7 @@ fn answer(c: &mut Checker<'_>, p: &mut Place, i: usize, r: &Record) {
 
 /// A completion that was accepted: what it brings is the result.
 fn completed(p: &mut Place, ev: &Record, result: Option<&Answer>, d: usize) {
+    p.dirs[d].resumed = true;
     let Some(a) = result else { return };
     p.plain &= a.action == Action::CONTINUE.0 && a.n_ops == 0;
     if !matches!(
