@@ -82,6 +82,19 @@ pub(super) fn hosts(c: &Run) -> Result<()> {
     Ok(())
 }
 
+/// The mini host's mutants. That it is clean without one is seen once, for the stage before this has seen it, too.
+pub(super) fn host_selftest(c: &Run) -> Result<()> {
+    let suite = suite(c)?;
+    let kept = target().join("conformance");
+    c.finish(
+        c.command(".", &suite)
+            .args([
+                "selftest", "--hosts", "--repeat", "1", "--load", "false", "--keep",
+            ])
+            .arg(kept),
+    )
+}
+
 fn suite(c: &Run) -> Result<String> {
     c.run(".", "cargo build --locked -p proxy-golang-conformance")?;
     let program = target().join("debug/pxg-conformance");

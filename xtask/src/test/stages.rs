@@ -178,6 +178,13 @@ pub(super) const STAGES: &[Stage] = &[
         counts: None,
     },
     Stage {
+        name: "conformance-host-selftest",
+        about: "each mutant of the mini host is killed by its own rule, and breaks no other than its line says",
+        needs: &["conformance/minihost", "guest-sdk/go/go.mod"],
+        run: conformance::host_selftest,
+        counts: None,
+    },
+    Stage {
         name: "soak",
         about: "the proxy under load for 5 s, reloaded and with clients that give up; every answer checked",
         needs: &[],
