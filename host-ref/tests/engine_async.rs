@@ -4,15 +4,6 @@ mod engine_support;
 use engine_support::*;
 use std::sync::Arc;
 
-fn exchange(world: &mut World) {
-    world.post(BodyLength::Unknown);
-    world.data(Dir::Request, "ping");
-    world.end_with(Dir::Request, Some(&[("t-req", "1")]));
-    world.response("200", BodyLength::Unknown);
-    world.data(Dir::Response, "pong");
-    world.end_with(Dir::Response, Some(&[("t-res", "2")]));
-}
-
 fn everything() -> Spec {
     filter("a")
         .on(&[LOG, WAKE])
@@ -31,7 +22,7 @@ fn pends_at(phase: Phase) -> impl FnMut(&Seen) -> Answer {
 fn pending_in_every_phase() {
     for phase in PENDABLE {
         let mut world = World::new(vec![everything().script(pends_at(phase))]);
-        exchange(&mut world);
+        world.exchange();
         let mut rounds = 0;
         while !world.finished() {
             let e = world.last("a");
@@ -114,7 +105,7 @@ fn early_completion() {
         })],
         StreamLimits::default(),
     );
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(world.upstream.text(), "ping");
     assert_eq!(world.client.text(), "pong");
     assert!(world.finished());
@@ -146,7 +137,7 @@ fn early_completion_of_what_did_not_pend() {
         })],
         StreamLimits::default(),
     );
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(world.upstream.text(), "ping");
     assert_eq!(world.stats("a").unused_completions.get(), 1);
     assert_eq!(owned.counts(), (1, 1));

@@ -3,17 +3,6 @@
 mod engine_support;
 use engine_support::*;
 
-fn exchange(world: &mut World) {
-    world.post(BodyLength::Unknown);
-    world.data(Dir::Request, "ping");
-    world.end_with(Dir::Request, Some(&[("t-req", "1")]));
-    if world.client.head.is_none() && !world.finished() {
-        world.response("200", BodyLength::Unknown);
-        world.data(Dir::Response, "pong");
-        world.end_with(Dir::Response, Some(&[("t-res", "2")]));
-    }
-}
-
 fn watcher(name: &'static str) -> Spec {
     filter(name)
         .on(&[REQ_H, REQ_T, RES_H, RES_T, LOG, WAKE])
@@ -33,7 +22,7 @@ fn closed_is_500_while_a_reply_is_possible_and_a_reset_later() {
     for phase in PHASES_OF_A_STREAM {
         let spec = fails_at(phase, || error("secret"));
         let mut world = World::new(vec![watcher("a"), spec, watcher("c")]);
-        exchange(&mut world);
+        world.exchange();
         assert_eq!(world.failures(), [("b".into(), Reason::Error)]);
         assert_eq!(world.stats("b").failures(Reason::Error).get(), 1);
         if [RES_B, RES_T].contains(&phase) {
@@ -61,7 +50,7 @@ fn the_operator_chooses_the_status() {
         ..StreamLimits::default()
     };
     let mut world = World::with(hub(), vec![fails_at(REQ_H, || error("x"))], limits);
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(world.client.status(), "503");
 }
 
@@ -71,7 +60,7 @@ fn open_passes_the_view_unmodified_and_the_rest_unseen() {
         let failing: fn() -> Answer = || cont().set("x-bad", "1").drop(1).op(OpKind::Pass(99));
         let spec = fails_at(phase, failing).open();
         let mut world = World::new(vec![watcher("a"), spec, watcher("c")]);
-        exchange(&mut world);
+        world.exchange();
         assert_eq!(
             world.failures(),
             [("b".into(), Reason::Invalid)],
@@ -115,7 +104,7 @@ fn all_the_ways_to_fail() {
                     spec = spec.open();
                 }
                 let mut world = World::new(vec![spec]);
-                exchange(&mut world);
+                world.exchange();
                 assert_eq!(world.failures(), [("b".into(), reason)], "{phase:?}");
                 let stats = world.stats("b");
                 assert_eq!(stats.failures(reason).get(), 1);
@@ -288,7 +277,7 @@ fn failures_in_log_are_counted_only() {
             watcher("b").script(move |e| if e.phase == LOG { way() } else { cont() }.user(1)),
             watcher("c"),
         ]);
-        exchange(&mut world);
+        world.exchange();
         assert_eq!(world.failures().len(), 1);
         assert_eq!(world.stats("b").phase(LOG).errors.get(), 1);
         assert!(!world.was_reset());

@@ -12,19 +12,10 @@ fn watcher(name: &'static str) -> Spec {
         .script(|_| cont().user(5))
 }
 
-fn exchange(world: &mut World) {
-    world.post(BodyLength::Unknown);
-    world.data(Dir::Request, "ping");
-    world.end_with(Dir::Request, Some(&[("t-req", "1")]));
-    world.response("200", BodyLength::Unknown);
-    world.data(Dir::Response, "pong");
-    world.end_with(Dir::Response, Some(&[("t-res", "2")]));
-}
-
 #[test]
 fn a_chain_runs_forwards_then_backwards_then_log_forwards() {
     let mut world = World::new(vec![watcher("a"), watcher("b"), watcher("c")]);
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(
         world.story_text(),
         "a:REQ_H b:REQ_H c:REQ_H a:REQ_B b:REQ_B c:REQ_B \
@@ -109,7 +100,7 @@ fn can_reply_until_the_response_head_has_passed_the_place() {
 #[test]
 fn an_unsubscribed_phase_costs_no_call() {
     let mut world = World::new(vec![filter("a"), filter("b").on(&[RES_H])]);
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(world.story_text(), "b:RES_H");
     assert_eq!(world.upstream.text(), "ping");
     assert_eq!(world.upstream.trailers.as_ref().unwrap().len(), 1);
@@ -124,7 +115,7 @@ fn unsubscribing_ends_events_of_those_phases() {
         }
         cont()
     })]);
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(world.story_text(), "a:REQ_H a:REQ_B a:REQ_B a:RES_T");
     assert_eq!(world.client.text(), "pong");
     world.check_ended();
@@ -154,7 +145,7 @@ fn user_is_echoed_and_changed_only_by_returns() {
         n += 1;
         cont().user(n)
     })]);
-    exchange(&mut world);
+    world.exchange();
     let users: Vec<_> = world.events().iter().map(|e| e.user).collect();
     assert_eq!(users, (0..users.len() as u64).collect::<Vec<_>>());
     world.check_ended();
@@ -166,7 +157,7 @@ fn user_zero_has_no_stream_end() {
         watcher("a").script(|e| cont().user(u64::from(e.phase != LOG))),
         watcher("b").script(|e| cont().user(u64::from(e.phase == LOG))),
     ]);
-    exchange(&mut world);
+    world.exchange();
     let story = world.story_text();
     assert!(story.ends_with("a:LOG b:LOG b:end"), "{story}");
 }
@@ -318,7 +309,7 @@ fn a_foreign_namespace_needs_a_grant() {
 #[test]
 fn an_empty_chain_passes_everything() {
     let mut world = World::new(vec![]);
-    exchange(&mut world);
+    world.exchange();
     assert_eq!(world.upstream.text(), "ping");
     assert_eq!(world.client.text(), "pong");
     world.check_ended();

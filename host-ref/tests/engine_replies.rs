@@ -23,20 +23,11 @@ fn replier(phase: Phase) -> Spec {
     })
 }
 
-fn exchange(world: &mut World) {
-    world.post(BodyLength::Unknown);
-    world.data(Dir::Request, "ping");
-    world.end_with(Dir::Request, Some(&[("t", "1")]));
-    world.response("200", BodyLength::Unknown);
-    world.data(Dir::Response, "pong");
-    world.end_with(Dir::Response, Some(&[("t", "1")]));
-}
-
 #[test]
 fn a_reply_from_each_phase() {
     for phase in [REQ_H, REQ_B, REQ_T, RES_H] {
         let mut world = World::new(vec![watcher("a"), replier(phase), watcher("c")]);
-        exchange(&mut world);
+        world.exchange();
         assert_eq!(world.client.status(), "403", "{phase:?}");
         assert_eq!(world.client.field("x-reply"), Some("yes"));
         assert_eq!(world.client.text(), "no");
@@ -97,7 +88,7 @@ fn orphans_see_it_first() {
     assert_eq!(world.events_of("d")[0].user, 0);
     // The orphan that had its own RESPONSE_HEADERS sees nothing.
     let mut world = World::new(vec![replier(RES_H), watcher("c").flag(ConfigFlags::ORPHAN)]);
-    exchange(&mut world);
+    world.exchange();
     let phases: Vec<_> = world.events_of("c").iter().map(|e| e.phase).collect();
     assert_eq!(phases.iter().filter(|p| **p == RES_H).count(), 1);
 }
@@ -122,7 +113,7 @@ fn a_guest_may_replace_the_reply_of_another() {
 fn late_replies_reset_and_are_counted() {
     for phase in [RES_B, RES_T] {
         let mut world = World::new(vec![watcher("a"), replier(phase)]);
-        exchange(&mut world);
+        world.exchange();
         assert!(world.was_reset());
         assert_eq!(world.stats("b").late_replies.get(), 1);
         assert_eq!(world.failures(), []);

@@ -27,6 +27,8 @@ pub use guest::{
     PlainOp, Policy, Take,
 };
 pub use hub::{Hub, HubLimits, Mail};
+#[cfg(feature = "proxy")]
+pub(crate) use outcome::action_name;
 pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};
 pub use stateless::check;
 pub use stats::{Counter, FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};

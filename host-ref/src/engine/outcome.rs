@@ -9,6 +9,18 @@ use super::fields::Edit;
 use super::grammar;
 use super::guest::PlainOp;
 
+/// The name of an action that is legal somewhere; what is none counts as ERROR.
+pub(crate) fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::CONTINUE => "CONTINUE",
+        Action::PENDING => "PENDING",
+        Action::MORE => "MORE",
+        Action::REPLY => "REPLY",
+        Action::RESET => "RESET",
+        _ => "ERROR",
+    }
+}
+
 /// A result of `on_event`, decoded and with its pointers checked, not yet judged by the engine.
 #[derive(Clone, Debug)]
 pub struct Outcome<'a> {

@@ -13,12 +13,11 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
-use proxy_golang_abi::Action;
 use serde::Serialize;
 
 use super::config::Format;
 use super::exchange::{Ended, Exchange};
-use crate::engine::{Dir, Filter, PHASES, Step};
+use crate::engine::{Dir, Filter, PHASES, Step, action_name};
 
 /// Where lines go; shared by all workers, each of which collects lines and writes them together.
 #[derive(Debug)]
@@ -172,14 +171,7 @@ impl FilterStep {
             filter: filter.name.clone(),
             // `apply` belongs to no event.
             phase: phase.map_or("apply", |(_, name)| name),
-            action: match step.action {
-                Action::CONTINUE => "CONTINUE",
-                Action::PENDING => "PENDING",
-                Action::MORE => "MORE",
-                Action::REPLY => "REPLY",
-                Action::RESET => "RESET",
-                _ => "ERROR",
-            },
+            action: action_name(step.action),
             ops: step.ops,
             late: step.late,
             ns: step.ns,

@@ -233,6 +233,18 @@ impl World {
         });
     }
 
+    /// A request, and its response unless it has been answered: bodies of unknown length, and trailers.
+    pub fn exchange(&mut self) {
+        self.post(BodyLength::Unknown);
+        self.data(Dir::Request, "ping");
+        self.end_with(Dir::Request, Some(&[("t-req", "1")]));
+        if self.client.head.is_none() && !self.finished() {
+            self.response("200", BodyLength::Unknown);
+            self.data(Dir::Response, "pong");
+            self.end_with(Dir::Response, Some(&[("t-res", "2")]));
+        }
+    }
+
     pub fn response(&mut self, status: &str, length: BodyLength) {
         let head = fields(&[(":status", status), ("x-from", "upstream")]);
         self.on(|s, cx| s.response_head(cx, head, length));

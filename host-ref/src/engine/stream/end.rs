@@ -422,6 +422,17 @@ impl<H: Fields> Stream<H> {
 }
 
 impl<H> super::Flow<H> {
+    /// How the request of a stream ended that is answered here: complete, or cut by the host.
+    pub(super) fn answered(&mut self) {
+        if !self.finished && self.how != DirectionEnd::NEVER_BEGAN {
+            self.how = if self.open {
+                DirectionEnd::PROXY
+            } else {
+                DirectionEnd::COMPLETE
+            };
+        }
+    }
+
     /// Ends a direction that has not ended, if it began.
     pub(super) fn cut_short(&mut self, how: DirectionEnd) {
         if self.finished {

@@ -133,14 +133,7 @@ impl<H: Fields> Stream<H> {
         }
         let chain = std::mem::take(&mut self.chain);
         self.why.get_or_insert(EndReason::REPLIED);
-        let request = &mut self.flows[Dir::Request as usize];
-        if !request.finished && request.how != DirectionEnd::NEVER_BEGAN {
-            request.how = if request.open {
-                DirectionEnd::PROXY
-            } else {
-                DirectionEnd::COMPLETE
-            };
-        }
+        self.flows[Dir::Request as usize].answered();
         self.cut_sides(cx, &chain, Dir::Request);
         let mut seen = false;
         for (place, filter) in chain.filters().iter().enumerate() {

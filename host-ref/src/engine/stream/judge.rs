@@ -7,7 +7,7 @@ use proxy_golang_abi::{
 
 use super::super::fields::Fields;
 use super::super::guest::Filter;
-use super::super::outcome::{Fault, Outcome, Reply};
+use super::super::outcome::{Fault, Outcome, Reply, action_name};
 use super::super::stateless::refuse_reply;
 use super::end::Reason;
 use super::judge_ops::Judged;
@@ -149,7 +149,7 @@ impl<H: Fields> Stream<H> {
         if outcome.reply.is_some() != (action == Action::REPLY) {
             return Err("a reply belongs to the action REPLY, and to no other".into());
         }
-        let illegal = |why: &str| Err(format!("{} is illegal here: {why}", name_of(action)));
+        let illegal = |why: &str| Err(format!("{} is illegal here: {why}", action_name(action)));
         if action == Action::REPLY && self.places[context.place].replied {
             return illegal("this guest has replied already");
         }
@@ -204,15 +204,4 @@ fn judge_reply(filter: &Filter, reply: &Reply<'_>) -> Result<(), String> {
         return Err("an OPEN reply needs the feature STREAM_REPLY".into());
     }
     refuse_reply(reply).map_or(Ok(()), Err)
-}
-
-fn name_of(action: Action) -> &'static str {
-    match action {
-        Action::CONTINUE => "CONTINUE",
-        Action::PENDING => "PENDING",
-        Action::MORE => "MORE",
-        Action::REPLY => "REPLY",
-        Action::RESET => "RESET",
-        _ => "ERROR",
-    }
 }

@@ -134,14 +134,7 @@ impl<H: Fields> Stream<H> {
     fn start_reply(&mut self, cx: &mut Cx<'_>, chain: &Chain, from: Option<usize>, made: Made<'_>) {
         let n = self.places.len();
         let is_head = self.asked.as_ref().is_some_and(|asked| asked.head);
-        let request = &mut self.flows[Dir::Request as usize];
-        if !request.finished && request.how != DirectionEnd::NEVER_BEGAN {
-            request.how = if request.open {
-                DirectionEnd::PROXY
-            } else {
-                DirectionEnd::COMPLETE
-            };
-        }
+        self.flows[Dir::Request as usize].answered();
         self.cut_sides(cx, chain, Dir::Request);
         let last = from.map(|place| self.pos_of(Dir::Response, place));
         for place in 0..n {
