@@ -48,7 +48,7 @@ static const pxg_field *show(worker *w, size_t *used, fields *list, bool mark, c
     if (BUG("fields-as-they-came") && f->changed) wanted = false;
     if (mark) f->seen = wanted ? (int64_t)n : -1;
     if (!wanted) continue;
-    if (BUG("upper-case-names"))
+    if (BUG("upper-case-names") && !strncmp(f->name, "x-", 2) && strcmp(f->name, "x-pxg-case"))
       for (char *c = f->name; *c; c++)
         if (*c >= 'a' && *c <= 'z') *c -= 32;
     to[n].name = (pxg_str){(uint8_t *)f->name, f->name_len, 0};

@@ -137,7 +137,7 @@ void guest_log(uint64_t ctx, uint32_t level, const uint8_t *text, uint64_t len) 
   lib *l = lib_by_ctx(ctx);
   if (level > PXG_LOG_ERROR) level = PXG_LOG_ERROR;
   if (BUG("log-kept-uncopied")) {
-    if (late_text) say_escaped(level, "guest", late_text, late_len);
+    if (late_text) put((const char *)late_text, late_len);
     late_text = text;
     late_len = len;
     return;

@@ -29,14 +29,18 @@ pub(super) fn cases() -> Vec<Case> {
                 let Some(pending) = exits.last() else {
                     continue;
                 };
-                cx.until("PXG-THR-004", "on_batch_end on its thread", |_| {
-                    cx.running().journal.all().iter().any(|r| {
-                        r.is("on_batch_end", Edge::Exit)
-                            && (r.pid, r.tid) == (pending.pid, pending.tid)
-                            && r.seq > pending.seq
+                let ended = cx
+                    .until("PXG-THR-004", "on_batch_end on its thread", |_| {
+                        cx.running().journal.all().iter().any(|r| {
+                            r.is("on_batch_end", Edge::Exit)
+                                && (r.pid, r.tid) == (pending.pid, pending.tid)
+                                && r.seq > pending.seq
+                        })
                     })
-                })
-                .await;
+                    .await;
+                if !ended {
+                    break;
+                }
             }
             cx.open("go");
             for mut c in all {
