@@ -129,7 +129,7 @@ void say_escaped(uint32_t level, const char *who, const uint8_t *text, uint64_t 
   free(clean);
 }
 
-/* What a record names is kept by the mutant and printed after the call. */
+/* What a record names is kept by the mutant and printed after the call: write(2) refuses memory that is gone. */
 static const uint8_t *late_text;
 static uint64_t late_len;
 
