@@ -414,8 +414,8 @@ bool node_step(place *p, int d) {
       deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), PXG_EV_BODY_END, 0, 0);
     }
     if (BUG("delivered-after-the-end") && p->d[d].mode == PXG_BODY_STREAM && p->d[d].body_end_seen &&
-        !p->d[d].resumed && d == RSP && !p->s->l4 && !p->d[d].tunnel) {
-      p->d[d].resumed = true;
+        !p->d[d].trailers_seen && d == RSP && !p->s->l4 && !p->d[d].tunnel) {
+      p->d[d].trailers_seen = true;
       deliver(p, d, PXG_PHASE_RESPONSE_BODY, PXG_EV_BODY_END, 0, 0);
     }
     return false;
