@@ -228,3 +228,18 @@ pub(crate) fn table() -> (String, bool) {
     }
     (out, gaps.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mutant_that_survives_covers_no_rule() {
+        let mut m = mutants::of_hosts()[0].clone();
+        let rule = m.rule.clone().expect("a mutant of a host has a rule");
+        m.survives = false;
+        assert_eq!(killed_by([&m].into_iter(), &rule), [m.name.clone()]);
+        m.survives = true;
+        assert!(killed_by([&m].into_iter(), &rule).is_empty());
+    }
+}

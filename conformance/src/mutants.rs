@@ -272,3 +272,23 @@ fn hex(bytes: &[u8]) -> String {
         s
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_a_mutant_with_a_name_of_its_own() {
+        let (_, list) = rules::sources()
+            .iter()
+            .find(|(file, _)| *file == "minihost/src/mutants.inc")
+            .expect("the mini host has a list");
+        let lines = list.lines().filter(|l| l.starts_with('"'));
+        assert_eq!(of_hosts().len(), lines.count(), "a line that is no mutant");
+        for (i, m) in of_hosts().iter().enumerate() {
+            let again = of_hosts()[..i].iter().any(|x| x.name == m.name);
+            assert!(!again, "{} stands twice", m.name);
+            assert!(!m.also.contains(m.rule.as_ref().expect("a rule")));
+        }
+    }
+}

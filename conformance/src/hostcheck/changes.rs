@@ -132,7 +132,7 @@ mod tests {
     }
 
     /// How often it was looked until `so`, which took a change and no tick to come true.
-    async fn looks(changes: &Changes, so: impl Fn() -> bool) -> u32 {
+    async fn looks(changes: &Changes, mut so: impl FnMut() -> bool) -> u32 {
         let mut looks = 0;
         let mut patience = Patience::new(LONG);
         let found = changes.until(&mut patience, || {

@@ -557,3 +557,53 @@ fn reliable(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
         .take_while(|f| !f.title.starts_with("unknown"))
         .filter(|f| !runner::is_bare(f))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(only: &[&str], quick: bool) -> Asked {
+        Asked {
+            only: only.iter().map(ToString::to_string).collect(),
+            full: false,
+            quick,
+            repeat: 1,
+            load: false,
+            jobs: 1,
+            keep: None,
+            verbose: false,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn a_quick_run_has_one_mutant_for_each_rule() {
+        let all = select(&asked(&[], false)).expect("there are mutants");
+        let quick = select(&asked(&[], true)).expect("there are mutants");
+        let rules = |of: &[&Mutant]| -> BTreeSet<String> {
+            let killed = of.iter().filter(|m| !m.survives);
+            killed.filter_map(|m| m.rule.clone()).collect()
+        };
+        assert_eq!(rules(&all), rules(&quick));
+        assert_eq!(quick.len(), rules(&quick).len());
+        assert!(select(&asked(&["no-such-mutant"], false)).is_err());
+    }
+
+    #[test]
+    fn what_stands_behind_a_wait_in_vain_or_a_death_is_not_relied_on() {
+        let found: Vec<Finding> = [
+            "the status: 0, expected 200",
+            "the host ended with signal: 11 (SIGSEGV); the status: 0, expected 200",
+            "unknown: the end of each stream did not come within 2s",
+            "the body: \"\", expected \"hello\"",
+        ]
+        .map(|title| Finding {
+            rule: "PXG-ACT-002".into(),
+            title: title.into(),
+            detail: Vec::new(),
+        })
+        .into();
+        let titles: Vec<&str> = reliable(&found).map(|f| f.title.as_str()).collect();
+        assert_eq!(titles, ["the status: 0, expected 200"]);
+    }
+}
