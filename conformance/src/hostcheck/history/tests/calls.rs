@@ -61,6 +61,9 @@ fn hooks_and_threads() {
         let twice: Vec<Record> = s.records[i..i + 2].to_vec();
         s.records.splice(i..i, twice);
     });
+    breaks_all(exchange(), &["PXG-THR-001", "PXG-THR-003"], |s| {
+        entry(s, Phase::RESPONSE_HEADERS).worker = Some(1);
+    });
     breaks(exchange(), "PXG-THR-001", |s| {
         let i = at(s, "on_config_new", Edge::Exit, None);
         let mut other = Record {
