@@ -188,11 +188,11 @@ static void frame_whole(place *p, int d, uint64_t len) {
   }
 }
 
-static void take_more(place *p, int dir, uint32_t phase, decision *d) {
+/* `kept`: of the event's view. What came while it was PENDING counts as more. */
+static void take_more(place *p, int dir, uint64_t kept, decision *d) {
   struct dir *x = &p->d[dir];
-  if (d->action == PXG_ACT_MORE && is_headers_phase(phase)) x->kept = 0;
-  uint64_t least = x->view.len / 8 > 1024 ? x->view.len / 8 : 1024;
-  x->kept = x->view.len;
+  uint64_t least = kept / 8 > 1024 ? kept / 8 : 1024;
+  x->kept = BUG("more-forgets-what-came") ? x->view.len : kept;
   x->need = x->kept + (d->more_bytes ? d->more_bytes : BUG("more-at-every-byte") ? 1 : least);
   if (BUG("more-bytes-ignored") && d->more_bytes) x->need = UINT64_MAX;
   x->state = S_HOLD;
@@ -216,7 +216,7 @@ static void go_on(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vi
     if (BUG("more-passes-the-headers") && x->held) pass_headers(p, dir);
     if (x->head_out) to_next_bytes(p, dir, &out, out.len);
     bytes_free(&out);
-    if (x->mode == PXG_BODY_STREAM || BUG("more-over-the-limit")) return take_more(p, dir, phase, d);
+    if (x->mode == PXG_BODY_STREAM || BUG("more-over-the-limit")) return take_more(p, dir, view - cursor, d);
   }
   if (is_headers_phase(phase) && x->mode == PXG_BODY_WHOLE && !x->end_at_head && !s->l4) {
     bytes_free(&out);

@@ -81,6 +81,7 @@ async fn in_two_parts(cx: &Cx, rule: &str, script: &str) -> Result<(String, Stri
         .await;
     own.cx.open("second");
     let back = text(&rest(&mut c).await?);
+    drop(c);
     own.end(rule).await?;
     Ok((first, back))
 }

@@ -27,6 +27,7 @@ mod go;
 mod h2;
 mod hdr;
 mod l4;
+mod limits;
 mod load;
 mod mem;
 mod mutations;
@@ -149,6 +150,7 @@ pub(crate) fn all() -> &'static [Case] {
         all.extend(l4::cases());
         all.extend(act::cases());
         all.extend(asy::cases());
+        all.extend(limits::cases());
         all.extend(body::cases());
         all.extend(chn::cases());
         all.extend(err::cases());
