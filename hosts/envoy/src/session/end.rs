@@ -78,23 +78,34 @@ impl Session {
         }
     }
 
-    fn close(&self, state: &mut State, reason: EndReason) {
+    pub(super) fn close(&self, state: &mut State, reason: EndReason) {
         if !state.closed {
             self.with(state, |stream, cx| stream.close(cx, reason));
             state.closed = true;
         }
     }
 
+    /// [`Session::end`] has failed: the rest of it. A stream that stayed a carrier would take its worker's rings with it.
+    pub(crate) fn end_after_fault(&self) {
+        if let Ok(mut state) = self.state.try_borrow_mut() {
+            state.open = false;
+            state.stream = Stream::spare();
+        }
+        self.end();
+    }
+
     /// Envoy lets go of the stream.
     pub(crate) fn end(&self) {
+        if self.site.borrow().is_none() {
+            return;
+        }
         self.filter.set(None);
         self.worker.heads.next_hook();
         let (scheduler, needed) = {
             let state = &mut *self.state.borrow_mut();
-            if state.open {
+            if std::mem::take(&mut state.open) {
                 self.close(state, EndReason::CLIENT_ABORT);
                 state.stream.let_go();
-                state.open = false;
             }
             state.closed = true;
             state.reply = None;

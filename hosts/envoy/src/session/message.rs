@@ -1,5 +1,6 @@
 //! A message on its way: Envoy's hooks for heads, bodies and trailers.
 
+use proxy_golang_abi::EndReason;
 use proxy_golang_host::engine::{BodyLength, Dir, Fields};
 
 use super::{
@@ -31,7 +32,7 @@ impl Session {
         };
         if tunnel && has_body(&head) {
             // Envoy has made it a tunnel already, whose bytes no guest would see (PXG-EVT-022).
-            self.state.borrow_mut().closed = true;
+            self.close(&mut self.state.borrow_mut(), EndReason::ERROR);
             self.pass.iter().for_each(|pass| pass.set(true));
             filter.send_response(400, &[], b"", b"proxy_golang.upgrade_with_a_body");
             return STOP;

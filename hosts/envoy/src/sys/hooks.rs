@@ -419,7 +419,7 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(module: *co
     }
     // SAFETY: Envoy's own count of it.
     let session = unsafe { Rc::<Session>::from_raw(module.cast()) };
-    guarded("destroy", || session.end(), || ());
+    guarded("destroy", || session.end(), || session.end_after_fault());
 }
 
 /// # Safety
