@@ -82,7 +82,10 @@ pub(super) const ENTRY: (&str, &str) = ("GuestInitV1", "pxg_guest_init_v1");
 pub(super) const NOT_IN_C: &[(&str, &str)] = &[
     ("FeatureSet", "written out as uint64_t[4]"),
     ("Feature::ALL", "names for logs and tools, in Rust"),
-    ("Feature::PENDING", "a table for checks of configurations, in Rust"),
+    (
+        "Feature::PENDING",
+        "a table for checks of configurations, in Rust",
+    ),
     ("Str::EMPTY", "a Rust convenience: all zero in C"),
     ("Str::ABSENT", "a Rust convenience: the flag alone in C"),
     ("Buf::EMPTY", "a Rust convenience: all zero in C"),
