@@ -407,5 +407,7 @@ fn what_whole_held_leaves_when_another_result_changes_the_mode() {
         events.retain(|e| e.phase == Phase::RESPONSE_BODY);
         let texts: Vec<_> = events.iter().map(Seen::text).collect();
         assert_eq!(texts, shown, "{mode:?}");
+        let held = |e: &Seen| e.has(EventFlags::HEADERS_HELD);
+        assert!(!events.iter().any(held), "{mode:?}");
     }
 }
