@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::ThreadId;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proxy_golang_abi::LogLevel;
@@ -24,6 +25,7 @@ pub(crate) struct Process {
     pub(crate) hub: Arc<Hub>,
     bells: Vec<Arc<Bell<Scheduler>>>,
     house: Arc<House>,
+    main: ThreadId,
     /// What is counted for entries: it goes on over updates of the configuration.
     pub(crate) stats: Mutex<Vec<Counted>>,
     /// The configurations in force, for routes' overrides and for statistics.
@@ -35,6 +37,8 @@ pub(crate) struct Process {
 struct House {
     asked: Mutex<Asked>,
     wake: Condvar,
+    /// Held while configurations are dropped.
+    dropping: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -136,6 +140,7 @@ impl Process {
             hub,
             bells,
             house,
+            main: std::thread::current().id(),
             stats: Mutex::default(),
             sites: Mutex::default(),
         }
@@ -179,6 +184,15 @@ impl Process {
         if asked.due.is_none_or(|known| due < known) {
             asked.due = Some(due);
             self.house.wake.notify_one();
+        }
+    }
+
+    /// A configuration has been given up. The housekeeper drops it; on the main thread it is done at the latest when this
+    /// returns, for what comes next there may be the end of the process, with the guests' destructors.
+    pub(crate) fn given_up(&self) {
+        if std::thread::current().id() == self.main {
+            let _one = lock(&self.house.dropping);
+            self.host.drop_configs();
         }
     }
 
@@ -247,6 +261,7 @@ impl Keeper {
             }
             drop(asked);
             if drops {
+                let _one = lock(&self.house.dropping);
                 self.host.drop_configs();
             }
         }

@@ -13,7 +13,7 @@ use proxy_golang_host::engine::Dir;
 use super::abi::{self, Buffer, ConfigPtr, FilterPtr};
 use super::envoy::{Config, Filter, log};
 use crate::fault;
-use crate::process::lock;
+use crate::process::{self, lock};
 use crate::session::{CONTINUE, STOP, STOP_AND_DROP, Session};
 use crate::site::{self, Route, Site};
 use crate::worker;
@@ -189,6 +189,10 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(site
             // SAFETY: Envoy's own count of it.
             let site: Arc<Site> = unsafe { Arc::from_raw(site.cast()) };
             lock(&site.bell).take();
+            drop(site);
+            if let Some(process) = process::get() {
+                process.given_up();
+            }
         },
         || (),
     );
