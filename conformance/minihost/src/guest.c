@@ -335,12 +335,3 @@ void lib_unload(lib *l) {
   l->name = NULL;
   dlclose(l->so);
 }
-
-void libs_free(void) {
-  for (lib *l = atomic_load(&libs), *next; l; l = next) {
-    next = l->next;
-    free(l->path);
-    free(l->name);
-    free(l);
-  }
-}

@@ -189,7 +189,6 @@ int main(int argc, char **argv) {
   close(config_event);
   tokens_free();
   metrics_free();
-  libs_free();
   settings_free();
   return 0;
 }

@@ -214,7 +214,6 @@ bool has_feature(const uint64_t *set, unsigned feature);
 /* The names of the features that are wanted and not there. */
 void name_features(char *to, size_t room, const uint64_t *want, const uint64_t *have);
 void lib_unload(lib *l); /* A mutant's. */
-void libs_free(void);
 
 /* What is lent during a hook. */
 typedef struct call {

@@ -132,7 +132,8 @@ void stream_why(stream *s, uint32_t why) { set_why(s, why); }
 void stream_over(stream *s, int d, uint8_t how) {
   if (s->over[d]) return;
   s->over[d] = true;
-  s->dirend[d] = s->began[d] ? how : PXG_DIREND_NEVER_BEGAN;
+  /* A connection has no head that begins its answer. */
+  s->dirend[d] = s->began[d] || (s->l4 && s->up) ? how : PXG_DIREND_NEVER_BEGAN;
 }
 
 void stream_reset(stream *s, uint32_t why) {
