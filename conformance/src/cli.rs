@@ -36,6 +36,8 @@ enum Command {
     Host(Box<crate::hostcheck::cli::Host>),
     /// Check what the layer between a host and a guest wrote; fails on what it found.
     LayerCheck(crate::hostcheck::layer_check::Args),
+    /// Drive a guest in a host, with real traffic and the layer between them; fails on what the layer finds.
+    Pair(Box<crate::hostcheck::pair::Args>),
     /// Fuzz a guest: random hosts, messages and schedules from a seed.
     Fuzz(Box<fuzz::cli::Args>),
     /// List the cases, or with --rules the rules.
@@ -192,6 +194,9 @@ struct Selftest {
     /// The mini host and its mutants, instead of guests and theirs.
     #[arg(long)]
     hosts: bool,
+    /// The layer: tells which of the mutants it finds without the suite's own checks.
+    #[arg(long, value_name = "LIBRARY")]
+    layer: Option<PathBuf>,
     /// Only these: names, globs or rules' ids.
     #[arg(long)]
     only: Vec<String>,
@@ -258,6 +263,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Guest(g) => guest(&g),
         Command::Host(h) => crate::hostcheck::cli::run(&h),
         Command::LayerCheck(a) => crate::hostcheck::layer_check::check(&a),
+        Command::Pair(a) => crate::hostcheck::pair::run(&a),
         Command::Fuzz(f) => fuzz::cli::run(&f),
         Command::List { rules, json } => {
             list(rules, json)?;
@@ -271,6 +277,17 @@ fn run(cli: Cli) -> Result<u8> {
             let (table, whole) = coverage::table();
             print!("{table}");
             Ok(u8::from(!whole))
+        }
+        Command::Selftest(Selftest {
+            layer: Some(layer),
+            hosts,
+            only,
+            jobs,
+            ..
+        }) => {
+            let jobs = jobs.unwrap_or_else(processors);
+            crate::hostcheck::layered::table(&layer, hosts, &only, jobs)?;
+            Ok(0)
         }
         Command::Selftest(s) if s.hosts => {
             let ok = crate::hostcheck::selftest::run(&crate::hostcheck::selftest::Asked {

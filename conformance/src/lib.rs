@@ -45,6 +45,8 @@ pub use suite::assert_guest;
 #[doc(hidden)]
 pub mod parts {
     pub use crate::host::{config, judge, model};
+    /// For the layer's own tests.
+    pub use crate::hostcheck::layered::Layered;
     /// Addresses to places in sources.
     pub mod symbols {
         pub use crate::symbols::{Module, Site, Symbols};

@@ -16,6 +16,11 @@ impl Dice {
         Self(seed)
     }
 
+    /// Those of the `n`th thread that draws.
+    fn of_thread(seed: u64, n: u64) -> Self {
+        Self::new(seed ^ n.wrapping_mul(0xd6e8_feb8_6659_fd93))
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -46,10 +51,8 @@ pub(crate) fn with<T>(f: impl FnOnce(&mut Dice) -> T) -> Option<T> {
     let seed = report::current()?.settings.perturb?;
     DICE.try_with(|d| {
         let mut d = d.borrow_mut();
-        let dice = d.get_or_insert_with(|| {
-            let n = THREADS.fetch_add(1, Ordering::Relaxed);
-            Dice::new(seed ^ n.wrapping_mul(0xd6e8_feb8_6659_fd93))
-        });
+        let dice =
+            d.get_or_insert_with(|| Dice::of_thread(seed, THREADS.fetch_add(1, Ordering::Relaxed)));
         f(dice)
     })
     .ok()
@@ -103,6 +106,10 @@ mod tests {
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
+        let thread = |seed, n| Dice::of_thread(seed, n).next();
+        assert_eq!(thread(1, 0), Dice::new(1).next());
+        assert_ne!(thread(1, 0), thread(1, 1));
+        assert_eq!(thread(1, 1), thread(1, 1));
         let mut d = Dice::new(3);
         assert!((0..1000).all(|_| d.below(7) < 7));
         assert_eq!(d.below(0), 0);

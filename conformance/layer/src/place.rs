@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 
+use proxy_golang_abi as abi;
 use proxy_golang_abi::feature::{Feature, FeatureSet};
 use proxy_golang_abi::{Action, BodyMode, EventFlags, Phase, phase_bit};
 use proxy_golang_conformance::parts::judge::{Context, Way};
-use proxy_golang_conformance::parts::model::{Field, Outcome, action_name, phase_name};
+use proxy_golang_conformance::parts::model::{Field, Outcome, ReplyFound, action_name, phase_name};
 
 use crate::content::{dir_of, flag_names, has, is_body, is_data, is_headers, is_log, is_trailers};
 use crate::library::Config;
@@ -100,6 +101,8 @@ pub(crate) struct Place {
     /// `apply` or `wake` was answered STALE: the handle is retired.
     pub(crate) stale: bool,
     pub(crate) cancelled: bool,
+    /// It answered something that a host may refuse for reasons that are not visible here.
+    may_have_failed: bool,
     history: VecDeque<String>,
 }
 
@@ -135,6 +138,7 @@ impl Place {
             full: 0,
             stale: false,
             cancelled: false,
+            may_have_failed: false,
             history: VecDeque::new(),
         }
     }
@@ -148,6 +152,23 @@ impl Place {
 
     pub(crate) fn last(&self) -> Vec<String> {
         self.history.iter().cloned().collect()
+    }
+
+    /// LOG is owed: nothing that the layer saw can have been a failure of the guest's.
+    pub(crate) fn owes_log(&self) -> bool {
+        (self.sees(Phase::LOG) || self.sees(Phase::L4_CLOSE))
+            && !self.log
+            && matches!(self.fate, Fate::Open | Fate::Replied | Fate::Reset)
+            && !self.cancelled
+            && !self.may_have_failed
+            // What was held for too long has failed (14.3).
+            && !self.dirs.iter().any(|d| d.held)
+    }
+
+    /// The guest gave this to `apply`: it takes effect at its turn.
+    pub(crate) fn applied(&mut self, o: &Outcome) {
+        let again = o.action == Action::REPLY && self.fate != Fate::Open;
+        self.may_have_failed |= again || may_fail(o);
     }
 
     pub(crate) fn woken(&mut self, arg: u64) {
@@ -662,8 +683,11 @@ impl Place {
             // Without HEADERS events WHOLE holds them all the same.
             let expect = if sees_headers {
                 d.held
+            } else if d.mode == BodyMode::WHOLE || (d.held && !d.passed) {
+                true
             } else {
-                d.mode == BodyMode::WHOLE || (d.held && !d.passed)
+                // WHOLE may have held them until WAKE or the peer changed the mode.
+                held && !d.body
             };
             if held != expect {
                 put(
@@ -783,6 +807,22 @@ impl Place {
             if *new == BodyMode::UNSET || *new == d.mode {
                 continue;
             }
+            let body = [Phase::REQUEST_BODY, Phase::RESPONSE_BODY][dir];
+            let gone = o.unsubscribe & phase_bit(body) != 0 || !self.sees(body);
+            if *new != BodyMode::SKIP && gone && v.phase.0 < 16 {
+                legal = false;
+                out.push(guest(
+                    "PXG-BODY-015",
+                    format!(
+                        "body_mode[{dir}] {} at {}, and {} is not subscribed",
+                        new.0,
+                        phase_name(v.phase),
+                        phase_name(body)
+                    ),
+                    "a mode that delivers needs the body's phase (7.1)",
+                ));
+                continue;
+            }
             let headers = [Phase::REQUEST_HEADERS, Phase::RESPONSE_HEADERS][dir];
             let before = if self.sees(headers) {
                 !d.headers || (v.phase == headers && !d.passed)
@@ -834,8 +874,10 @@ impl Place {
             _ if !clean => Some(Fate::Unknown),
             _ => None,
         };
+        self.may_have_failed |= may_fail(o);
         if let Some(f) = definite {
-            if self.fate == Fate::Open {
+            let fails_late = f == Fate::Failed && self.fate == Fate::Replied;
+            if self.fate == Fate::Open || fails_late {
                 // A completion whose stream died first never had its turn.
                 self.fate = if way == Way::Event { f } else { Fate::Unknown };
             }
@@ -916,6 +958,21 @@ impl Place {
 
 fn d_passed(d: &Dir) -> bool {
     d.passed
+}
+
+/// Whether a host may take it for a failure although the layer sees nothing wrong: bytes beyond `content-length` or short
+/// of it, a namespace or a cluster that is not granted, fields beyond the host's limits, an open reply that gets no bytes.
+fn may_fail(o: &Outcome) -> bool {
+    /// Up to here operations name fields; the rest counts them, moves bytes or asks the host for something.
+    const LAST_BY_NAME: u16 = 3;
+    /// So many fields are within every host's limits.
+    const FEW: u64 = 64;
+    o.ops.count > FEW
+        || matches!(&o.reply, ReplyFound::Some(r) if r.flags & abi::ReplyFlags::OPEN.0 != 0)
+        || o.ops
+            .get()
+            .iter()
+            .any(|op| op.kind > LAST_BY_NAME || op.flags & abi::OpFlags::MUST.0 != 0)
 }
 
 /// Where the operations leave the cursor.

@@ -296,6 +296,170 @@ fn without_a_guest_init_says_what_to_set() {
     assert!(text.contains("the layer itself"), "{text}");
 }
 
+/// What needs copies that become inaccessible is seen in `heal` and `abort` alone.
+#[test]
+fn log_finds_the_same_but_late_uses() {
+    const LATE: [&str; 4] = ["PXG-MEM-003", "PXG-MEM-005", "PXG-OBS-005", "PXG-CFG-002"];
+    for (defect, guest, rule) in HOSTS {
+        let found = run("log", defect, guest, &[]).rules();
+        assert_eq!(
+            found.iter().any(|(r, s)| r == rule && s == "host"),
+            !LATE.contains(rule),
+            "{defect}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn the_filter_takes_a_list_and_takes_away() {
+    let ran = |filter| {
+        run(
+            "heal",
+            "presets an action",
+            "",
+            &[("PXG_LAYER_FILTER", filter)],
+        )
+    };
+    assert_eq!(ran("PXG-MEM-*").rules(), vec![]);
+    let taken = ran("PXG-ACT-*").rules();
+    assert!(
+        !taken.is_empty() && taken.iter().all(|(r, _)| r == "PXG-ACT-001"),
+        "{taken:?}"
+    );
+    let hidden = ran("PXG-ACT-*,!PXG-ACT-001");
+    assert_eq!(hidden.rules(), vec![]);
+    // What is not reported does not count either, and does not abort.
+    assert_eq!(hidden.of_kind("end")[0]["findings"], 0);
+    let more = [("PXG_LAYER_FILTER", "!PXG-ACT-*")];
+    let aborts = run("abort", "presets an action", "", &more);
+    assert!(aborts.output.status.success(), "{:?}", aborts.output);
+}
+
+/// A host that sends so many heads, with a defect in each, and ends without an end of its streams.
+fn heads(n: u32, defect: &str) -> (Ran, String) {
+    let b = built();
+    let out = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(b.file("host"))
+        .arg(&b.layer)
+        .args([defect, "", &n.to_string()])
+        .env_clear()
+        .env("PXG_LAYER_GUEST", b.file("guest.so"))
+        .env("PXG_LAYER", "heal")
+        .env("PXG_LAYER_OUT", out.path())
+        .output()
+        .unwrap();
+    let text = std::fs::read_to_string(out.path()).unwrap();
+    let lines = text
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    (Ran { output, lines }, stderr)
+}
+
+#[test]
+fn a_rule_is_reported_ten_times_for_a_place_and_counted_to_the_end() {
+    let (ran, text) = heads(25, "presets an action");
+    assert!(ran.output.status.success(), "{text}");
+    let found = ran.of_kind("finding");
+    assert_eq!(found.len(), 10);
+    let last: Vec<bool> = found
+        .iter()
+        .map(|f| f["last_of_its_kind"] == true)
+        .collect();
+    assert_eq!(last, [&[false; 9][..], &[true]].concat());
+    assert_eq!(text.matches("PXG-ACT-001 host").count(), 10);
+    assert_eq!(text.matches("that was the last time").count(), 1);
+    let end = ran.of_kind("end");
+    assert_eq!(end.len(), 1);
+    assert_eq!(
+        (&end[0]["findings"], &end[0]["suppressed"]),
+        (&25.into(), &15.into())
+    );
+    // Init with its record, a configuration, a worker, 25 heads.
+    assert_eq!(end[0]["calls"], 29);
+    assert!(
+        text.contains("29 calls, 25 findings, 0 warnings (15 of them repeats"),
+        "{text}"
+    );
+    // As many as are written at most: nothing is kept back.
+    let (ran, _) = heads(10, "presets an action");
+    assert_eq!(ran.of_kind("end")[0]["suppressed"], 0);
+}
+
+#[test]
+fn the_process_id_is_in_the_name_of_the_file_where_it_is_asked_for() {
+    let b = built();
+    let dir = tempfile::tempdir().unwrap();
+    let child = Command::new(b.file("host"))
+        .arg(&b.layer)
+        .args(["", ""])
+        .env_clear()
+        .env("PXG_LAYER_GUEST", b.file("guest.so"))
+        .env("PXG_LAYER_OUT", dir.path().join("out.%p.jsonl"))
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    assert!(child.wait_with_output().unwrap().status.success());
+    assert!(dir.path().join(format!("out.{pid}.jsonl")).is_file());
+}
+
+/// How much scratch the guest got before it was refused more, by the seed.
+fn granted(seed: u64) -> String {
+    let seed = seed.to_string();
+    let ran = run(
+        "heal",
+        "",
+        "asks until refused",
+        &[("PXG_LAYER_PERTURB", &seed)],
+    );
+    assert_eq!(ran.rules(), vec![], "seed {seed}");
+    assert_eq!(ran.of_kind("begin")[0]["perturb"].to_string(), seed);
+    let text = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+    let line = text.lines().find(|l| l.starts_with("granted "));
+    line.unwrap_or_else(|| panic!("{text}")).to_string()
+}
+
+#[test]
+fn a_seed_gives_the_same_perturbations_again() {
+    let first: Vec<String> = (1..=6).map(granted).collect();
+    let again: Vec<String> = (1..=6).map(granted).collect();
+    assert_eq!(first, again);
+    assert!(first.iter().any(|g| *g != first[0]), "{first:?}");
+    // Never less than what every host grants.
+    let least = |g: &String| g["granted ".len()..].parse::<u32>().unwrap() >= 64;
+    assert!(first.iter().all(least), "{first:?}");
+}
+
+#[test]
+fn a_trace_has_both_ends_of_every_call() {
+    let ran = run("heal", "", "pends", &[("PXG_LAYER_TRACE", "1")]);
+    let of = |function: &str, edge: &str| {
+        ran.lines
+            .iter()
+            .filter(|l| l["fn"] == function && l["edge"] == edge)
+            .count()
+    };
+    for (function, n) in [
+        ("init", 1),
+        ("on_config_new", 1),
+        ("on_worker", 2),
+        ("on_event", 2),
+        ("complete", 1),
+        ("on_batch_end", 1),
+        ("on_stream_end", 1),
+        ("on_config_drop", 1),
+    ] {
+        assert_eq!(
+            (of(function, "enter"), of(function, "exit")),
+            (n, n),
+            "{function}"
+        );
+    }
+    let numbers: Vec<u64> = ran.lines.iter().filter_map(|l| l["seq"].as_u64()).collect();
+    assert_eq!(numbers, (0..numbers.len() as u64).collect::<Vec<_>>());
+}
+
 /// Instructions that a process executes, by callgrind.
 fn instructions(library: &Path, mode: &str, heads: u32) -> Option<u64> {
     let b = built();

@@ -39,11 +39,25 @@ static pxg_buf owned(const char *text) {
   return b;
 }
 
+/* Tells the host that a thread has done what it was started for. */
+static void done(void) {
+  const char *to = getenv("PXG_TEST_DONE");
+  if (!to || write(atoi(to), "", 1) != 1) abort();
+}
+
+/* Tells this guest's threads that on_event has returned. */
+static void until_returned(void) {
+  const char *from = getenv("PXG_TEST_RETURNED");
+  char byte;
+  if (!from || read(atoi(from), &byte, 1) != 1) abort();
+}
+
 static void *later(void *unused) {
   (void)unused;
-  usleep(20000);
+  until_returned();
   if (is("reads a view late")) sink = view->fields[0].name.ptr[0];
   if (is("changes what it lent")) borrowed[0] = 'B';
+  done();
   return NULL;
 }
 
@@ -58,9 +72,10 @@ static void *complete(void *unused) {
   pxg_op ops[2] = {{PXG_OP_HEADER_ADD, 0, 0, 0, S("x-later"), {S("yes"), 0, 0}},
                    {PXG_OP_HEADER_ADD, 0, 0, 0, S("x-owned"), owned("bytes")}};
   pxg_result r = {0};
-  usleep(5000);
+  until_returned();
   r.size = sizeof r, r.action = PXG_ACT_CONTINUE, r.ops = ops, r.n_ops = 2;
   host->complete(host->ctx, token, &r);
+  done();
   return NULL;
 }
 
@@ -89,6 +104,11 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     uint8_t *p = host->scratch_more(host->ctx, 5000);
     if (p) memset(p, 'x', 5000);
   }
+  if (is("asks until refused")) {
+    int granted = 0;
+    while (granted < 200 && host->scratch_more(host->ctx, 1024)) granted++;
+    fprintf(stderr, "granted %d\n", granted);
+  }
   if (is("logs")) host->log(host->ctx, PXG_LOG_INFO, (const uint8_t *)"hello", 5);
   if (is("pends")) {
     out->action = PXG_ACT_PENDING;
@@ -114,6 +134,7 @@ static void end(uint64_t c, uint64_t f, uint64_t u, uint64_t s, uint32_t w) {
 
 int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {
   host = h;
+  h->log(h->ctx, PXG_LOG_INFO, (const uint8_t *)"from init", 9);
   if (h->major != PXG_VERSION_MAJOR) return PXG_E_VERSION;
   if (out->size > sizeof *out) out->size = sizeof *out;
   out->major = PXG_VERSION_MAJOR, out->flags = PXG_GUEST_ABORTS, out->ctx = 3;
@@ -132,7 +153,9 @@ static const char *defect;
 static pxg_guest guest;
 static uint8_t name[] = ":method", get[] = "GET";
 static volatile uint8_t sink;
-static volatile int completed;
+static volatile int logged;
+/* The guest's threads write to the one and read from the other: this process is both sides. */
+static int done[2], returned[2];
 static const uint8_t *kept;
 static pxg_buf kept_buf;
 
@@ -155,7 +178,6 @@ static int32_t complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
   (void)ctx, (void)token;
   take(r);
   if (is("calls a hook inside complete")) guest.on_batch_end(guest.ctx, 0);
-  completed = 1;
   return PXG_OK;
 }
 
@@ -169,8 +191,9 @@ static int32_t wake(uint64_t ctx, uint64_t stream, uint64_t arg) {
 }
 
 static void logs(uint64_t ctx, uint32_t level, const uint8_t *ptr, uint64_t len) {
-  (void)ctx, (void)level, (void)len;
+  (void)ctx, (void)level;
   kept = ptr;
+  logged += (int)len;
 }
 
 static uint8_t *more(uint64_t ctx, uint64_t n) {
@@ -201,6 +224,19 @@ static pxg_host table = {
 
 static pxg_op lent_ops[40] __attribute__((aligned(16)));
 static uint8_t lent[4112] __attribute__((aligned(16)));
+
+static void pipe_for_guest(const char *name, int ends[2], int of_guest) {
+  char number[12];
+  if (pipe(ends) < 0) exit(8);
+  snprintf(number, sizeof number, "%d", ends[of_guest]);
+  setenv(name, number, 1);
+}
+
+/* Lets the thread of the guest go on that on_event has started, and waits until it has done its work. */
+static int let_thread_work(void) {
+  char byte;
+  return write(returned[1], "", 1) == 1 && read(done[0], &byte, 1) == 1;
+}
 
 static void handler(int n) { (void)n; }
 
@@ -249,6 +285,7 @@ static void heads(long n) {
                     .n_fields = 13};
     pxg_result out = {
         .size = sizeof out, .scratch_ops = lent_ops, .scratch_ops_cap = 32, .scratch = lent, .scratch_cap = 4096};
+    if (is("presets an action")) out.action = PXG_ACT_CONTINUE;
     guest.on_event(guest.ctx, &ev, &out);
   }
 }
@@ -261,6 +298,8 @@ int main(int argc, char **argv) {
   const uint8_t *attr;
   if (argc < 4) return 2;
   defect = argv[2];
+  pipe_for_guest("PXG_TEST_DONE", done, 1);
+  pipe_for_guest("PXG_TEST_RETURNED", returned, 0);
   void *library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
   if (!library) return fprintf(stderr, "%s\n", dlerror()), 3;
   pxg_guest_init_v1_fn init = (pxg_guest_init_v1_fn)dlsym(library, "pxg_guest_init_v1");
@@ -270,6 +309,7 @@ int main(int argc, char **argv) {
   if (is("does not zero the table")) guest.minor = 77;
   int32_t s = init(&table, &guest);
   if (s < 0) return fprintf(stderr, "init answered %d\n", s), 4;
+  if (logged != 9) return fprintf(stderr, "%d bytes were logged in init\n", logged), 7;
   if (is("changes its table")) table.n_workers = 64;
   in.size = sizeof in;
   memcpy(in.features, table.features, sizeof in.features);
@@ -293,14 +333,12 @@ int main(int argc, char **argv) {
   take(&r);
   if (r.action == PXG_ACT_PENDING) {
     guest.on_batch_end(guest.ctx, 0);
-    for (int i = 0; i < 1000 && !completed; i++) usleep(1000);
-    if (!completed) return 6;
-    /* complete has returned to the guest soon after. */
-    usleep(20000);
+    if (!let_thread_work()) return 6;
     if (is("keeps what complete was handed")) sink = kept[0];
   }
   if (is("keeps a record")) sink = kept[0];
-  usleep(40000);
+  if (!strcmp(argv[3], "reads a view late") || !strcmp(argv[3], "changes what it lent"))
+    if (!let_thread_work()) return 6;
   event(PXG_PHASE_LOG, 7);
   if (is("reads borrowed memory late")) sink = kept[0];
   guest.on_stream_end(guest.ctx, 1, 7, 5, 0);

@@ -1,5 +1,6 @@
 //! What a case has in its hands: clients, the upstream's answers, the records, and findings.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use super::h2c::H2;
 use super::history;
 use super::host::{Host, NotReady};
 use super::journal::Journal;
+use super::layer_check::Layer;
 use super::probe::Workshop;
 use super::record::{Edge, Record};
 use super::setup::{NoOption, Setup};
@@ -39,6 +41,20 @@ pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
     pub(crate) features: Cell<[u64; 4]>,
     pub(crate) workshop: Workshop,
+    /// Stands before each guest of each host, if it is asked for.
+    pub(crate) layer: Option<Layer>,
+    /// Folders of hosts that cases have started and the layer has not been asked about.
+    pub(crate) own_hosts: RefCell<Vec<PathBuf>>,
+}
+
+impl Shared {
+    /// What the host of `dir` is given for `setup`.
+    pub(crate) fn with_layer<'a>(&self, setup: &'a Setup, dir: &Path) -> Result<Cow<'a, Setup>> {
+        Ok(match &self.layer {
+            Some(l) => Cow::Owned(l.before_all(setup, dir)?),
+            None => Cow::Borrowed(setup),
+        })
+    }
 }
 
 /// A started host with its records.
@@ -211,7 +227,10 @@ impl Cx {
             .prefix(&self.0.name.replace('/', "-"))
             .tempdir_in(&self.0.shared.dir)?
             .keep();
-        Running::start(&self.0.shared, &dir, setup).await
+        let s = &self.0.shared;
+        let setup = s.with_layer(setup, &dir)?;
+        s.own_hosts.borrow_mut().push(dir.clone());
+        Running::start(s, &dir, &setup).await
     }
 
     /// These hands on a host of the case's own.

@@ -1,6 +1,7 @@
 //! What the layer (`conformance/layer`) left behind: `pxg-conformance layer-check OUT.jsonl`, and the layer under a host
 //! that is checked.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::history;
 use super::record::{Edge, Record};
+use super::setup::Setup;
 use crate::finding::Finding;
 
 /// A rule that was broken, as the layer saw it.
@@ -87,6 +89,17 @@ impl Seen {
         Ok(())
     }
 
+    /// What the copies for the host of `dir` wrote so far; the last line may be cut where the host was killed.
+    pub(crate) fn of_folder(dir: &Path) -> Result<Self> {
+        let mut seen = Self::default();
+        let text = std::fs::read_to_string(out_file(dir))?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        for line in whole.lines() {
+            seen.line(line)?;
+        }
+        Ok(seen)
+    }
+
     fn line(&mut self, line: &str) -> Result<()> {
         let kind: Kind = serde_json::from_str(line)?;
         match kind.kind.as_deref() {
@@ -148,6 +161,13 @@ pub(crate) struct Args {
     /// What PXG_LAYER_OUT named.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    #[command(flatten)]
+    judging: Judging,
+}
+
+/// What counts, and how it is told.
+#[derive(Clone, Default, clap::Args)]
+pub(crate) struct Judging {
     /// Rules that may be broken: ids or globs.
     #[arg(long, value_name = "RULE")]
     allow: Vec<String>,
@@ -179,6 +199,11 @@ pub(crate) fn check(a: &Args) -> Result<u8> {
     for f in &a.files {
         seen.read(f)?;
     }
+    judge(&seen, &a.judging)
+}
+
+/// The same over what was read.
+pub(crate) fn judge(seen: &Seen, a: &Judging) -> Result<u8> {
     let allowed = a
         .allow
         .iter()
@@ -262,44 +287,93 @@ pub(crate) fn check(a: &Args) -> Result<u8> {
     Ok(code)
 }
 
-/// Puts a copy of the layer for `guest` into `dir`, with its settings beside it: the library that a host loads.
-pub(crate) fn install(layer: &Path, guest: &Path, dir: &Path) -> Result<PathBuf> {
-    let layer =
-        std::fs::canonicalize(layer).with_context(|| format!("no layer at {}", layer.display()))?;
-    let guest =
-        std::fs::canonicalize(guest).with_context(|| format!("no guest at {}", guest.display()))?;
-    let to = dir.join("libpxg_layer.so");
-    std::fs::copy(&layer, &to)
-        .with_context(|| format!("cannot copy {} to {}", layer.display(), to.display()))?;
-    let settings = toml::Table::from_iter([
-        ("guest".to_string(), guest.display().to_string().into()),
-        ("mode".to_string(), "heal".into()),
-        (
-            "out".to_string(),
-            out_file(dir).display().to_string().into(),
-        ),
-    ]);
-    std::fs::write(dir.join("libpxg_layer.so.toml"), settings.to_string())?;
-    Ok(to)
+/// The layer in front of the guests of the hosts that a run starts.
+pub(crate) struct Layer {
+    file: PathBuf,
+    /// More settings of each copy: `perturb`, `trace`.
+    settings: toml::Table,
+    /// The copies, by the folder of their host and by their guest.
+    copies: RefCell<BTreeMap<(PathBuf, PathBuf), PathBuf>>,
 }
 
-/// Where a copy that was put into `dir` writes.
+impl Layer {
+    pub(crate) fn new(file: &Path, settings: toml::Table) -> Result<Self> {
+        Ok(Self {
+            file: std::fs::canonicalize(file)
+                .with_context(|| format!("no layer at {}", file.display()))?,
+            settings,
+            copies: RefCell::default(),
+        })
+    }
+
+    /// The library that the host of `dir` loads in the place of `guest`: a copy of the layer, with its settings beside it.
+    pub(crate) fn before(&self, guest: &Path, dir: &Path) -> Result<PathBuf> {
+        let guest = std::fs::canonicalize(guest)
+            .with_context(|| format!("no guest at {}", guest.display()))?;
+        let mut copies = self.copies.borrow_mut();
+        let key = (dir.to_path_buf(), guest.clone());
+        if let Some(to) = copies.get(&key) {
+            return Ok(to.clone());
+        }
+        let n = copies.keys().filter(|(d, _)| d == dir).count();
+        let folder = dir.join("layer").join(n.to_string());
+        std::fs::create_dir_all(&folder)?;
+        // Messages of the host name the library by its file.
+        let name = guest.file_name().unwrap_or_default();
+        let to = folder.join(name);
+        let _ = std::fs::remove_file(&to);
+        // The loader knows a library by its inode: only one of a host's copies can be the layer's file itself.
+        if n > 0 || std::fs::hard_link(&self.file, &to).is_err() {
+            std::fs::copy(&self.file, &to).with_context(|| {
+                format!("cannot copy {} to {}", self.file.display(), to.display())
+            })?;
+        }
+        let mut settings = self.settings.clone();
+        settings.insert("guest".into(), guest.display().to_string().into());
+        settings.insert("mode".into(), "heal".into());
+        settings.insert("out".into(), out_file(dir).display().to_string().into());
+        let mut beside = to.clone().into_os_string();
+        beside.push(".toml");
+        std::fs::write(beside, settings.to_string())?;
+        copies.insert(key, to.clone());
+        Ok(to)
+    }
+
+    /// `setup` with the layer before each guest.
+    pub(crate) fn before_all(&self, setup: &Setup, dir: &Path) -> Result<Setup> {
+        let mut setup = setup.clone();
+        for (_, path) in &mut setup.guests {
+            // What is not there is the host's to refuse.
+            if path.exists() {
+                *path = self.before(path, dir)?;
+            }
+        }
+        Ok(setup)
+    }
+}
+
+/// Where the copies for the host of `dir` write.
 pub(crate) fn out_file(dir: &Path) -> PathBuf {
-    // Not `.jsonl`: files of that name in a run are journals of the probe.
-    dir.join("libpxg_layer.out")
+    dir.join("layer/findings.jsonl")
 }
 
-/// What a copy that was put into `dir` found about the host: the probe breaks rules of guests on purpose.
+/// How a finding of the layer's begins in a report of the suite.
+pub(crate) const SEEN_BY_THE_LAYER: &str = "seen by the layer: ";
+
+/// What the copies for the host of `dir` found about the host: the probe breaks rules of guests on purpose.
 pub(crate) fn host_findings(dir: &Path) -> Result<Vec<Finding>> {
     let mut seen = Seen::default();
-    seen.read(&out_file(dir))?;
+    // A host that refused its configuration may have loaded nothing.
+    if out_file(dir).exists() {
+        seen.read(&out_file(dir))?;
+    }
     Ok(seen
         .findings
         .into_iter()
         .filter(|f| f.side == "host" && f.severity == "error")
         .map(|f| Finding {
             rule: f.rule,
-            title: format!("seen by the layer: {}; expected: {}", f.what, f.expected),
+            title: format!("{SEEN_BY_THE_LAYER}{}; expected: {}", f.what, f.expected),
             detail: vec![
                 format!("in {}({}) of {}", f.function, f.phase, f.instance),
                 format!("before it: {}", f.last.join("; ")),
@@ -323,9 +397,11 @@ mod tests {
         std::fs::write(&file, lines.join("\n")).unwrap();
         check(&Args {
             files: vec![file],
-            allow: allow.iter().map(ToString::to_string).collect(),
-            strict,
-            json: false,
+            judging: Judging {
+                allow: allow.iter().map(ToString::to_string).collect(),
+                strict,
+                json: false,
+            },
         })
         .unwrap()
     }

@@ -14,7 +14,9 @@
 //! | `client`, `h2c`, `upstream`, `message` | HTTP on loopback |
 //! | `cx`, `groups`, `cases` | what a case has in its hands, what starts of a host serve, the cases |
 //! | `runner`, `cli` | a run and its report |
-//! | `layer_check` | what the layer between a host and a guest wrote |
+//! | `layer_check` | the layer between a host and a guest: put there, and what it wrote |
+//! | `pair` | a guest of anybody's in a host, with the layer between |
+//! | `layered` | what the layer alone finds of the mutants of both sides |
 
 mod adapter;
 pub(crate) mod cases;
@@ -28,7 +30,9 @@ mod history;
 mod host;
 mod journal;
 pub(crate) mod layer_check;
+pub(crate) mod layered;
 mod message;
+pub(crate) mod pair;
 mod probe;
 pub(crate) mod record;
 mod runner;

@@ -1,7 +1,7 @@
 //! A run: the host started once for most cases, cases at the same time, and a report.
 
 use std::cell::{Cell, RefCell};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::cx::{Cx, Running, Shared, THE_END, has};
 use super::groups;
 use super::history;
 use super::host;
-use super::layer_check;
+use super::layer_check::{self, Layer};
 use super::probe::{Workshop, sha256};
 use super::setup::NoOption;
 use super::upstream::Upstream;
@@ -75,7 +75,7 @@ pub(crate) const WHOLE_RUN_RULES: &[&str] = &[
 pub(crate) const FEATURE_RULE: &str = "PXG-NEG-009";
 
 /// The futures of the cases are polled on one stack, and are long in a debug build.
-const STACK: usize = 64 << 20;
+pub(crate) const STACK: usize = 64 << 20;
 
 fn matches(c: &Case, word: &str) -> bool {
     c.rules.iter().any(|r| r.eq_ignore_ascii_case(word))
@@ -186,9 +186,14 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
         dir: run_dir.clone(),
         features: Cell::default(),
         workshop,
+        layer: match &plan.layer {
+            Some(file) => Some(Layer::new(file, toml::Table::new())?),
+            None => None,
+        },
+        own_hosts: RefCell::default(),
     });
-    let guest = layered(&plan, &shared, &run_dir)?;
-    let setup = groups::main(&run_dir, &guest, &selected);
+    let setup = groups::main(&run_dir, &probe, &selected);
+    let setup = shared.with_layer(&setup, &run_dir)?;
     let first_case_ms = ms(started);
     let running = match Running::start(&shared, &run_dir, &setup).await? {
         Ok(running) => running,
@@ -292,14 +297,6 @@ fn feature_name(f: Feature) -> &'static str {
         .map_or("?", |(_, n)| n)
 }
 
-/// The library that the host loads: the probe, or the layer that loads it.
-fn layered(plan: &Plan, shared: &Shared, dir: &Path) -> Result<PathBuf> {
-    match &plan.layer {
-        None => Ok(shared.probe.clone()),
-        Some(layer) => layer_check::install(layer, &shared.probe, dir),
-    }
-}
-
 fn ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
@@ -342,6 +339,13 @@ async fn one(
     if let Some(why) = adapter.not_applicable.get(case.name) {
         return result(case, Status::NotApplicable, why.clone());
     }
+    if let Some(why) = case.not_layered.filter(|_| shared.layer.is_some()) {
+        return result(
+            case,
+            Status::NotApplicable,
+            format!("not through the layer: {why}"),
+        );
+    }
     if let Some(f) = case
         .needs
         .iter()
@@ -356,7 +360,7 @@ async fn one(
     let from = running.host.output.len();
     let started = Instant::now();
     let patience = shared.patience;
-    let cx = Cx::new(shared, running.clone(), case.name);
+    let cx = Cx::new(shared.clone(), running.clone(), case.name);
     let mut r = result(case, Status::Pass, String::new());
     let Some(run) = &case.run else {
         r.status = Status::SuiteError;
@@ -380,7 +384,14 @@ async fn one(
     };
     let (findings, remarks, checked, unknown) = cx.outcome();
     r.findings = findings;
-    r.remarks = remarks;
+    // Cases with hosts of their own run one after the other, after all others.
+    for dir in shared.own_hosts.take() {
+        match layer_check::host_findings(&dir) {
+            Ok(found) => r.findings.extend(found),
+            Err(e) => r.remarks.push(format!("{e:#}")),
+        }
+    }
+    r.remarks.extend(remarks);
     r.checked = checked;
     r.ms = ms(started);
     if let Some(status) = running.host.ended() {

@@ -119,14 +119,14 @@ impl Outcome {
 }
 
 /// The mini host and the probe, built.
-struct Workshop {
+pub(super) struct Workshop {
     dir: PathBuf,
-    adapter: PathBuf,
+    pub(super) adapter: PathBuf,
     probe: PathBuf,
 }
 
 impl Workshop {
-    fn new(dir: &Path) -> Result<Self> {
+    pub(super) fn new(dir: &Path) -> Result<Self> {
         let probe = probe::Workshop::new(dir, dir)?.probe("pxg_probe", &[])?;
         let home = dir.join("minihost");
         let mut digest = Sha256::new();
@@ -187,7 +187,7 @@ impl Workshop {
     }
 
     /// A plan whose hosts run in the folder of `slot`, with the libraries that are built once for all.
-    fn plan(&self, slot: usize) -> Plan {
+    pub(super) fn plan(&self, slot: usize) -> Plan {
         Plan {
             adapter: self.adapter.clone(),
             level: 5,
@@ -454,21 +454,28 @@ fn cases_of(rule: &str) -> Vec<&'static str> {
     names
 }
 
+/// Has `plan` run the host with `m`, and only the cases that are to find it.
+pub(super) fn narrow(plan: &mut Plan, m: &Mutant) {
+    plan.extra = vec!["--mutant".into(), m.name.clone()];
+    plan.most_records = Some(MOST_RECORDS);
+    plan.only = vec![ALWAYS.to_string()];
+    plan.only.extend(m.needs.clone());
+    plan.only.extend(
+        cases_of(m.rule.as_deref().unwrap_or_default())
+            .into_iter()
+            .filter(|c| *c != runner::WHOLE_RUN)
+            .map(str::to_string),
+    );
+}
+
 fn kill_once(m: &Mutant, workshop: &Workshop, slot: usize, full: bool) -> Outcome {
     let rule = m.rule.clone().unwrap_or_default();
     let mut plan = workshop.plan(slot);
-    plan.extra = vec!["--mutant".into(), m.name.clone()];
     let checked_by = cases_of(&rule);
-    if !full {
-        plan.most_records = Some(MOST_RECORDS);
-        plan.only = vec![ALWAYS.to_string()];
-        plan.only.extend(m.needs.clone());
-        plan.only.extend(
-            checked_by
-                .iter()
-                .filter(|c| **c != runner::WHOLE_RUN)
-                .map(|c| (*c).to_string()),
-        );
+    narrow(&mut plan, m);
+    if full {
+        plan.most_records = None;
+        plan.only.clear();
     }
     let mut outcome = Outcome {
         mutant: m.name.clone(),

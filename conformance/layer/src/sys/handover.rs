@@ -5,7 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use proxy_golang_abi as abi;
 use proxy_golang_conformance::parts::config::ConfigMade;
-use proxy_golang_conformance::parts::model::{Array, Buffer, Op, Outcome, Reply, ReplyFound, Text};
+use proxy_golang_conformance::parts::model::{
+    Array, Buffer, Op, Outcome, Region, Reply, ReplyFound, Text,
+};
 
 use super::memory::{For, Kind, Packer, Slab, room};
 use super::platform;
@@ -143,6 +145,11 @@ fn outcome_room(o: &Outcome) -> usize {
         + text_room(&o.error)
 }
 
+/// It begins in lent memory and ends behind it: the host is to see that as it is, and to refuse it (PXG-MEM-012).
+fn leaves(region: Region, bytes: u64) -> bool {
+    matches!(region, Region::Scratch(room) | Region::View(room) if bytes > room)
+}
+
 struct Copier {
     p: Packer,
     slot: usize,
@@ -154,6 +161,7 @@ impl Copier {
     fn text(&mut self, t: &Text) -> abi::Str {
         abi::Str {
             ptr: match t.get() {
+                _ if leaves(t.region, t.len.into()) => t.ptr as *const u8,
                 [] => t.ptr as *const u8,
                 b => self.p.bytes(b),
             },
@@ -228,7 +236,7 @@ impl Copier {
                 value: self.text(v),
             })
             .collect();
-        if v.is_empty() {
+        if v.is_empty() || leaves(a.region, a.bytes) {
             a.ptr as *const abi::Field
         } else {
             self.p.array(&v)
@@ -243,7 +251,7 @@ impl Copier {
         raw.fields = self.fields(&r.fields);
         raw.trailers = self.fields(&r.trailers);
         let body: Vec<abi::Buf> = r.body.get().iter().map(|b| self.buffer(b)).collect();
-        if !body.is_empty() {
+        if !body.is_empty() && !leaves(r.body.region, r.body.bytes) {
             raw.body = self.p.array(&body);
         }
         raw.details = self.text(&r.details);
@@ -259,7 +267,8 @@ impl Copier {
     ) -> *const u8 {
         use proxy_golang_conformance::parts::peek;
         let known = peek::as_bytes(v);
-        let size = (size as usize).min(MAX_STRUCT as usize);
+        // `size` itself is read by the host, whatever it says.
+        let size = (size as usize).clamp(size_of::<u32>(), MAX_STRUCT as usize);
         let mut bytes = peek::bytes(at, size).unwrap_or_else(|_| vec![0; size]);
         let n = known.len().min(size);
         bytes[..n].copy_from_slice(&known[..n]);
@@ -302,7 +311,7 @@ pub(super) fn result(
     };
     let mut out = *raw;
     let ops: Vec<abi::Op> = o.ops.get().iter().map(|op| c.op(op)).collect();
-    if !ops.is_empty() {
+    if !ops.is_empty() && !leaves(o.ops.region, o.ops.bytes) {
         out.ops = c.p.array(&ops);
     }
     if let (ReplyFound::Some(r), reply) = (&o.reply, raw.reply) {

@@ -19,7 +19,7 @@ use super::handover;
 use super::memory::{self, For, Kind, Slab};
 use super::tables::{Link, SLOTS, link};
 use super::view::{self, SeenEvent};
-use crate::library::Findings;
+use crate::library::{Findings, Library};
 use crate::perturb;
 use crate::report::{self, Found, Reporter, guest, host};
 use crate::{report_faults, trace};
@@ -38,6 +38,8 @@ pub(super) struct Frame {
 /// What the guest lent the host until its next call on this thread.
 struct Borrow {
     slot: usize,
+    /// What its memory may belong to: it is gone when this is dropped, on whichever thread.
+    config: u64,
     slab: Option<Slab>,
     /// Where the guest has it, and what it was.
     originals: Vec<(u64, Vec<u8>)>,
@@ -75,7 +77,8 @@ pub(super) fn contained<T>(otherwise: T, f: impl FnOnce() -> T) -> T {
 }
 
 /// Ends what the guest lent by its last result on this thread.
-fn end_borrowing(slot: usize, r: &Reporter) {
+fn end_borrowing(library: &Library, r: &Reporter) {
+    let slot = library.slot;
     let over: Vec<Borrow> = BORROWED.with(|b| {
         let mut b = b.borrow_mut();
         if b.is_empty() {
@@ -88,7 +91,12 @@ fn end_borrowing(slot: usize, r: &Reporter) {
         over
     });
     for b in over {
-        for (at, was) in &b.originals {
+        let originals: &[_] = if library.has_dropped(b.config) {
+            &[]
+        } else {
+            &b.originals
+        };
+        for (at, was) in originals {
             if !peek::bytes(*at, was.len()).is_ok_and(|now| now == *was) {
                 let mut f = Findings::at(b.function);
                 f.list.push(guest(
@@ -111,7 +119,7 @@ fn begin(l: &Link, ctx: u64, function: &'static str) -> Option<&'static Reporter
     let r = report::current()?;
     r.count_call();
     report_faults();
-    end_borrowing(l.library.slot, r);
+    end_borrowing(&l.library, r);
     let expected = l.guest.get().map_or(0, |g| g.ctx);
     if ctx != expected {
         let mut f = Findings::at(function);
@@ -541,16 +549,29 @@ fn finish_event(
     back.scratch_ops = raw.scratch_ops;
     back.scratch_ops_cap = raw.scratch_ops_cap;
     write_back(out, peek::as_bytes(&back), filled);
-    borrow(l, handed.map(|h| h.slab), outcome.borrowed(), "on_event");
+    borrow(
+        l,
+        e.raw.config,
+        handed.map(|h| h.slab),
+        outcome.borrowed(),
+        "on_event",
+    );
 }
 
-fn borrow(l: &Link, slab: Option<Slab>, originals: Vec<(u64, Vec<u8>)>, function: &'static str) {
+fn borrow(
+    l: &Link,
+    config: u64,
+    slab: Option<Slab>,
+    originals: Vec<(u64, Vec<u8>)>,
+    function: &'static str,
+) {
     if slab.is_none() && originals.is_empty() {
         return;
     }
     BORROWED.with(|b| {
         b.borrow_mut().push(Borrow {
             slot: l.library.slot,
+            config,
             slab,
             originals,
             function,
@@ -671,7 +692,8 @@ fn config_new(l: &Link, ctx: u64, input: u64, out: u64) -> Status {
         .filter_map(|t| Some((t.ptr, t.bytes.clone()?)))
         .filter(|(_, b)| !b.is_empty())
         .collect();
-    borrow(l, handed.map(|(s, _)| s), originals, "on_config_new");
+    let slab = handed.map(|(s, _)| s);
+    borrow(l, made.config, slab, originals, "on_config_new");
     if let Some(x) = copied {
         x.slab.close(true);
     }

@@ -36,6 +36,18 @@ fn begin(l: &Link, ctx: u64, function: &'static str) -> bool {
     true
 }
 
+fn not_in_release(function: &'static str) {
+    if IN_RELEASE.get() {
+        let mut f = Findings::at(function);
+        f.list.push(guest(
+            "PXG-MEM-007",
+            format!("`release` called the host's `{function}`"),
+            "release frees and returns",
+        ));
+        f.report();
+    }
+}
+
 /// Runs a function of the host's: a hook that begins on this thread meanwhile is called from inside it.
 fn in_host<T>(function: &'static str, f: impl FnOnce() -> T) -> T {
     let outer = IN_HOST.replace(Some(function));
@@ -216,16 +228,10 @@ unsafe extern "C" fn log<const N: usize>(ctx: u64, level: LogLevel, ptr: *const 
             return;
         };
         begin(l, ctx, "log");
+        not_in_release("log");
         let n = usize::try_from(len.min(1 << 20)).unwrap_or(0);
         let text = peek::bytes(ptr as u64, n);
         let mut found = Findings::at("log");
-        if IN_RELEASE.get() {
-            found.list.push(guest(
-                "PXG-MEM-007",
-                "`release` called the host's `log`",
-                "release frees and returns",
-            ));
-        }
         if level.0 > LogLevel::ERROR.0 {
             found.list.push(guest(
                 "PXG-OBS-002",
@@ -294,6 +300,7 @@ unsafe extern "C" fn scratch_more<const N: usize>(ctx: u64, n: u64) -> *mut u8 {
             return std::ptr::null_mut();
         };
         begin(l, ctx, "scratch_more");
+        not_in_release("scratch_more");
         let mut found = Findings::at("scratch_more");
         let running = frames(|s| {
             s.last()
@@ -368,6 +375,7 @@ unsafe extern "C" fn get_ext<const N: usize>(ctx: u64, id: *const u8, len: u64) 
             return std::ptr::null();
         };
         begin(l, ctx, "get_ext");
+        not_in_release("get_ext");
         // SAFETY: an any-thread function of the host's with the guest's arguments.
         let at = in_host("get_ext", || unsafe { f(ctx, id, len) });
         let n = usize::try_from(len.min(1024)).unwrap_or(0);

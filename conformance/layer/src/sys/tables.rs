@@ -9,7 +9,7 @@ use proxy_golang_conformance::parts::peek;
 use proxy_golang_conformance::parts::reader::Reader;
 
 use super::{fault, hooks, host_calls, load, memory, platform};
-use crate::library::{Findings, Library, Terms};
+use crate::library::{Asked, Findings, Library};
 use crate::report::{self, guest, host};
 use crate::settings::{Mode, Settings};
 use crate::trace;
@@ -187,6 +187,15 @@ fn init(table: u64, out: u64) -> Status {
             "the host has zeroed it",
         ));
     }
+    // A guest may call the host while it is initialised.
+    let l = LINKS[slot].get_or_init(|| Link {
+        library: Library::new(slot, h.features, h.n_workers),
+        host_at: table,
+        host: h,
+        guest: OnceLock::new(),
+        snapshot: peek::bytes(table, size as usize).unwrap_or_default(),
+        metrics: OnceLock::new(),
+    });
     // The guest sees the host's size: what is behind what the layer knows is the guest's and the host's affair.
     // SAFETY: `out` is the host's struct to be filled, with room for what its `size` says; the table that the guest is
     // given was leaked and lives as long as the process.
@@ -202,22 +211,10 @@ fn init(table: u64, out: u64) -> Status {
         Err(_) => return Status::INTERNAL,
     };
     let refuse = check_guest(&h, &g, guest_size, out_size, &mut f);
-    let l = LINKS[slot].get_or_init(|| Link {
-        library: Library::new(
-            slot,
-            Terms {
-                features: h.features,
-                n_workers: h.n_workers,
-                required: g.required,
-                known: g.known,
-                refuse,
-            },
-        ),
-        host_at: table,
-        host: h,
-        guest: OnceLock::new(),
-        snapshot: peek::bytes(table, size as usize).unwrap_or_default(),
-        metrics: OnceLock::new(),
+    let _ = l.library.asked.set(Asked {
+        required: g.required,
+        known: g.known,
+        refuse,
     });
     let _ = l.guest.set(g);
     if reporter.guards_memory() {

@@ -8,7 +8,7 @@ use proxy_golang_conformance::parts::model::{
     Array, Buffer, Op, Outcome, Region, Reply, ReplyFound, Text,
 };
 
-use crate::library::{Findings, Library, Terms};
+use crate::library::{Asked, Findings, Library};
 use crate::report::Side;
 use crate::sys::view;
 
@@ -27,6 +27,13 @@ pub(super) struct Rig {
     pub(super) worker: u32,
 }
 
+/// What the tables of both sides say.
+pub(super) struct Terms {
+    pub(super) features: FeatureSet,
+    pub(super) n_workers: u32,
+    pub(super) asked: Asked,
+}
+
 pub(super) fn terms() -> Terms {
     // The test's only thread is both: without CONFIG_THREAD that is legal.
     let mut features = all_features();
@@ -34,9 +41,7 @@ pub(super) fn terms() -> Terms {
     Terms {
         features,
         n_workers: 2,
-        required: [0; 4],
-        known: [0; 4],
-        refuse: None,
+        asked: Asked::default(),
     }
 }
 
@@ -48,8 +53,10 @@ impl Rig {
     }
 
     pub(super) fn with(terms: Terms) -> Self {
+        let library = Library::new(0, terms.features, terms.n_workers);
+        let _ = library.asked.set(terms.asked);
         Self {
-            library: Library::new(0, terms),
+            library,
             found: Vec::new(),
             token: 100,
             last_token: 0,
@@ -87,7 +94,7 @@ impl Rig {
     }
 
     pub(super) fn configure_as(&mut self, name: &str, parent: u64, made: &ConfigMade) {
-        let features = self.library.terms.features;
+        let features = self.library.features;
         self.configure_with(name, parent, 0, features, made);
     }
 

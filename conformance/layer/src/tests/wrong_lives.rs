@@ -457,7 +457,7 @@ fn with_config_thread_configurations_are_not_made_on_a_loop_thread() {
 #[test]
 fn a_guest_that_must_be_refused_is_not_called() {
     let mut t = terms();
-    t.refuse = Some(("PXG-LOAD-010", "`on_event` is NULL".into()));
+    t.asked.refuse = Some(("PXG-LOAD-010", "`on_event` is NULL".into()));
     let mut r = Rig::with(t);
     r.up(0);
     assert_eq!(r.found()[0].0, "PXG-LOAD-010");

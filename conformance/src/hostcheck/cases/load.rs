@@ -95,6 +95,7 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .script("a request-headers: continue")
         .alone()
+        .not_layered("what is under the known path is the layer, whose file stays the same")
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
             let place = own::variant(&cx, "library=updated+inode=1")?;
@@ -232,6 +233,7 @@ pub(super) fn cases() -> Vec<Case> {
             "a second Go runtime in the process is told, with both files",
         )
         .alone()
+        .not_layered("the host loads the layer, and need not know that Go is behind it")
         .go()
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
@@ -259,6 +261,7 @@ pub(super) fn cases() -> Vec<Case> {
             "a text, a library for another machine and one without the entry are refused before they are loaded",
         )
         .alone()
+        .not_layered("the host looks into the file of the layer")
         .run(|cx| async move {
             let workshop = &cx.shared().workshop;
             let mark = workshop.dir().join("constructed");

@@ -86,6 +86,8 @@ pub(crate) struct Case {
     pub(crate) script: &'static str,
     /// Starts hosts of its own, or disturbs the others: it runs alone, after them.
     pub(crate) alone: bool,
+    /// Why it is not run with the layer between host and guest.
+    pub(crate) not_layered: Option<&'static str>,
     /// Needs the probe's twin in Go, which is built before any case runs.
     pub(crate) go: bool,
     pub(crate) run: Option<Run>,
@@ -106,6 +108,7 @@ impl Case {
             needs: Vec::new(),
             script: "",
             alone: false,
+            not_layered: None,
             go: false,
             run: None,
         }
@@ -123,6 +126,11 @@ impl Case {
 
     pub(crate) fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    pub(crate) fn not_layered(mut self, why: &'static str) -> Self {
+        self.not_layered = Some(why);
         self
     }
 

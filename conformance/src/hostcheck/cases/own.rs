@@ -88,9 +88,11 @@ impl Own {
     /// Has it take `setup`; whether it did, as far as it says.
     pub(super) async fn reload(&self, setup: &Setup) -> Result<Option<bool>> {
         let s = self.outer.shared();
+        let dir = &self.running.dir;
+        let setup = s.with_layer(setup, dir)?;
         self.running
             .host
-            .reload(&self.running.dir, s.upstream_at, setup, s.patience)
+            .reload(dir, s.upstream_at, &setup, s.patience)
             .await
     }
 

@@ -197,7 +197,7 @@ pub(super) fn cases() -> Vec<Case> {
             own::also(&cx, &mut setup, ("probe", &cx.shared().probe.clone()), "other", PLAIN);
             let own = Own::start(&cx, &setup).await?;
             let names = |dir: &std::path::Path| -> Vec<std::path::PathBuf> {
-                std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+                std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_file()).collect()
             };
             // What the suite wrote holds the script, and the secret with it.
             let config: Vec<_> = names(&own.running.dir).into_iter().filter(|p| std::fs::read(p).is_ok_and(|b| !b.is_empty()) && !is_log(p)).collect();
