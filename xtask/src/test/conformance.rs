@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::Run;
+use crate::bootstrap::envoy;
 use crate::lab::Lab;
 use crate::root::{root, target};
 
@@ -56,10 +57,7 @@ pub(super) fn guests(c: &Run) -> Result<()> {
 pub(super) fn hosts(c: &Run) -> Result<()> {
     let suite = suite(c)?;
     c.run(".", "cargo build --locked -p proxy-golang-host")?;
-    let folder = target().join("conformance/minihost");
-    let mut make = c.command("conformance/minihost", "make");
-    make.arg(format!("BUILD={}", folder.display()));
-    c.finish(&mut make)?;
+    let minihost = mini_host(c)?;
     for (adapter, variable, program) in [
         (
             "conformance/adapters/host-ref.toml",
@@ -69,7 +67,7 @@ pub(super) fn hosts(c: &Run) -> Result<()> {
         (
             "conformance/minihost/adapter/adapter.toml",
             "PXG_MINIHOST",
-            folder.join("pxg-minihost"),
+            minihost,
         ),
     ] {
         let mut command = c.command(".", &suite);
@@ -80,6 +78,63 @@ pub(super) fn hosts(c: &Run) -> Result<()> {
             .with_context(|| format!("the host of {adapter} does not pass"))?;
     }
     Ok(())
+}
+
+/// The layer between hosts and guests: the cases of hosts through it, and every example guest with real traffic, in
+/// pxg-host, in the mini host and in the newest Envoy. What it finds on either side fails.
+pub(super) fn layer(c: &Run) -> Result<()> {
+    let suite = suite(c)?;
+    c.run(
+        ".",
+        "cargo build --locked -p proxy-golang-host -p proxy-golang-envoy -p proxy-golang-layer",
+    )?;
+    let debug = target().join("debug");
+    let layer = debug.join("libpxg_layer.so");
+    let minihost = mini_host(c)?;
+    let [.., newest] = envoy::RELEASES;
+    let (branch, _) = newest
+        .version
+        .rsplit_once('.')
+        .context("a version has a branch")?;
+    let adapter = format!("envoy-{branch}.toml");
+    let variable = format!("ENVOY_{}", branch.replace('.', "_"));
+    let host_ref = ("host-ref.toml", "PXG_HOST", debug.join("pxg-host"));
+    let mini = ("../minihost/adapter/adapter.toml", "PXG_MINIHOST", minihost);
+    let newest = (adapter.as_str(), variable.as_str(), newest.binary());
+    let through = |arguments: &[&str], (adapter, variable, program): &(&str, &str, PathBuf)| {
+        let mut command = c.command(".", &suite);
+        command
+            .args(arguments)
+            .args(["--adapter", &format!("conformance/adapters/{adapter}")])
+            .arg("--layer")
+            .arg(&layer)
+            .env(variable, program)
+            .env("PXG_ENVOY_MODULES", &debug);
+        command
+    };
+    for host in [&host_ref, &mini] {
+        c.finish(&mut through(&["host"], host))
+            .with_context(|| format!("{} does not pass with the layer", host.0))?;
+    }
+    for (name, library) in examples(c)? {
+        for host in [&host_ref, &mini, &newest] {
+            let mut command = through(&["pair"], host);
+            command.arg(&library);
+            command.args(["--config", &format!("conformance/settings/{name}.toml")]);
+            c.finish(&mut command)
+                .with_context(|| format!("the example {name} in the host of {}", host.0))?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds the mini host.
+fn mini_host(c: &Run) -> Result<PathBuf> {
+    let folder = target().join("conformance/minihost");
+    let mut make = c.command("conformance/minihost", "make");
+    make.arg(format!("BUILD={}", folder.display()));
+    c.finish(&mut make)?;
+    Ok(folder.join("pxg-minihost"))
 }
 
 /// The mini host's mutants. That it is clean without one is seen once, for the stage before this has seen it, too.

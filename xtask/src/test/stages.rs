@@ -36,9 +36,10 @@ impl Stage {
 const GO: &str = "guest-sdk/go";
 const LOOM: &str = "loom";
 const ENVOY: &str = "envoy";
+const LAYER: &str = "conformance-layer";
 const DEMO: &str = "demo";
 /// The stages that need Envoys.
-pub(super) const WITH_ENVOY: [&str; 2] = [ENVOY, DEMO];
+pub(super) const WITH_ENVOY: [&str; 3] = [ENVOY, DEMO, LAYER];
 
 /// Quick ones first.
 pub(super) const STAGES: &[Stage] = &[
@@ -175,6 +176,13 @@ pub(super) const STAGES: &[Stage] = &[
         about: "pxg-host and the mini host in C pass all cases of hosts",
         needs: &["conformance/minihost", "host-ref", "guest-sdk/go/go.mod"],
         run: conformance::hosts,
+        counts: None,
+    },
+    Stage {
+        name: LAYER,
+        about: "the layer finds nothing between hosts and guests: the cases of hosts, and the example guests at work",
+        needs: &["conformance/layer", "hosts/envoy", "guest-sdk"],
+        run: conformance::layer,
         counts: None,
     },
     Stage {
