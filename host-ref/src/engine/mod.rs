@@ -33,6 +33,6 @@ pub use outcome::{Fault, KeptOutcome, Op, OpKind, Outcome, Payload, Reply};
 pub use stateless::check;
 pub use stats::{Counter, FilterStats, PHASES, PhaseStats, TIME_BUCKETS_NS};
 pub use stream::{
-    BodyLength, Cut, Cx, Dir, Failure, Part, Reason, Signal, Step, Stream, StreamLimits,
+    BodyLength, Cut, Cx, Dir, Failure, Glance, Part, Reason, Signal, Step, Stream, StreamLimits,
 };
 pub use worker::Worker;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use proxy_golang_abi::feature::{Feature, FeatureSet};
 use proxy_golang_abi::{LogLevel, Phase};
-use proxy_golang_host::engine::{Chain, Filter};
+use proxy_golang_host::engine::{Chain, Filter, Glance, StreamLimits};
 use proxy_golang_host::loader::{self, ConfigRequest, Library};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -22,6 +22,7 @@ pub(crate) struct Site {
     pub(crate) settings: Settings,
     entries: Vec<Entry>,
     pub(crate) plan: Plan,
+    pub(crate) limits: StreamLimits,
     /// Request fields that are removed before the first guest runs.
     pub(crate) stripped: Vec<String>,
     /// To get onto the main thread, until Envoy gives the configuration up.
@@ -55,10 +56,14 @@ impl Entry {
 /// A chain, and what is known of all its streams beforehand.
 #[derive(Clone)]
 pub(crate) struct Plan {
+    /// Of this plan alone, as long as the process lives.
+    pub(crate) id: u64,
     pub(crate) chain: Chain,
     pub(crate) libraries: Vec<Used>,
     /// Guests may send mail to a stream although it has not pended.
     pub(crate) may_call_back: bool,
+    /// Its streams begin as a [`Glance`].
+    pub(crate) glances: bool,
 }
 
 /// A route's configuration.
@@ -80,12 +85,16 @@ impl Plan {
         // Of a library's entries, one that wants it warm stands first.
         libraries.sort_by_key(|used| (used.library.id(), !used.warm_up));
         libraries.dedup_by_key(|used| used.library.id());
+        let chain = Chain::new(filters);
+        let filters = chain.filters();
         Self {
+            id: IDS.fetch_add(1, Relaxed),
+            glances: Glance::suits(&chain),
             may_call_back: filters.iter().any(|f| {
                 f.subscribes(Phase::WAKE)
                     || (f.has(Feature::APPLY) && Feature::APPLY.is_in(&f.declared.known))
             }),
-            chain: Chain::new(filters),
+            chain,
             libraries,
         }
     }
@@ -146,8 +155,16 @@ impl Site {
         if settings.chain.iter().any(|g| !g.clusters.is_empty()) {
             stripped.push(settings.cluster_field.clone());
         }
+        let limits = StreamLimits {
+            failure_status: settings.failure_status,
+            adds_trailers: false,
+            driver_closes: true,
+            buffer: u64::MAX,
+            ..StreamLimits::default()
+        };
         let site = Arc::new(Self {
             stripped,
+            limits,
             id: IDS.fetch_add(1, Relaxed),
             name: name.to_owned(),
             settings,

@@ -11,7 +11,7 @@ use proxy_golang_host::loader::Library;
 use crate::bell::{Bell, NEVER};
 use crate::process::{self, Process};
 use crate::session::Session;
-use crate::site::Used;
+use crate::site::{Plan, Used};
 use crate::sys::{self, Heads, Scheduler};
 
 /// Sessions that are kept with their memory for later streams.
@@ -39,6 +39,8 @@ pub(crate) struct Worker {
     /// A turn is asked for, to end the batch.
     batch: Cell<bool>,
     libraries: RefCell<Vec<Arc<Library>>>,
+    /// The plan whose libraries were looked for last.
+    known: Cell<u64>,
     /// Streams that need turns, and those that carry rings.
     needing: Cell<i32>,
     carriers: Cell<u32>,
@@ -76,6 +78,7 @@ pub(crate) fn current(index: impl FnOnce() -> u32) -> Option<Rc<Worker>> {
                     due: Cell::new(NEVER),
                     batch: Cell::new(false),
                     libraries: RefCell::default(),
+                    known: Cell::new(0),
                     needing: Cell::new(0),
                     carriers: Cell::new(0),
                     later: RefCell::default(),
@@ -136,7 +139,15 @@ impl Worker {
     }
 
     /// Sees to it that guests have had their first call on this thread.
-    pub(crate) fn know(&self, used: &[Used]) {
+    #[inline]
+    pub(crate) fn know(&self, plan: &Plan) {
+        if self.known.replace(plan.id) != plan.id {
+            self.look_for(&plan.libraries);
+        }
+    }
+
+    #[cold]
+    fn look_for(&self, used: &[Used]) {
         let mut known = self.libraries.borrow_mut();
         for Used { library, warm_up } in used {
             if !known.iter().any(|k| k.id() == library.id()) {

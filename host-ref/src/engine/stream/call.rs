@@ -11,7 +11,7 @@ use super::super::outcome::{Fault, Outcome};
 use super::super::table::State as Slot;
 use super::end::{Failure, Reason};
 use super::settle::{Context, Edits};
-use super::{At, Cx, Dir, Flow, Metadata, PartOf, State, Stream};
+use super::{At, Cx, Dir, Flow, Metadata, PartOf, State, Stream, StreamLimits};
 use crate::ffi::StrView;
 
 /// Most pieces of a view (PXG-BODY-008).
@@ -158,10 +158,25 @@ impl<H: Fields> Stream<H> {
                 body_offset,
                 attrs: &attrs,
             };
-            taken.call(self, cx, filter, &event, &context, &mut room);
+            taken.call(&self.limits, cx, filter, &event, &context, &mut room);
             drop(attrs);
             values.give_back(cx);
         }
+        self.conclude(cx, chain, context, at, &mut taken);
+        drop(taken);
+        cx.worker.room = room;
+    }
+
+    /// An event of a direction has returned: its result takes effect.
+    #[inline]
+    pub(super) fn conclude(
+        &mut self,
+        cx: &mut Cx<'_>,
+        chain: &Chain,
+        mut context: Context,
+        at: At,
+        taken: &mut Taken<'_>,
+    ) {
         (context.ns, context.now) = (taken.ns, taken.now);
         let side = &mut self.flows[at.dir as usize].sides[at.pos];
         side.observed.clear();
@@ -174,10 +189,8 @@ impl<H: Fields> Stream<H> {
             self.note(&context, Action::PENDING, 0);
             self.pend(cx, chain, context, at, true, pend_ns);
         } else {
-            self.take_effect(cx, chain, context, &mut taken);
+            self.take_effect(cx, chain, context, taken);
         }
-        drop(taken);
-        cx.worker.room = room;
     }
 
     /// Delivers WAKE or LOG, which have no direction.
@@ -260,7 +273,7 @@ impl<H: Fields> Stream<H> {
                 attrs: &attrs,
             };
             context.flags = flags;
-            taken.call(self, cx, filter, &event, &context, &mut room);
+            taken.call(&self.limits, cx, filter, &event, &context, &mut room);
             drop(attrs);
             values.give_back(cx);
         }
@@ -371,10 +384,10 @@ pub(super) fn project(filter: &Filter, phase: Phase, fields: &mut Views<'_>) {
 
 /// A guest's result, copied out of the call: the views that it may point into are gone when it takes effect
 /// (PXG-MEM-003).
-struct Taken<'r> {
+pub(super) struct Taken<'r> {
     /// The slot that a plain result set; `edits` are what else it says.
-    plain: Option<u64>,
-    edits: Edits<'r>,
+    pub(super) plain: Option<u64>,
+    pub(super) edits: Edits<'r>,
     /// The slot and the time that PENDING asked for.
     pending: Option<(u64, u64)>,
     /// Any other result.
@@ -387,7 +400,7 @@ struct Taken<'r> {
 
 impl<'r> Taken<'r> {
     #[inline]
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             plain: None,
             edits: Edits::new(),
@@ -400,9 +413,9 @@ impl<'r> Taken<'r> {
     }
 
     #[inline]
-    fn call<H: Fields>(
+    pub(super) fn call(
         &mut self,
-        stream: &Stream<H>,
+        limits: &StreamLimits,
         cx: &mut Cx<'_>,
         filter: &Filter,
         event: &EventView<'_>,
@@ -416,7 +429,7 @@ impl<'r> Taken<'r> {
         filter.guest.event_to(
             event,
             &mut Taking {
-                stream,
+                limits,
                 context,
                 taken: self,
                 room: Some(room),
@@ -431,21 +444,21 @@ impl<'r> Taken<'r> {
 }
 
 /// Takes one result.
-struct Taking<'t, 'r, H: Fields> {
-    stream: &'t Stream<H>,
+struct Taking<'t, 'r> {
+    limits: &'t StreamLimits,
     context: &'t Context,
     taken: &'t mut Taken<'r>,
     /// Until it is used.
     room: Option<&'r mut Vec<u8>>,
 }
 
-impl<H: Fields> Take for Taking<'_, '_, H> {
+impl Take for Taking<'_, '_> {
     fn plain(&mut self, user: u64, ops: &[PlainOp<'_>]) -> bool {
         let Some(room) = self.room.take() else {
             return true;
         };
         let edits = &mut self.taken.edits;
-        match self.stream.take_plain_ops(self.context, ops, edits, room) {
+        match self.limits.take_plain_ops(self.context, ops, edits, room) {
             Ok(()) => self.taken.plain = Some(user),
             Err(room) => self.room = Some(room),
         }
@@ -468,7 +481,7 @@ impl<H: Fields> Take for Taking<'_, '_, H> {
         };
         let edits = &mut self.taken.edits;
         match self
-            .stream
+            .limits
             .take_plain_outcome(self.context, &outcome, edits, room)
         {
             Ok(()) => self.taken.plain = Some(outcome.user),
@@ -482,7 +495,7 @@ impl<H: Fields> Take for Taking<'_, '_, H> {
 
 /// The attributes of one event, in the order of the configuration.
 #[derive(Default)]
-struct Attrs<'m> {
+pub(super) struct Attrs<'m> {
     bytes: Vec<u8>,
     found: SmallVec<[Found<'m>; 8]>,
 }
@@ -494,7 +507,7 @@ enum Found<'m> {
 }
 
 impl<'m> Attrs<'m> {
-    fn collect(
+    pub(super) fn collect(
         &mut self,
         cx: &mut Cx<'_>,
         filter: &Filter,
@@ -538,7 +551,7 @@ impl<'m> Attrs<'m> {
         }
     }
 
-    fn view<'v>(&'v self, out: &mut SmallVec<[StrView<'v>; 8]>) {
+    pub(super) fn view<'v>(&'v self, out: &mut SmallVec<[StrView<'v>; 8]>) {
         for found in &self.found {
             out.push(match *found {
                 Found::Absent => StrView::ABSENT,
@@ -549,7 +562,7 @@ impl<'m> Attrs<'m> {
     }
 
     #[inline]
-    fn give_back(self, cx: &mut Cx<'_>) {
+    pub(super) fn give_back(self, cx: &mut Cx<'_>) {
         if self.bytes.capacity() > 0 {
             cx.worker.attrs = self.bytes;
         }

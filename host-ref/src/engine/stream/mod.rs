@@ -6,6 +6,7 @@
 //! * `call`: an event is built, the guest called;
 //! * `judge` and `judge_ops`: its result is validated as a whole; `settle`: and then takes effect;
 //! * `plain`: both at once, for what most results are;
+//! * `glance`: no stream at all, for filters that only look at a request's head;
 //! * `reply`: local replies, of guests and of the host;
 //! * `mail`: completions, `apply` and `wake`;
 //! * `in_place`: for drivers that keep messages where they are;
@@ -15,6 +16,7 @@
 mod call;
 mod end;
 mod flow;
+mod glance;
 mod in_place;
 mod judge;
 mod judge_ops;
@@ -38,6 +40,7 @@ use super::fields::Fields;
 use super::guest::{Chain, Filter};
 pub use end::{Failure, Reason};
 use flow::{End, Flow, Place, Side, State};
+pub use glance::Glance;
 use reply::OpenReply;
 pub use trace::Step;
 use types::PartOf;
@@ -214,19 +217,23 @@ impl<H: Fields> Stream<H> {
         if dir == Dir::Request {
             self.asked = Some(Asked::of(&head));
         }
+        self.take_head(dir, head, length);
+        self.run(cx);
+    }
+
+    fn take_head(&mut self, dir: Dir, head: H, length: BodyLength) {
         let flow = &mut self.flows[dir as usize];
         flow.head = Some(head);
         flow.head_at = 0;
         flow.length = length;
         flow.how = DirectionEnd::PROXY;
-        if matches!(length, BodyLength::None | BodyLength::Exact(0)) {
+        if length.ends() {
             flow.end = Some(End {
                 at: 0,
                 trailers: None,
             });
             flow.open = false;
         }
-        self.run(cx);
     }
 
     fn data(&mut self, cx: &mut Cx<'_>, dir: Dir, data: Bytes) {

@@ -9,9 +9,9 @@ use super::super::grammar;
 use super::super::guest::{Chain, PlainOp};
 use super::super::outcome::{KeptOutcome, Op, OpKind, Outcome};
 use super::settle::{Context, Edits};
-use super::{At, Cx, Stream};
+use super::{At, Cx, Stream, StreamLimits};
 
-impl<H: Fields> Stream<H> {
+impl StreamLimits {
     /// Whether `outcome` is such a result and legal; then `edits` are what it asks for, over bytes in `room`.
     pub(super) fn take_plain_outcome<'r>(
         &self,
@@ -51,10 +51,12 @@ impl<H: Fields> Stream<H> {
     #[inline]
     fn takes_plain(&self, context: &Context, n: usize) -> bool {
         context.is_headers()
-            && n <= self.limits.max_ops
-            && (n == 0 || context.shown_fields[0] + n <= self.limits.max_fields)
+            && n <= self.max_ops
+            && (n == 0 || context.shown_fields[0] + n <= self.max_fields)
     }
+}
 
+impl<H: Fields> Stream<H> {
     /// What a completion asks for, if it is such a result: its grammar was checked when it was accepted.
     pub(super) fn take_plain_kept<'k>(
         &self,
@@ -62,7 +64,8 @@ impl<H: Fields> Stream<H> {
         kept: &'k KeptOutcome,
     ) -> Option<Edits<'k>> {
         let edits = kept.plain_edits()?;
-        self.takes_plain(context, edits.len())
+        self.limits
+            .takes_plain(context, edits.len())
             .then(|| edits.collect())
     }
 

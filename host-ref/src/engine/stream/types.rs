@@ -57,6 +57,14 @@ pub enum BodyLength {
     Unknown,
 }
 
+impl BodyLength {
+    /// Whether the head is also the message's end.
+    #[inline]
+    pub(super) const fn ends(self) -> bool {
+        matches!(self, Self::None | Self::Exact(0))
+    }
+}
+
 /// A part of a message for the driver to send on.
 #[derive(Debug)]
 pub enum Part<H> {

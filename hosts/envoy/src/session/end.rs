@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proxy_golang_abi::EndReason;
-use proxy_golang_host::engine::{Cut, Dir, Stream};
+use proxy_golang_host::engine::{Cut, Dir, Glance, Stream};
 
 use super::{DIRS, Session, State, Way};
 
@@ -30,7 +30,11 @@ impl Session {
             && !state.stream.pends()
             && let Some(mail) = self.worker.take_own(self.key.get())
         {
+            self.stop_glancing(state);
             self.with(state, |stream, cx| stream.deliver(cx, mail));
+        }
+        if self.glancing.get() {
+            return self.close_glance(state);
         }
         let over = self.with(state, |stream, cx| {
             for dir in DIRS {
@@ -103,7 +107,11 @@ impl Session {
         self.worker.heads.next_hook();
         let (scheduler, needed) = {
             let state = &mut *self.state.borrow_mut();
-            if std::mem::take(&mut state.open) {
+            let open = std::mem::take(&mut state.open);
+            if self.glancing.get() {
+                self.close_glance(state);
+            }
+            if open && state.used {
                 self.close(state, EndReason::CLIENT_ABORT);
                 state.stream.let_go();
             }
@@ -135,10 +143,19 @@ impl Session {
         if let Ok(mut state) = self.state.try_borrow_mut() {
             let state = &mut *state;
             // Guests hear of the end as of any other, unless that is what fails.
-            let told = catch_unwind(AssertUnwindSafe(|| self.close(state, EndReason::ERROR)));
+            let told = catch_unwind(AssertUnwindSafe(|| {
+                if self.glancing.get() {
+                    self.close_glance(state);
+                } else {
+                    self.close(state, EndReason::ERROR);
+                }
+            }));
             if told.is_err() {
                 state.stream = Stream::spare();
+                state.glance = Glance::default();
+                self.glancing.set(false);
             }
+            state.used = true;
             state.closed = true;
             // What it was lent may be gone by its turn: nobody looks at it any more.
             state.ways.iter_mut().for_each(Way::renew);

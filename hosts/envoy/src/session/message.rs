@@ -19,7 +19,7 @@ impl Session {
         };
         self.worker.heads.next_hook();
         self.strip(filter);
-        self.open(filter, route);
+        self.open(filter, route, Dir::Request);
         if self.pass[0].get() {
             return CONTINUE;
         }
@@ -37,12 +37,16 @@ impl Session {
             filter.send_response(400, &[], b"", b"proxy_golang.upgrade_with_a_body");
             return STOP;
         }
+        if self.glancing.get() {
+            return if self.glance(head, length, tunnel) {
+                CONTINUE
+            } else {
+                self.after(Dir::Request, At::Head)
+            };
+        }
         {
             let state = &mut *self.state.borrow_mut();
-            let way = &mut state.ways[0];
-            way.came = Some(length);
-            way.tunnel = tunnel;
-            way.end_fed = end || tunnel;
+            state.ways[0].request_came(length, tunnel, end);
             self.with(state, |stream, cx| stream.request_head(cx, head, length));
         }
         self.after(Dir::Request, At::Head)
@@ -71,11 +75,14 @@ impl Session {
 
     /// A head hook of the response.
     pub(crate) fn response_headers(&self, route: Option<&Route>, end: bool) -> i32 {
+        if self.passes_response(end) {
+            return CONTINUE;
+        }
         let Some(filter) = self.filter.get() else {
             return CONTINUE;
         };
         self.ended[1].set(end);
-        self.open(filter, route);
+        self.open(filter, route, Dir::Response);
         if self.pass[1].get() {
             return CONTINUE;
         }
@@ -126,10 +133,7 @@ impl Session {
 
     /// A body hook.
     pub(crate) fn body(&self, dir: Dir, end: bool) -> i32 {
-        if end {
-            self.ended[dir as usize].set(true);
-        }
-        if self.pass[dir as usize].get() {
+        if self.passes(dir, end) {
             return CONTINUE;
         }
         let Some(filter) = self.filter.get() else {
@@ -151,8 +155,7 @@ impl Session {
 
     /// A trailers hook.
     pub(crate) fn trailers(&self, dir: Dir) -> i32 {
-        self.ended[dir as usize].set(true);
-        if self.pass[dir as usize].get() {
+        if self.passes(dir, true) {
             return CONTINUE;
         }
         let Some(filter) = self.filter.get() else {
@@ -214,7 +217,7 @@ impl Session {
     }
 
     /// What follows on a hook of `dir`. Answers the hook's status.
-    fn after(&self, dir: Dir, at: At) -> i32 {
+    pub(super) fn after(&self, dir: Dir, at: At) -> i32 {
         let stop = if at == At::Body { STOP_AND_KEEP } else { STOP };
         let Some(filter) = self.filter.get() else {
             return stop;

@@ -10,8 +10,12 @@
 //! hooks, this one's own next hook, and the end of the stream may be nested in it. From inside a hook only the reply to a
 //! request is sent at once, which Envoy defers; all else of the kind waits for a turn of its own, asked for by a commit on
 //! the stream's scheduler.
+//!
+//! A stream whose only guest looks at the request's head and at nothing else is not made (`glance`): the engine is asked for
+//! one when something happens on it that only a stream can do.
 
 mod end;
+mod glance;
 mod message;
 mod turn;
 
@@ -21,11 +25,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proxy_golang_abi::LogLevel;
-use proxy_golang_host::engine::{BodyLength, Cx, Dir, Part, Signal, Stream, StreamLimits};
+use proxy_golang_host::engine::{BodyLength, Cx, Dir, Glance, Part, Signal, Stream};
 
 use crate::attributes::{self, OfStream};
 use crate::reply::Reply;
-use crate::site::{Route, Site};
+use crate::site::{Plan, Route, Site};
 use crate::sys::{self, BodyOf, Filter, Head, HeaderOf, Scheduler};
 use crate::worker::{Worker, slot_of};
 
@@ -55,11 +59,21 @@ pub(crate) struct Session {
     local: Cell<bool>,
     /// The client takes no more of a streamed reply at the moment.
     blocked: Cell<bool>,
+    /// What there is of the stream is `State::glance`, and both directions pass.
+    glancing: Cell<bool>,
+    /// While `glancing`: the response has come.
+    responded: Cell<bool>,
     state: RefCell<State>,
 }
 
 struct State {
     stream: Stream<Head>,
+    glance: Glance,
+    /// While `glancing`: the plan, if it is a route's own, and whether a tunnel was asked for.
+    own_plan: Option<Plan>,
+    tunnel: bool,
+    /// `stream` and `ways` have been in use since they were as new.
+    used: bool,
     /// The chain is chosen.
     open: bool,
     closed: bool,
@@ -98,6 +112,13 @@ struct Way {
 }
 
 impl Way {
+    /// The request's head has come; `tunnel`: what follows is none of its body.
+    fn request_came(&mut self, length: BodyLength, tunnel: bool, end: bool) {
+        self.came = Some(length);
+        self.tunnel = tunnel;
+        self.end_fed = end || tunnel;
+    }
+
     fn renew(&mut self) {
         // All by name: a new one is not forgotten here.
         let Self {
@@ -169,8 +190,14 @@ impl Session {
             ended: Default::default(),
             local: Cell::new(false),
             blocked: Cell::new(false),
+            glancing: Cell::new(false),
+            responded: Cell::new(false),
             state: RefCell::new(State {
                 stream: Stream::spare(),
+                glance: Glance::default(),
+                own_plan: None,
+                tunnel: false,
+                used: false,
                 open: false,
                 closed: true,
                 ways: Default::default(),
@@ -211,18 +238,21 @@ impl Session {
         }
         self.local.set(false);
         self.blocked.set(false);
+        self.responded.set(false);
         let state = &mut *self.state.borrow_mut();
         state.open = false;
         state.closed = false;
-        state.ways.iter_mut().for_each(Way::renew);
-        state.reply = None;
-        state.replied = false;
-        state.reset = false;
-        state.asked = false;
+        if std::mem::take(&mut state.used) {
+            state.ways.iter_mut().for_each(Way::renew);
+            state.reply = None;
+            state.replied = false;
+            state.reset = false;
+            state.asked = false;
+        }
     }
 
-    /// Chooses the chain. With none of its guests left, the stream passes untouched.
-    fn open(&self, filter: Filter, route: Option<&Route>) {
+    /// Chooses the chain, at the first hook, of `dir`. With none of its guests left, the stream passes untouched.
+    fn open(&self, filter: Filter, route: Option<&Route>, dir: Dir) {
         let state = &mut *self.state.borrow_mut();
         if state.open {
             return;
@@ -238,18 +268,18 @@ impl Session {
             self.pass.iter().for_each(|pass| pass.set(true));
             return;
         }
-        self.worker.know(&plan.libraries);
-        let limits = StreamLimits {
-            failure_status: site.settings.failure_status,
-            adds_trailers: false,
-            driver_closes: true,
-            buffer: u64::MAX,
-            ..StreamLimits::default()
-        };
-        state.stream.renew(&plan.chain, self.key.get(), limits);
+        self.worker.know(plan);
         if plan.may_call_back {
             self.need_turns(state, filter);
         }
+        if plan.glances && dir == Dir::Request {
+            self.glancing.set(true);
+            state.own_plan = own;
+            return;
+        }
+        state.used = true;
+        let key = self.key.get();
+        state.stream.renew(&plan.chain, key, site.limits);
     }
 
     /// Sees to it that somebody can carry a ring for this stream. Any stream of the worker can.

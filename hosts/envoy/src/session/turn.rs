@@ -17,6 +17,7 @@ impl Session {
             if !state.open || state.closed {
                 return;
             }
+            self.stop_glancing(state);
             self.with(state, |stream, cx| stream.deliver(cx, mail));
         }
         self.go_on();

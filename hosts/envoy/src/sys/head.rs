@@ -188,29 +188,39 @@ impl Live {
     /// Edits by name, in place. Envoy looks for a name, be it there or not, by an index of all fields that it first has to
     /// build: as the names are known here, one that is not there is just appended.
     fn apply_by_name(&self, edits: &[Edit<'_>]) {
+        if let [edit] = edits {
+            return self.edit(edit, self.has(name(edit)));
+        }
         // Which edits' names are there, found before the first one, which may move what the views point at.
         let few = edits.len() <= 64;
         let mut there = 0u64;
         if few {
-            let fields = self.views();
             for (i, edit) in edits.iter().enumerate() {
-                let name = name(edit);
-                there |= u64::from(fields.iter().any(|field| field.name() == name)) << i;
+                there |= u64::from(self.has(name(edit))) << i;
             }
         }
         for (i, edit) in edits.iter().enumerate() {
             let there = !few
                 || there & (1 << i) != 0
                 || edits[..i].iter().any(|done| name(done) == name(edit));
-            match *edit {
-                Edit::Add { name, value, .. } => self.filter.add_field(self.of, name, value),
-                Edit::Set { name, value, .. } if there => {
-                    self.filter.set_field(self.of, name, Some(value));
-                }
-                Edit::Set { name, value, .. } => self.filter.add_field(self.of, name, value),
-                Edit::Delete { name } if there => self.filter.set_field(self.of, name, None),
-                Edit::Delete { .. } | Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
+            self.edit(edit, there);
+        }
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        self.views().iter().any(|field| field.name() == name)
+    }
+
+    /// One edit by name; `there`: a field of this name may be.
+    fn edit(&self, edit: &Edit<'_>, there: bool) {
+        match *edit {
+            Edit::Add { name, value, .. } => self.filter.add_field(self.of, name, value),
+            Edit::Set { name, value, .. } if there => {
+                self.filter.set_field(self.of, name, Some(value));
             }
+            Edit::Set { name, value, .. } => self.filter.add_field(self.of, name, value),
+            Edit::Delete { name } if there => self.filter.set_field(self.of, name, None),
+            Edit::Delete { .. } | Edit::SetAt { .. } | Edit::DeleteAt { .. } => {}
         }
     }
 

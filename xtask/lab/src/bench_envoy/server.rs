@@ -160,6 +160,7 @@ async fn start_envoy(
         Under::Callgrind(dump) => {
             let mut command = Command::new("valgrind");
             command.args(["--tool=callgrind", "--instr-atstart=no"]);
+            command.arg("--separate-threads=yes");
             command.arg(format!("--callgrind-out-file={}", path(dump)?));
             command.arg(&built.envoy);
             command
