@@ -75,9 +75,6 @@ impl Session {
 
     /// A head hook of the response.
     pub(crate) fn response_headers(&self, route: Option<&Route>, end: bool) -> i32 {
-        if self.passes_response(end) {
-            return CONTINUE;
-        }
         let Some(filter) = self.filter.get() else {
             return CONTINUE;
         };

@@ -69,6 +69,16 @@ unsafe fn session(module: *const c_void) -> Option<Rc<Session>> {
     }
 }
 
+/// Whether a look at the session alone, which can end nothing and fail nowhere, lets the hook pass: most hooks do.
+///
+/// # Safety
+/// As [`session`].
+#[inline]
+unsafe fn passes(module: *const c_void, look: impl FnOnce(&Session) -> bool) -> bool {
+    // SAFETY: as promised; Envoy's own count keeps it alive through the hook.
+    unsafe { module.cast::<Session>().as_ref() }.is_some_and(look)
+}
+
 /// A hook of a stream that answers a status.
 ///
 /// # Safety
@@ -330,6 +340,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
 ) -> i32 {
     // SAFETY: as promised.
     unsafe {
+        if passes(module, |session| session.passes(Dir::Request, end)) {
+            return CONTINUE;
+        }
         status("request_body", module, STOP_AND_DROP, |session| {
             session.body(Dir::Request, end)
         })
@@ -345,6 +358,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_trailers(
 ) -> i32 {
     // SAFETY: as promised.
     unsafe {
+        if passes(module, |session| session.passes(Dir::Request, true)) {
+            return CONTINUE;
+        }
         status("request_trailers", module, STOP, |session| {
             session.trailers(Dir::Request)
         })
@@ -361,6 +377,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
 ) -> i32 {
     // SAFETY: as promised.
     unsafe {
+        if passes(module, |session| session.passes_response(end)) {
+            return CONTINUE;
+        }
         status("response_headers", module, STOP, |session| {
             let route = if session.is_open() {
                 None
@@ -382,6 +401,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_body(
 ) -> i32 {
     // SAFETY: as promised.
     unsafe {
+        if passes(module, |session| session.passes(Dir::Response, end)) {
+            return CONTINUE;
+        }
         status("response_body", module, STOP_AND_DROP, |session| {
             session.body(Dir::Response, end)
         })
@@ -397,6 +419,9 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_trailers(
 ) -> i32 {
     // SAFETY: as promised.
     unsafe {
+        if passes(module, |session| session.passes(Dir::Response, true)) {
+            return CONTINUE;
+        }
         status("response_trailers", module, STOP, |session| {
             session.trailers(Dir::Response)
         })
