@@ -470,19 +470,35 @@ impl Control {
             }
             self.shared.host.drop_configs();
         }
-        for thread in &self.threads {
-            let _ = thread.commands.send(Command::Stop);
-        }
-        for thread in self.threads.drain(..) {
-            let _ = thread.thread.join();
-        }
-        self.shared.host.drop_configs();
+        self.stop();
         if left == 0 {
             tracing::info!("drained");
             End::Drained
         } else {
             tracing::warn!(timeout = ?limit, "requests were cut: they did not finish in time");
             End::Cut
+        }
+    }
+
+    /// The end in the order of the spec's 12.8: streams, configurations, workers.
+    fn stop(&mut self) {
+        let (ended, all_ended) = mpsc::channel();
+        let mut leave = Vec::new();
+        for thread in &self.threads {
+            let (keep, dropped) = mpsc::channel();
+            let ended = ended.clone();
+            let _ = thread.commands.send(Command::Stop { ended, dropped });
+            leave.push(keep);
+        }
+        drop(ended);
+        while all_ended.recv().is_ok() {}
+        let last = self.shared.runtime();
+        *lock(&self.shared.runtime) = Arc::new(Runtime::ended(&last));
+        drop(last);
+        self.shared.host.drop_configs();
+        drop(leave);
+        for thread in self.threads.drain(..) {
+            let _ = thread.thread.join();
         }
     }
 }

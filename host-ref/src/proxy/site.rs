@@ -198,6 +198,26 @@ impl Runtime {
         }
     }
 
+    /// What is in force when the workers have ended: nothing is served, and no guest's configuration is held.
+    pub(super) fn ended(last: &Self) -> Self {
+        Self {
+            generation: last.generation,
+            file: last.file.clone(),
+            config: last.config.clone(),
+            listeners: Vec::new(),
+            router: Router::new(&[]),
+            hosts: Vec::new(),
+            clusters: Vec::new(),
+            strip: Vec::new(),
+            forwarded: false,
+            via: None,
+            request_id: None,
+            trust_request_id: false,
+            access: None,
+            guests: Guests::default(),
+        }
+    }
+
     pub(super) fn route(&self, id: RouteId) -> &Route {
         &self.hosts[id.host as usize][id.route as usize]
     }

@@ -24,6 +24,7 @@ use super::filtered::{self, Streams};
 use super::site::{Pinned, Runtime};
 use super::upstream::Pools;
 use crate::engine::{Dir, Hub, Worker};
+use crate::loader::Library;
 
 /// Runs what the HTTP library wants to run beside a connection, on the same thread.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +61,18 @@ pub(super) enum Command {
     },
     /// Accept no more, finish what runs, then say so.
     Drain(mpsc::Sender<()>),
-    /// End now.
-    Stop,
+    /// End now: cut what runs, let go of everything that holds a configuration, and take leave of the guests when their
+    /// configurations are gone. Nothing is sent: each side says so by letting go of its end.
+    Stop {
+        ended: mpsc::Sender<()>,
+        dropped: mpsc::Receiver<()>,
+    },
+}
+
+/// What is left of a worker whose event loop has ended.
+struct Leaving {
+    libraries: Vec<Arc<Library>>,
+    stop: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>,
 }
 
 /// Counters of one worker, read by whoever reports.
@@ -303,10 +314,20 @@ pub(super) struct Start {
 
 /// A worker's thread.
 pub(super) fn run(start: Start) -> std::io::Result<()> {
+    let id = start.id;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
-    runtime.block_on(main(start));
+    let Leaving { libraries, stop } = runtime.block_on(main(start));
+    // Its tasks hold chains.
+    drop(runtime);
+    if let Some((ended, dropped)) = stop {
+        drop(ended);
+        let _ = dropped.recv();
+    }
+    for library in libraries {
+        library.worker_down(id);
+    }
     Ok(())
 }
 
@@ -315,7 +336,7 @@ struct Accepting {
     task: JoinHandle<()>,
 }
 
-async fn main(start: Start) {
+async fn main(start: Start) -> Leaving {
     let mail = Arc::new(Notify::new());
     let notify = Arc::clone(&mail);
     start
@@ -345,6 +366,7 @@ async fn main(start: Start) {
     tokio::task::spawn_local(Rc::clone(&state).deliver_mail(mail));
     let mut accepting: HashMap<SocketKey, Accepting> = HashMap::new();
     let mut libraries = Vec::new();
+    let mut stop = None;
     let mut commands = start.commands;
     while let Some(command) = commands.recv().await {
         match command {
@@ -373,14 +395,15 @@ async fn main(start: Start) {
                     let _ = done.send(());
                 });
             }
-            Command::Stop => break,
+            Command::Stop { ended, dropped } => {
+                stop = Some((ended, dropped));
+                break;
+            }
         }
     }
     state.streams.close_all();
     state.access.borrow_mut().flush();
-    for library in libraries {
-        library.worker_down(state.id);
-    }
+    Leaving { libraries, stop }
 }
 
 impl WorkerState {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
-use crate::support::{Client, HEAD, Host, Upstream, to_app, until};
+use crate::support::{Client, HEAD, Host, Upstream, to_app, until, with_c_filter};
 
 fn direct(text: &str) -> String {
     format!(
@@ -210,6 +210,29 @@ fn a_drain_that_takes_too_long_is_cut() {
     assert_eq!(host.wait().code(), Some(3));
     assert!(client.is_closed());
     assert_eq!(host.access(|_| true)["response_end"], "cut");
+}
+
+#[test]
+fn what_still_pends_is_cancelled_then_configurations_go_and_then_workers() {
+    let upstream = Upstream::mirror();
+    let config = with_c_filter("says_the_end", &to_app(&[upstream.address]));
+    let mut host = Host::start(&format!("{config}\n[drain]\ntimeout = \"100ms\"\n"));
+    let mut client = host.connect();
+    client.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    host.wait_for_log("end: pending");
+    host.signal("TERM");
+    assert_eq!(host.wait().code(), Some(3));
+    let log = host.log();
+    let mut said: Vec<_> = log
+        .lines()
+        .filter_map(|l| l.split_once("end: ")?.1.split_whitespace().next())
+        .collect();
+    said.dedup(); // there may be several workers
+    assert_eq!(
+        said,
+        ["pending", "cancel", "stream", "config", "worker"],
+        "{log}"
+    );
 }
 
 #[test]

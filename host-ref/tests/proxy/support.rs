@@ -58,6 +58,21 @@ routes = [{{ name = "app", prefix = "/", cluster = "app" }}]
     )
 }
 
+/// A configuration made by [`to_app`], with the filter of a guest in `tests/guests` on its route.
+pub(crate) fn with_c_filter(guest: &'static str, config: &str) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/guests/{guest}.c"));
+    let library = c_guest(guest, &source);
+    let filter = format!(
+        "[[guests]]\nname = \"c\"\npath = {library:?}\n[[filters]]\nname = \"it\"\nguest = \"c\"\n[[virtual_hosts]]"
+    );
+    let route = "cluster = \"app\"";
+    config.replacen("[[virtual_hosts]]", &filter, 1).replacen(
+        route,
+        &format!("{route}, filters = [\"it\"]"),
+        1,
+    )
+}
+
 pub(crate) fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pxg-host"))
 }

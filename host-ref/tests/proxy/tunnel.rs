@@ -1,9 +1,8 @@
 //! Upgraded connections.
 
 use std::net::Shutdown;
-use std::path::Path;
 
-use crate::support::{Host, Upstream, c_guest, to_app};
+use crate::support::{Host, Upstream, to_app, with_c_filter};
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: raw-echo\r\n\r\n";
@@ -49,14 +48,7 @@ fn an_upgraded_connection_passes_bytes_both_ways_untouched() {
 
 /// A site with the filter that says what its LOG event tells.
 fn logged(upstream: &Upstream) -> Host {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/log_event.c");
-    let library = c_guest("log_event", &source);
-    let filter = format!(
-        "[[guests]]\nname = \"c\"\npath = {library:?}\n[[filters]]\nname = \"it\"\nguest = \"c\"\n[[virtual_hosts]]"
-    );
-    let config = to_app(&[upstream.address]).replacen("[[virtual_hosts]]", &filter, 1);
-    let route = "cluster = \"app\"";
-    Host::start(&config.replacen(route, &format!("{route}, filters = [\"it\"]"), 1))
+    Host::start(&with_c_filter("log_event", &to_app(&[upstream.address])))
 }
 
 #[test]
