@@ -121,8 +121,13 @@ fn steps(lab: &Lab, guests: &Path) -> Vec<Step> {
     let mut wasm = lab.command(".", target().join("release/pxg-peers"));
     wasm.args(["wasm", "xtask/peers/add-header.wat"]);
     wasm.arg(guests.join("add-header.wasm"));
+    let mut bare = lab.command("xtask/peers", "cc");
+    bare.args(["-std=c99", "-O2", "-Wall", "-Werror", "-shared", "-fPIC"]);
+    bare.args(["-fvisibility=hidden", "bare-module.c", "-o"]);
+    bare.arg(target().join("release/libpxg_bare.so"));
     let mut steps = vec![
         ("the module for Envoy, the laboratory and the peers", cargo),
+        ("the bare module", bare),
         ("the benchmark's guest in C", c),
         ("the reverse proxy in Go", go),
         ("the WebAssembly filter", wasm),

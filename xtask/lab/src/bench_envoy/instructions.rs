@@ -82,7 +82,7 @@ pub(super) async fn run(args: &Args, requests: u64) -> Result<()> {
 
 fn can_count(variant: &Variant) -> bool {
     match variant.kind {
-        Kind::HeaderMutation | Kind::Lua | Kind::Wasm => true,
+        Kind::HeaderMutation | Kind::Bare | Kind::Lua | Kind::Wasm => true,
         Kind::Guest(guest) => matches!(guest, Guest::C | Guest::Rust),
         // The second process would be missing, or the runtime does not run there, or it is plain once more.
         Kind::Plain | Kind::ExtProc | Kind::GoProxy => false,

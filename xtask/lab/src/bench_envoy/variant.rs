@@ -50,6 +50,8 @@ pub(super) enum Kind {
     Plain,
     /// Envoy's own filter.
     HeaderMutation,
+    /// A dynamic module without ABI and guest: what Envoy asks for any module.
+    Bare,
     Guest(Guest),
     Lua,
     Wasm,
@@ -94,6 +96,11 @@ pub(super) const VARIANTS: &[Variant] = &[
         name: "header-mutation",
         title: "Envoy's own header mutation",
         kind: Kind::HeaderMutation,
+    },
+    Variant {
+        name: "bare-module",
+        title: "a bare module: the floor",
+        kind: Kind::Bare,
     },
     Variant {
         name: "c",
@@ -197,6 +204,11 @@ impl Variant {
                     "header": {"key": FIELD, "value": VALUE},
                     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
                 }}]}}),
+            ),
+            Kind::Bare => filter(
+                "dynamic_modules",
+                "dynamic_modules.v3.DynamicModuleFilter",
+                json!({"dynamic_module_config": {"name": "pxg_bare"}, "filter_name": "bare"}),
             ),
             Kind::Guest(guest) => {
                 let (library, filter_name) = match guest {
