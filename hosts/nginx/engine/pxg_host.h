@@ -88,19 +88,21 @@ const char *pxg_status_name(int32_t status);
 
 /* ---- What is lent during a hook: pxg_guest.c ----------------------------------------------------------------------- */
 
-enum { PXG_CALL_MORE = 32 }; /* Regions of scratch_more in one call. */
+typedef struct pxg_more pxg_more;
 
-/* Lent memory of one call of on_event or on_config_new. Its owner sets the first four members once, and zeroes the
- * rest. */
+/* Lent memory of one call of on_event or on_config_new. Its owner sets the first seven members and zeroes the rest
+ * once; `config`, `phase` and `stream` are for the log and may be 0. */
 typedef struct pxg_call {
   pxg_op *ops; /* Zeros or earlier operations only (PXG-MEM-010). */
   uint64_t ops_cap;
   uint8_t *scratch; /* 16-aligned. */
   uint64_t scratch_cap;
-  uint8_t *more[PXG_CALL_MORE];
-  uint64_t more_len[PXG_CALL_MORE], more_sum;
-  uint32_t n_more;
-  bool over; /* scratch_more was refused: a failure of this call may be told as LIMIT. */
+  const pxg_config *config;
+  uint64_t stream;
+  uint32_t phase;
+  bool over;      /* scratch_more was refused: a failure of this call may be told as LIMIT. */
+  pxg_more *more; /* What scratch_more granted. */
+  uint64_t more_sum, more_cost;
 } pxg_call;
 
 /* Between the two, scratch_more on this thread serves this call. Whatever borrows from scratch has to be copied before
