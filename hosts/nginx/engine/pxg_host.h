@@ -127,6 +127,7 @@ typedef struct pxg_guest_lib {
   pxg_host host;   /* What the guest holds: never changes, never freed. */
   void *so;
   _Atomic uint64_t *metrics; /* Bit set of the ids that this library defined. */
+  const char *metrics_name;  /* <library> in its metrics' names. */
 } pxg_guest_lib;
 
 /* What is wrong with the file, by 2.2 step 1; true if nothing. Loads nothing, so any process may ask. */
@@ -280,8 +281,8 @@ struct pxg_config {
 };
 
 /* [config-thread] Loads the library if need be and makes a configuration, with one reference for the caller. Null with
- * the cause, which is logged as well: the file, the status and the guest's text. With validate_only the configuration
- * is dropped before this returns and the answer is only to be compared with null. */
+ * the cause, which is logged as well: the file, the status and the guest's text. One with validate_only may be a parent
+ * of others and is given back without being used; a refusal of it is not logged. */
 pxg_config *pxg_config_new(const pxg_config_spec *spec, pxg_error *why);
 pxg_config *pxg_config_ref(pxg_config *c); /* [any-thread] */
 /* [any-thread] The last one puts it on the queue of those to drop. */
@@ -308,8 +309,9 @@ typedef struct pxg_validation {
 } pxg_validation;
 
 /* Checks the files here and loads them, with each configuration, in a child process that ends without cleaning up.
- * True if all are accepted; else the cause, and in `*which` the index of the configuration. A child that crashes or
- * takes too long is a refusal. What guests log there reaches the driver's log in the child. */
+ * True if all are accepted; else the cause, and in `*which` (may be null) the index of the configuration. A child that
+ * crashes or takes too long is a refusal. What guests log there reaches the driver's log in the child. A process that
+ * has loaded guests itself cannot fork one (PXG-LOAD-004): there it happens in the process. */
 bool pxg_validate(const pxg_validation *v, size_t *which, pxg_error *why);
 
 #endif
