@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* What the parts of the module share. Each part is told at its declarations. */
+
+#ifndef NGX_HTTP_PXG_H
+#define NGX_HTTP_PXG_H
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+
+#include "pxg_engine.h"
+#include "ngx_http_pxg_fields.h"
+
+extern ngx_module_t ngx_http_proxy_golang_module;
+
+/* The bit of r->buffered while something of a response is withheld. nginx has four; the image filter uses this one, too,
+ * and the two do not meet on one response that a guest holds. */
+#define NGX_HTTP_PXG_BUFFERED 0x08
+
+/* ---- Configuration: ngx_http_pxg_directives.c ---------------------------------------------------------------------- */
+
+/* One proxy_golang_filter block. */
+typedef struct {
+  ngx_str_t name;
+  ngx_str_t guest; /* Absolute path, NUL-terminated. */
+  ngx_str_t filter;
+  ngx_str_t bytes;
+  ngx_str_t file; /* Where the block is, for messages. */
+  ngx_uint_t line;
+  pxg_policy policy;
+  pxg_config *config; /* In workers; null: refused there, its streams fail closed (2.4). */
+} ngx_http_pxg_filter_t;
+
+typedef struct {
+  ngx_array_t filters; /* ngx_http_pxg_filter_t *. */
+} ngx_http_pxg_main_conf_t;
+
+typedef struct {
+  ngx_array_t *chain; /* ngx_http_pxg_filter_t *, in the order of requests. */
+} ngx_http_pxg_loc_conf_t;
+
+extern ngx_command_t ngx_http_pxg_commands[];
+void *ngx_http_pxg_create_main_conf(ngx_conf_t *cf);
+void *ngx_http_pxg_create_loc_conf(ngx_conf_t *cf);
+char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
+/* Loads and tries all filters in a child of this process, so that a bad one is refused before a worker sees it. */
+ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf);
+void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec);
+
+/* What this host can do for every stream (3.2). */
+extern const uint64_t ngx_http_pxg_features[4];
+
+/* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
+
+/* Tells the engine about this host, once per process: a worker, or the child that validates. */
+ngx_int_t ngx_http_pxg_start(ngx_log_t *log);
+ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle);
+void ngx_http_pxg_exit_process(ngx_cycle_t *cycle);
+/* The worker's engine, its clock brought up to date; null in processes that serve no requests. */
+pxg_worker *ngx_http_pxg_worker(void);
+uint64_t ngx_http_pxg_now(void);
+/* After a call into the engine: sees to on_batch_end at the end of this turn of the loop. */
+void ngx_http_pxg_batch(void);
+
+/* ---- Streams: ngx_http_pxg_stream.c -------------------------------------------------------------------------------- */
+
+typedef struct {
+  ngx_http_request_t *request;
+  pxg_stream *stream;
+  ngx_http_pxg_fields_t fields[2];
+  ngx_event_t timer;
+
+  /* What the engine let go and nginx has not taken yet, and buffers to use again; by direction. */
+  ngx_chain_t *out[2], *free[2], *busy[2];
+  off_t passed[2]; /* Bytes that left the engine. */
+
+  unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
+  unsigned reading : 1;       /* It reads the body while headers are held. */
+  unsigned request_fed : 1;   /* The end of the request is known to the engine. */
+  unsigned request_head : 1;  /* The request's head has left the engine. */
+  unsigned request_ended : 1; /* Its end, too. */
+  unsigned response_fed : 1;
+  unsigned response_end_fed : 1;
+  unsigned response_head : 1; /* The response's head has left the engine. */
+  unsigned head_sent : 1;     /* It was handed to the next filter. */
+  unsigned response_ended : 1;
+  unsigned local : 1;   /* The response is a guest's reply. */
+  unsigned swallow : 1; /* What still comes as a response is dropped. */
+  unsigned flush : 1;
+  unsigned reset : 1;
+  unsigned finished : 1;
+} ngx_http_pxg_ctx_t;
+
+/* The context of a main request, also after nginx wiped r->ctx at an internal redirect. */
+ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r);
+/* A new stream for the chain of the request's location. NGX_DECLINED: no chain. */
+ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
+/* Takes what may leave into the context, keeps what stays, sets the timer. To be called after each feed. NGX_ERROR: no
+ * memory, the request cannot go on. */
+ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
+/* Something may have changed outside the request's own events. */
+void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
+/* Feeds buffers in memory and marks them consumed once the engine has what stays. */
+ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int direction, ngx_chain_t *in, ngx_uint_t *ended);
+void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);
+
+/* ---- Places in nginx ----------------------------------------------------------------------------------------------- */
+
+/* ngx_http_pxg_request.c */
+ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r);
+ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r);
+/* ngx_http_pxg_request_body.c */
+void ngx_http_pxg_request_body_init(void);
+/* ngx_http_pxg_response.c */
+void ngx_http_pxg_response_init(void);
+void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx);
+/* A reply made before anything was asked of the content: sends it and ends the request. */
+ngx_int_t ngx_http_pxg_send_reply(ngx_http_pxg_ctx_t *ctx);
+
+#endif

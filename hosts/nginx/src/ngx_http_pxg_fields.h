@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* The fields of a message in nginx as the ABI sees them (spec/06-headers.md), and edits of them.
+ *
+ * nginx keeps some fields outside its lists, and keeps pointers into the lists. A view brings them together, edits mark
+ * and append, and ngx_http_pxg_fields_commit settles what nginx derives from them. Between the two no pointer of an
+ * earlier view becomes invalid, so a whole batch of operations can be applied to one view. */
+
+#ifndef NGX_HTTP_PXG_FIELDS_H
+#define NGX_HTTP_PXG_FIELDS_H
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+
+#include "proxy_golang.h"
+
+typedef enum {
+  NGX_HTTP_PXG_IN_LIST, /* An element of the list of headers. */
+  NGX_HTTP_PXG_PSEUDO,
+  NGX_HTTP_PXG_CONTENT_TYPE, /* headers_out.content_type, with its charset. */
+  NGX_HTTP_PXG_CONTENT_LENGTH,
+  NGX_HTTP_PXG_LAST_MODIFIED
+} ngx_http_pxg_home_e;
+
+/* Where the field at one index of a view lives. */
+typedef struct {
+  ngx_http_pxg_home_e home;
+  ngx_table_elt_t *elt; /* Of IN_LIST. */
+} ngx_http_pxg_slot_t;
+
+typedef struct {
+  ngx_http_request_t *request;
+  ngx_uint_t direction; /* PXG_DIR_*. */
+  pxg_field *fields;
+  ngx_http_pxg_slot_t *slots; /* As many as `fields`. */
+  size_t n, cap;
+  unsigned removed : 1; /* Edits since the last commit. */
+  unsigned edited : 1;
+} ngx_http_pxg_fields_t;
+
+/* Fills the view anew; memory comes from the request's pool and is used again by the next call. NGX_ERROR: no memory. */
+ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t *r, ngx_uint_t direction);
+
+/* Edits. The caller has checked the grammar and that the name is not one that the host owns. Name and value are copied.
+ * NGX_DECLINED: nginx cannot represent the value of a pseudo-header; at an index: the field has been removed already. */
+ngx_int_t ngx_http_pxg_fields_set(ngx_http_pxg_fields_t *f, const pxg_str *name, const pxg_str *value);
+ngx_int_t ngx_http_pxg_fields_add(ngx_http_pxg_fields_t *f, const pxg_str *name, const pxg_str *value);
+ngx_int_t ngx_http_pxg_fields_delete(ngx_http_pxg_fields_t *f, const pxg_str *name);
+ngx_int_t ngx_http_pxg_fields_set_at(ngx_http_pxg_fields_t *f, size_t index, const pxg_str *value);
+ngx_int_t ngx_http_pxg_fields_delete_at(ngx_http_pxg_fields_t *f, size_t index);
+
+/* After a batch: removed fields leave the lists, and nginx's pointers into them are found again. Views made before are
+ * invalid from here on. */
+ngx_int_t ngx_http_pxg_fields_commit(ngx_http_pxg_fields_t *f);
+
+/* The host computed another length of the body (7.6): -1 drops content-length. */
+ngx_int_t ngx_http_pxg_fields_length(ngx_http_request_t *r, ngx_uint_t direction, off_t length);
+
+#endif

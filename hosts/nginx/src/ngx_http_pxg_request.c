@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "ngx_http_pxg.h"
+
+static void ngx_http_pxg_body_read(ngx_http_request_t *r) {
+  ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
+
+  if (ctx) ctx->reading = 0;
+  r->preserve_body = 1;
+  r->write_event_handler = ngx_http_core_run_phases;
+  ngx_http_core_run_phases(r);
+}
+
+static ngx_int_t ngx_http_pxg_start_stream(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
+  ngx_http_pxg_ctx_t *ctx;
+  ngx_int_t rc = ngx_http_pxg_open(r, to);
+
+  if (rc != NGX_OK) return rc;
+  ctx = *to;
+  ngx_uint_t bodiless = r->headers_in.content_length_n <= 0 && !r->headers_in.chunked;
+  ctx->request_fed = bodiless;
+  pxg_stream_head(ctx->stream, PXG_DIR_REQUEST, bodiless ? PXG_HEAD_ENDS : 0);
+  return ngx_http_pxg_pump(ctx);
+}
+
+/* Runs again each time the stream moves on, and for the new location after an internal redirect. */
+ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
+  ngx_http_pxg_ctx_t *ctx;
+  ngx_int_t rc;
+
+  if (r != r->main) return NGX_DECLINED;
+  ctx = ngx_http_pxg_ctx(r);
+  if (ctx == NULL) {
+    rc = ngx_http_pxg_start_stream(r, &ctx);
+    if (rc == NGX_DECLINED) return rc;
+    if (rc != NGX_OK) return NGX_HTTP_INTERNAL_SERVER_ERROR;
+  } else if (ctx->request_head && !ctx->in_access) {
+    return NGX_DECLINED;
+  }
+
+  ctx->in_access = 0;
+  if (ctx->reset) return NGX_HTTP_CLOSE;
+  if (ctx->local) return ngx_http_pxg_send_reply(ctx);
+  if (ctx->request_head) return NGX_DECLINED;
+
+  if (!ctx->request_fed && r->request_body == NULL && pxg_stream_wants_body_first(ctx->stream)) {
+    ctx->reading = 1;
+    rc = ngx_http_read_client_request_body(r, ngx_http_pxg_body_read);
+    if (rc >= NGX_HTTP_SPECIAL_RESPONSE) return rc;
+    ngx_http_finalize_request(r, NGX_DONE);
+    return NGX_DONE;
+  }
+
+  ctx->in_access = 1;
+  r->read_event_handler = ngx_http_test_reading;
+  /* A client that went away together with its last bytes brings no further event. */
+  if (r->connection->read->pending_eof && !r->connection->read->posted) {
+    ngx_post_event(r->connection->read, &ngx_posted_events);
+  }
+  return NGX_AGAIN;
+}
+
+static uint32_t ngx_http_pxg_why(ngx_http_request_t *r, ngx_http_pxg_ctx_t *ctx) {
+  if (ctx->local) return PXG_END_REPLIED;
+  if (r->headers_out.status == NGX_HTTP_CLIENT_CLOSED_REQUEST) return PXG_END_CLIENT_ABORT;
+  if (r->connection->timedout) return PXG_END_TIMEOUT;
+  if (r->connection->error && !ctx->response_ended) return PXG_END_CLIENT_ABORT;
+  if (r->upstream && !ctx->response_ended) return PXG_END_UPSTREAM_RESET;
+  return PXG_END_COMPLETE;
+}
+
+/* Subrequests that are logged come here, too; they are no streams. */
+ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r) {
+  ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
+  if (ctx) ngx_http_pxg_finish(ctx, ngx_http_pxg_why(r, ctx));
+  return NGX_OK;
+}
