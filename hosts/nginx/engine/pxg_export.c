@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "pxg_zone.h"
@@ -82,9 +83,10 @@ static bool call_seconds(walk *w) {
 
 static bool failures(walk *w) {
   EACH_INSTANCE(w, i)
-  for (int r = 0; r < PXG_N_REASONS; r++) if (!emit(w, "pxg_guest_failures_total", "counter",
-                                                    with(w, i->labels, "reason", pxg_reason_name((pxg_reason)r)),
-                                                    load(&i->counters.failures[r]))) return false;
+  for (int r = 0; r < PXG_N_REASONS; r++)
+    if (!emit(w, "pxg_guest_failures_total", "counter", with(w, i->labels, "reason", pxg_reason_name((pxg_reason)r)),
+              load(&i->counters.failures[r])))
+      return false;
   return true;
 }
 
@@ -182,11 +184,17 @@ typedef struct text {
 
 static bool put(text *t, const char *s) { return t->put(t->data, s, strlen(s)); }
 
+/* The shortest of two forms that reads as the same number. */
+static void print_real(char *to, size_t room, double value) {
+  snprintf(to, room, " %.15g\n", value);
+  if (strtod(to, NULL) != value) snprintf(to, room, " %.17g\n", value);
+}
+
 static bool print(void *data, const pxg_sample *s) {
   text *t = data;
   char number[64];
   if (s->real) {
-    snprintf(number, sizeof number, " %.17g\n", s->f);
+    print_real(number, sizeof number, s->f);
   } else if (s->is_signed) {
     snprintf(number, sizeof number, " %lld\n", (long long)s->i);
   } else {
