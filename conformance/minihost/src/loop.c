@@ -41,6 +41,15 @@ void worker_ready(stream *s) {
   if (first && write(w->wake.fd, &one, sizeof one) < 0) say(PXG_LOG_ERROR, "eventfd");
 }
 
+/* A mutant's: whether `complete` has left something for it. */
+static bool is_completed(const stream *s) {
+  pthread_mutex_lock(&tokens_lock);
+  bool found = false;
+  for (int i = 0; i < s->n; i++) found |= s->places[i].first && s->places[i].first->kind == E_COMPLETE;
+  pthread_mutex_unlock(&tokens_lock);
+  return found;
+}
+
 static void woken(handler *h, uint32_t events) {
   (void)events;
   worker *w = (worker *)((char *)h - offsetof(worker, wake));
@@ -60,10 +69,14 @@ static void woken(handler *h, uint32_t events) {
   pthread_mutex_unlock(&w->lock);
   bool lost = false;
   for (size_t i = count; i-- > 0;) {
-    if (BUG("completion-lost-with-its-neighbour") && all[i]->finished) lost = true;
-    if (!lost) stream_run(all[i]);
+    if (BUG("completion-lost-with-its-neighbour") && w->bereft && is_completed(all[i])) {
+      lost = true;
+    } else {
+      stream_run(all[i]);
+    }
     stream_unref(all[i]);
   }
+  if (lost) w->bereft = false;
   free(all);
 }
 

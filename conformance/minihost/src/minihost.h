@@ -562,6 +562,7 @@ struct worker {
   pxg_field *fields;
   size_t fields_cap;
   atomic_bool draining, stop, cut; /* `cut`: a mutant's. */
+  bool bereft;                     /* A mutant's: a stream died while it was PENDING. */
 };
 
 #define SCRATCH_OPS 64

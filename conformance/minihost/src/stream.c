@@ -299,6 +299,7 @@ static void finish_place_tokens(stream *s, uint64_t (*cancelled)[2]) {
       if (x->state != S_PEND || !x->token) continue;
       unpend(&s->places[i]);
       if (BUG("cancel-before-retire") && token_is_pending(x->token)) call_cancel(&s->places[i], x->token);
+      s->w->bereft = true;
       if (token_retire(x->token) && !BUG("cancel-before-retire")) cancelled[i][d] = x->token;
       if (BUG("cancel-after-complete")) cancelled[i][d] = x->token;
       x->token = 0;

@@ -302,8 +302,8 @@ typedef struct pxg_validation {
   const int *parents;           /* Index of the parent among `specs`, or -1; null: none has one. */
   size_t n;
   uint64_t timeout_ns; /* 0: 10 s. */
-  /* In the child, before anything is loaded: what a worker does (user, root, limits). False with the cause. May be
-   * null. */
+  /* In the child, before anything is loaded: what a worker does (user, root, limits), and pxg_host_start if this process
+   * has not called it. False with the cause. May be null. */
   bool (*become)(void *data, pxg_error *why);
   void *data;
 } pxg_validation;

@@ -94,10 +94,13 @@ static bool own_zone(pxg_error *why) {
 static void __attribute__((noreturn)) child(const pxg_validation *v, int to) {
   record r = {.stage = BECOMING};
   own_signals();
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
   pxg_loop_thread(false);
   tell(to, &r);
-  if (own_zone(&r.error) && (!v->become || v->become(v->data, &r.error))) check_all(v, to, &r);
+  if ((!v->become || v->become(v->data, &r.error)) && own_zone(&r.error)) {
+    /* Only now: a change of user takes it back. */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    check_all(v, to, &r);
+  }
   r.stage = ANSWER;
   tell(to, &r);
   _exit(0);

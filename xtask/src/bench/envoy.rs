@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Milliseconds of each run; a round has about 90
     #[arg(long, default_value_t = 250)]
     run_ms: u64,
+    /// Start all processes anew after so many rounds: where their code and memory lie is worth some percent
+    #[arg(long, default_value_t = 3)]
+    fresh: usize,
     /// Only rows whose name matches, with * for anything, such as 'fields-3/*'; can be given several times
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
@@ -81,6 +84,7 @@ pub(super) fn run(lab: &Lab, args: &Args) -> Result<()> {
     command.arg("bench-envoy");
     command.args(["--rounds", &args.rounds.to_string()]);
     command.args(["--run-ms", &args.run_ms.to_string()]);
+    command.args(["--fresh", &args.fresh.to_string()]);
     command.args(args.only.iter().flat_map(|row| ["--only", row]));
     if args.list {
         command.arg("--list");

@@ -396,6 +396,34 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 Ok(())
             }),
+        Case::new("asy/other-stream-died", 4, &["PXG-ASY-016"], "completions are not lost after other streams of the worker have died")
+            .needs(&[Feature::PEND_REQUEST_HEADERS])
+            .script(
+                "b request-headers: pending; complete R @gate:go
+                 b result R: continue",
+            )
+            .run(|cx| async move {
+                // Enough that each worker has some of both kinds.
+                const EACH: usize = 8;
+                let mut kept = Vec::new();
+                let mut dying = Vec::new();
+                for i in 0..2 * EACH {
+                    let mut c = cx.connect().await?;
+                    c.send(&Request::get("/x"), cx.name()).await;
+                    if i % 2 == 0 { kept.push(c) } else { dying.push(c) }
+                }
+                cx.until("PXG-ASY-016", "all PENDING", |r| r.calls("on_event", Edge::Exit, "b").len() >= 2 * EACH).await;
+                for c in dying {
+                    c.reset();
+                }
+                cx.until("PXG-ASY-016", "on_cancel for those that died", |r| r.calls("on_cancel", Edge::Exit, "b").len() >= EACH).await;
+                cx.open("go");
+                for mut c in kept {
+                    let reply = cx.within("PXG-ASY-016", "the response of a stream that lives on", c.response("GET")).await;
+                    cx.equal("PXG-ASY-016", "the status", reply.map(|r| r.status), Some(200));
+                }
+                Ok(())
+            }),
         Case::new("asy/apply-reply", 4, &["PXG-ASY-017", "PXG-CHN-005"], "REPLY by apply while the direction is PENDING")
             .needs(&[Feature::PEND_REQUEST_HEADERS, Feature::APPLY])
             .script(

@@ -119,6 +119,11 @@ pub(super) fn cases() -> Vec<Case> {
             cx.check("PXG-L4-003", back.starts_with("HTTP/1.1 200"), || {
                 format!("the client got {back:?}")
             });
+            own.cx
+                .wait("PXG-L4-003", "L4_CLOSE", || {
+                    phases(&own).contains(&Phase::L4_CLOSE.0)
+                })
+                .await;
             let seen = phases(&own);
             cx.equal(
                 "PXG-L4-003",

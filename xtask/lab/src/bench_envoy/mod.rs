@@ -3,7 +3,8 @@
 //!
 //! Each variant is a process of its own with one worker on one processor; load and upstream have another one. In a round
 //! the variants take turns with plain Envoy, so that each run stands between two plain ones; its figures are ratios to
-//! those two. What is told is the median of the rounds with the interval that covers it with 95 %.
+//! those two. Processes are replaced by new ones every few rounds: where code and memory of one happen to lie is worth some
+//! percent. What is told is the median of the rounds with the interval that covers it with 95 %.
 
 mod instructions;
 mod measure;
@@ -44,6 +45,9 @@ pub struct Args {
     /// Milliseconds of each run
     #[arg(long, default_value_t = 250)]
     run_ms: u64,
+    /// Start all processes anew after so many rounds
+    #[arg(long, default_value_t = 3)]
+    fresh: usize,
     /// Only rows whose name matches one of these, with * for anything; can be given several times
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
@@ -74,6 +78,8 @@ struct Report {
     versions: Vec<String>,
     rounds: usize,
     run_ms: u64,
+    /// Rounds after which all processes were started anew.
+    fresh: usize,
     /// Share of all processors' time that processes had which do not belong to this.
     others: f64,
     /// Share of its processor that load and upstream used.
@@ -98,6 +104,10 @@ pub fn run(args: &Args) -> Result<()> {
         "this machine offers {processors} processor; two are needed: one for the proxy, one for load and upstream"
     );
     ensure!(args.rounds > 0, "--rounds 0: at least one is needed");
+    ensure!(
+        args.fresh > 0,
+        "--fresh 0: processes serve for a round at least"
+    );
     ensure!(
         args.built.envoy.is_file(),
         "there is no Envoy at {}: `cargo xtask test` brings it, or say where another one is",
@@ -212,107 +222,123 @@ const PLAIN: Variant = Variant {
     kind: variant::Kind::Plain,
 };
 
-async fn measure(args: &Args, plan: &Plan, processors: usize) -> Result<Report> {
-    let folder = tempfile::tempdir()?;
-    let machine = machine();
-    println!("{machine}");
-    println!(
-        "{} rounds, {} rows, runs of {} ms; the proxy with one worker on processor {WORKER}, load and upstream on \
-         processor {OTHERS}",
-        args.rounds,
-        plan.names().len(),
-        args.run_ms
-    );
-    let mut subjects = BTreeMap::new();
-    let all_shapes: Vec<_> = plan.shapes.iter().map(|(shape, _)| *shape).collect();
-    let mut plain = Subject::start(
-        &PLAIN,
-        &args.built,
-        folder.path(),
-        &all_shapes,
-        &Under::Nothing,
-    )
-    .await?;
-    for variant in VARIANTS {
-        let Some(shapes) = plan.shapes_of(variant) else {
-            continue;
+/// All processes that are measured, warm.
+struct Fleet {
+    plain: Subject,
+    subjects: BTreeMap<&'static str, Subject>,
+    mixed: Vec<Mixed>,
+}
+
+impl Fleet {
+    async fn start(args: &Args, plan: &Plan, folder: &Path) -> Result<Self> {
+        let shapes: Vec<_> = plan.shapes.iter().map(|(shape, _)| *shape).collect();
+        let start = async |variant: &Variant, shapes: &[Shape]| {
+            progress(&format!("starting {}", variant.name));
+            Subject::start(variant, &args.built, folder, shapes, &Under::Nothing)
+                .await
+                .with_context(|| format!("{} ({})", variant.title, variant.name))
         };
-        progress(&format!("starting {}", variant.name));
-        let subject = Subject::start(
-            variant,
-            &args.built,
-            folder.path(),
-            &shapes,
-            &Under::Nothing,
-        )
-        .await
-        .with_context(|| format!("{} ({})", variant.title, variant.name))?;
-        subjects.insert(variant.name, subject);
-    }
-    // Connections are opened, and everything is warm.
-    let warm = Duration::from_millis(300);
-    for (shape, variants) in &plan.shapes {
-        progress(&format!("warming up {}", shape.name()));
-        plain.run(*shape, warm).await?;
-        for variant in variants {
-            subject(&mut subjects, variant)?.run(*shape, warm).await?;
+        let mut fleet = Self {
+            plain: start(&PLAIN, &shapes).await?,
+            subjects: BTreeMap::new(),
+            mixed: Vec::new(),
+        };
+        for variant in VARIANTS {
+            if let Some(shapes) = plan.shapes_of(variant) {
+                let subject = start(variant, &shapes).await?;
+                fleet.subjects.insert(variant.name, subject);
+            }
         }
-    }
-    let mut mixed = Vec::new();
-    for variant in &plan.mixed {
-        mixed.push(Mixed::open(subject(&mut subjects, variant)?).await?);
+        // Connections are opened, and everything is warm.
+        let warm = Duration::from_millis(300);
+        for (shape, variants) in &plan.shapes {
+            progress(&format!("warming up {}", shape.name()));
+            fleet.plain.run(*shape, warm).await?;
+            for variant in variants {
+                fleet.subject(variant)?.run(*shape, warm).await?;
+            }
+        }
+        for variant in &plan.mixed {
+            let mixed = Mixed::open(fleet.subject(variant)?).await?;
+            fleet.mixed.push(mixed);
+        }
+        Ok(fleet)
     }
 
-    let me = CpuClock::of(Pid::this())?;
-    let servers = |subjects: &BTreeMap<_, Subject>, plain: &Subject| -> Result<Duration> {
-        let all = subjects.values().chain([plain]);
+    fn subject(&mut self, variant: &Variant) -> Result<&mut Subject> {
+        let found = self.subjects.get_mut(variant.name);
+        found.with_context(|| format!("{} was not started", variant.name))
+    }
+
+    /// Processor time of all of them.
+    fn cpu(&self) -> Result<Duration> {
+        let all = self.subjects.values().chain([&self.plain]);
         all.map(|subject| subject.server.cpu()).sum()
-    };
-    let before = (
-        Instant::now(),
-        busy()?,
-        servers(&subjects, &plain)?,
-        me.now()?,
-    );
-    let run = Duration::from_millis(args.run_ms);
-    let mut measured = Measured::default();
-    for round in 0..args.rounds {
+    }
+
+    async fn round(
+        &mut self,
+        round: usize,
+        args: &Args,
+        plan: &Plan,
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let run = Duration::from_millis(args.run_ms);
+        let tell = |row: &str| progress(&format!("round {}/{}, {row}", round + 1, args.rounds));
         for (shape, variants) in &plan.shapes {
-            let mut first = plain.run(*shape, run).await?;
+            let mut first = self.plain.run(*shape, run).await?;
             for i in 0..variants.len() {
                 // Not always the same one after the same one.
                 let variant = variants[(i + round) % variants.len()];
-                progress(&format!(
-                    "round {}/{}, {}/{}",
-                    round + 1,
-                    args.rounds,
-                    shape.name(),
-                    variant.name
-                ));
-                let it = subject(&mut subjects, variant)?.run(*shape, run).await?;
-                let second = plain.run(*shape, run).await?;
+                tell(&format!("{}/{}", shape.name(), variant.name));
+                let it = self.subject(variant)?.run(*shape, run).await?;
+                let second = self.plain.run(*shape, run).await?;
                 let rounds = measured.rows.entry((*shape, variant.name)).or_default();
                 rounds.push((first.and(second), it));
                 first = second;
             }
         }
-        for mixed in &mut mixed {
-            progress(&format!(
-                "round {}/{}, mixed/{}",
-                round + 1,
-                args.rounds,
-                mixed.variant.name
-            ));
+        for mixed in &mut self.mixed {
+            tell(&format!("mixed/{}", mixed.variant.name));
             let probes = mixed.round(run).await?;
             let rounds = measured.mixed.entry(mixed.variant.name).or_default();
             rounds.push(probes);
         }
+        Ok(())
+    }
+}
+
+async fn measure(args: &Args, plan: &Plan, processors: usize) -> Result<Report> {
+    let machine = machine();
+    println!("{machine}");
+    println!(
+        "{} rounds, {} rows, runs of {} ms, new processes after {} rounds; the proxy with one worker on processor \
+         {WORKER}, load and upstream on processor {OTHERS}",
+        args.rounds,
+        plan.names().len(),
+        args.run_ms,
+        args.fresh
+    );
+    let me = CpuClock::of(Pid::this())?;
+    let mut measured = Measured::default();
+    // While rounds are measured: time that passed, time of load and upstream, of ours together, of all processes.
+    let [mut wall, mut load, mut ours, mut all] = [Duration::ZERO; 4];
+    let rounds: Vec<_> = (0..args.rounds).collect();
+    for rounds in rounds.chunks(args.fresh) {
+        let folder = tempfile::tempdir()?;
+        let mut fleet = Fleet::start(args, plan, folder.path()).await?;
+        let before = (Instant::now(), busy()?, fleet.cpu()?, me.now()?);
+        for round in rounds {
+            fleet.round(*round, args, plan, &mut measured).await?;
+        }
+        let loaded = me.now()? - before.3;
+        wall += before.0.elapsed();
+        load += loaded;
+        ours += fleet.cpu()? - before.2 + loaded;
+        all += busy()?.saturating_sub(before.1);
     }
     progress("");
-    let wall = before.0.elapsed().as_secs_f64();
-    let load = me.now()? - before.3;
-    let ours = servers(&subjects, &plain)? - before.2 + load;
-    let all = busy()?.saturating_sub(before.1);
+    let others = all.saturating_sub(ours);
     Ok(Report {
         version: 1,
         command: command(args),
@@ -320,27 +346,20 @@ async fn measure(args: &Args, plan: &Plan, processors: usize) -> Result<Report> 
         versions: versions(args)?,
         rounds: args.rounds,
         run_ms: args.run_ms,
-        others: all.saturating_sub(ours).as_secs_f64() / (wall * processors as f64),
-        load_busy: load.as_secs_f64() / wall,
+        fresh: args.fresh,
+        others: others.as_secs_f64() / (wall.as_secs_f64() * processors as f64),
+        load_busy: load.as_secs_f64() / wall.as_secs_f64(),
         rows: measured.rows(),
         mixed: measured.mixed_rows(),
         targets: measured.targets(),
     })
 }
 
-fn subject<'a>(
-    subjects: &'a mut BTreeMap<&str, Subject>,
-    variant: &Variant,
-) -> Result<&'a mut Subject> {
-    let found = subjects.get_mut(variant.name);
-    found.with_context(|| format!("{} was not started", variant.name))
-}
-
 /// How to have the same measured again.
 fn command(args: &Args) -> String {
     let mut command = format!(
-        "cargo xtask bench envoy --rounds {} --run-ms {}",
-        args.rounds, args.run_ms
+        "cargo xtask bench envoy --rounds {} --run-ms {} --fresh {}",
+        args.rounds, args.run_ms, args.fresh
     );
     for only in &args.only {
         command += &format!(" --only '{only}'");

@@ -204,10 +204,11 @@ pub(super) fn markdown(report: &Report) -> String {
              runs: noise only adds.\n";
     let _ = write!(
         text,
-        "\n{} rounds of {} ms runs. Load and upstream used {:.0} % of their processor, other processes had {:.1} % of \
+        "\n{} rounds of {} ms runs; all processes were started anew after {} rounds. Load and upstream used {:.0} % of their processor, other processes had {:.1} % of \
          both.\n",
         report.rounds,
         report.run_ms,
+        report.fresh,
         report.load_busy * 100.0,
         report.others * 100.0
     );
