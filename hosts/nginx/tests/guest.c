@@ -4,7 +4,7 @@
  *
  *   headers  adds x-guest to request and response
  *   pend     the same, from a thread of its own, by `complete`
- *   whole    replaces both bodies by themselves in upper case, in mode WHOLE
+ *   whole    replaces both bodies by themselves in upper case and a line feed, in mode WHOLE
  *   stream   drops nothing and changes nothing of both bodies, in mode STREAM
  *   deny     replies 403 to every request
  *   refuse   is no configuration */
@@ -84,12 +84,13 @@ static void upper(const pxg_event *ev, pxg_result *out) {
   uint64_t n = 0, at = 0;
   for (uint64_t i = 0; i < ev->n_chunks; i++) n += ev->chunks[i].len;
   if (n == 0) return;
-  uint8_t *p = malloc(n);
+  uint8_t *p = malloc(n + 1);
   for (uint64_t i = 0; i < ev->n_chunks; i++)
     for (uint32_t k = 0; k < ev->chunks[i].len; k++) p[at++] = (uint8_t)toupper(ev->chunks[i].ptr[k]);
+  p[n] = '\n';
   out->scratch_ops[0] = (pxg_op){.kind = PXG_OP_DROP, .u0 = n};
   out->scratch_ops[1] =
-      (pxg_op){.kind = PXG_OP_INJECT, .val = {{p, (uint32_t)n, PXG_BUF_OWNED}, release, (uint64_t)(uintptr_t)p}};
+      (pxg_op){.kind = PXG_OP_INJECT, .val = {{p, (uint32_t)n + 1, PXG_BUF_OWNED}, release, (uint64_t)(uintptr_t)p}};
   out->ops = out->scratch_ops, out->n_ops = 2;
 }
 

@@ -88,11 +88,12 @@ http {{
             with self.subTest(path=path):
                 got, said = self.echo(path, BODY)
                 self.assertEqual((said["length"], said["sha"]),
-                                 (len(BODY), hashlib.sha256(BODY.upper()).hexdigest()))
+                                 (len(BODY) + 1, hashlib.sha256(BODY.upper() + b"\n").hexdigest()))
                 self.assertEqual(got.body, got.body.upper())
+                self.assertTrue(got.body.endswith(b"}\n"))
                 self.assertEqual(got.get("content-length"), [str(len(got.body))])
         got = self.ask("/whole/file/file.txt")
-        self.assertEqual(got.body, BIG.upper())
+        self.assertEqual(got.body, BIG.upper() + b"\n")
 
     def test_streamed_bodies(self):
         for path in ("/stream/", "/stream/off"):
@@ -113,7 +114,7 @@ http {{
     def test_chain(self):
         got, said = self.echo("/both/", BODY)
         self.assertEqual(self.guest(said), ["thread", "sync", "thread"])
-        self.assertEqual(said["sha"], hashlib.sha256(BODY.upper()).hexdigest())
+        self.assertEqual(said["sha"], hashlib.sha256(BODY.upper() + b"\n").hexdigest())
         self.assertEqual(got.get("x-guest"), ["thread", "sync", "thread"])
 
     def test_reload_with_requests_pending(self):
