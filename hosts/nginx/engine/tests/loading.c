@@ -118,7 +118,9 @@ static void libraries(void) {
   pthread_sigmask(SIG_SETMASK, NULL, &after);
   CHECK(sigismember(&after, SIGUSR2) && !sigismember(&after, SIGTERM), "the mask was not restored");
   CHECK(!strcmp(l->name, "test guest") && l->table.n_filters == 2, "%s", l->name);
+  quiet();
   CHECK(pxg_guest_load(path, &why) == l, "one file was loaded twice");
+  LACKS(said, "init:");
   char other[600];
   snprintf(other, sizeof other, "%s-link.so", path);
   unlink(other);
@@ -187,6 +189,10 @@ static void log_records(void) {
   quiet();
   l->host.log(l->ctx, PXG_LOG_ERROR, (uint8_t *)big, 20000);
   HAS(said, "\\x01 [cut]\n");
+  quiet();
+  memset(big, 'x', 20000);
+  l->host.log(l->ctx, PXG_LOG_ERROR, (uint8_t *)big, 20000);
+  CHECK(n_said == strlen("4 guest=nameless.so: ") + PXG_LOG_RECORD_MAX + strlen(" [cut]\n"), "%zu", n_said);
   free(big);
   CHECK(pxg_clean(clean, sizeof clean, "0123456789012345678901234567890123456789012345678901234567890123", 64) < 64,
         "room");

@@ -345,10 +345,15 @@ impl Demo {
                 loop {
                     let request =
                         Request::get(format!("http://{address}/plain/x")).body(client::no_body())?;
+                    let mut asking = std::pin::pin!(other.ask(request));
                     tokio::select! {
                         biased;
-                        went = &mut waiting => break (went?, others),
-                        answer = other.ask(request) => {
+                        went = &mut waiting => {
+                            // Not dropped: it would come to the upstream later, when nothing is expected there.
+                            asking.await?;
+                            break (went?, others);
+                        }
+                        answer = &mut asking => {
                             anyhow::ensure!(answer?.status == 200, "a plain request failed");
                             others += 1;
                         }
