@@ -63,6 +63,7 @@ static void counters(pxg_zone *z) {
   HAS(out, "pxg_guest_call_seconds_sum{guest=\"g\\\"1\",filter=\"f\",config=\"c\",phase=\"request_headers\"} 0.0003\n");
   HAS(out, "pxg_guest_failures_total{guest=\"g\\\"1\",filter=\"f\",config=\"c\",reason=\"cap\"} 300\n");
   HAS(out, "pxg_guest_pending{guest=\"g\\\"1\",filter=\"f\",config=\"c\"} 10\n");
+  HAS(out, "config=\"c\",phase=\"request_headers\",le=\"1e-06\"} 300\n");
   LACKS(out, "phase=\"wake\"");
   /* What a killed worker had pending is not counted on; a new one takes its column over at 0. */
   kill(pids[0], SIGKILL);

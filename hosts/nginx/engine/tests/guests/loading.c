@@ -57,7 +57,7 @@ static void define(const pxg_config_in *in) {
                    {PXG_METRIC_COUNTER, &hits, swapped, 2},
                    {PXG_METRIC_GAUGE, &hits, two, 2},
                    {PXG_METRIC_COUNTER, &hits, other, 1},
-                   {PXG_METRIC_COUNTER, &hits, twice, 2},
+                   {PXG_METRIC_COUNTER, &level, twice, 2},
                    {PXG_METRIC_COUNTER, &bad, NULL, 0},
                    {9, &hits, NULL, 0},
                    {PXG_METRIC_HISTOGRAM, &sizes, NULL, 0},
