@@ -84,6 +84,10 @@ int main(int argc, char **argv) {
   pxg_validation v = {.specs = specs, .parents = parents, .n = 2, .become = become};
   CHECK(!pxg_validate(&v, &which, &why), "became nobody");
   HAS(why.text, "no such user: nobody-2");
+  specs[1].library = copy_of("no_entry.so", "no-entry.so", 0);
+  CHECK(!pxg_validate(&v, &which, &why) && which == 1, "files are looked at before there is a child");
+  HAS(why.text, "found no symbol pxg_guest_init_v1");
+  specs[1].library = good;
   v.data = memory;
   CHECK(pxg_validate(&v, &which, &why), "%s", why.text);
   specs[1].instance = "another";
