@@ -2,6 +2,7 @@
 
 /* Libraries: the host's table (chapter 3), loading (chapter 2), and what is lent during a hook (11.4). */
 
+#define _DEFAULT_SOURCE
 #define _XOPEN_SOURCE 700
 
 #include <dlfcn.h>
@@ -375,13 +376,15 @@ static bool init(pxg_guest_lib *l, pxg_error *why) {
   return l->usable = true;
 }
 
-/* Loads and initialises with this thread's signals blocked, so that threads which the guest's runtime starts never run a
- * handler of the host's. */
+/* Loads and initialises with the process-directed signals of a host blocked in this thread, so that threads which the
+ * guest's runtime starts never run a handler of the host's. No others: a runtime and an SDK send signals to
+ * their own threads (SIGURG, SIGPROF, realtime ones), which would never arrive. */
 static pxg_guest_lib *load(const char *path, const struct stat *st, bool go, pxg_error *why) {
-  static const int synchronous[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGSYS};
+  static const int directed[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,   SIGALRM,  SIGCHLD, SIGCONT,
+                                 SIGTSTP, SIGTTIN, SIGTTOU, SIGXCPU, SIGXFSZ, SIGVTALRM, SIGWINCH, SIGIO};
   sigset_t blocked, before;
-  sigfillset(&blocked);
-  for (size_t i = 0; i < sizeof synchronous / sizeof *synchronous; i++) sigdelset(&blocked, synchronous[i]);
+  sigemptyset(&blocked);
+  for (size_t i = 0; i < sizeof directed / sizeof *directed; i++) sigaddset(&blocked, directed[i]);
   char *name = name_for_linker(path);
   pxg_guest_lib *l = lib_of_file(st);
   if (!l && name) l = lib_new(path, st, go);

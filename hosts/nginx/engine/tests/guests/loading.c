@@ -184,7 +184,8 @@ int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {
   if (named("refuses")) return say(PXG_LOG_ERROR, "no \x02 license"), PXG_E_INTERNAL;
   if (named("other-major")) return PXG_E_VERSION;
   pthread_sigmask(SIG_SETMASK, NULL, &mask);
-  say(PXG_LOG_INFO, sigismember(&mask, SIGTERM) && sigismember(&mask, SIGCHLD) && !sigismember(&mask, SIGSEGV)
+  say(PXG_LOG_INFO, sigismember(&mask, SIGTERM) && sigismember(&mask, SIGCHLD) && !sigismember(&mask, SIGSEGV) &&
+                            !sigismember(&mask, SIGURG) && !sigismember(&mask, SIGRTMAX)
                         ? "init: signals are blocked"
                         : "init: signals are open");
   out->major = named("wrong-major") ? 2 : PXG_VERSION_MAJOR;
