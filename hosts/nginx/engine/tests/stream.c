@@ -104,6 +104,31 @@ static void pending(void) {
   done(PXG_END_COMPLETE);
 }
 
+/* The peer direction waits, unless the configuration says DUPLEX. */
+static void parked(void) {
+  for (int duplex = 0; duplex < 2; duplex++) {
+    reset_world();
+    configs[1].body_mode[REQ] = PXG_BODY_STREAM;
+    configs[1].flags = duplex ? PXG_CFG_DUPLEX : 0;
+    on[1][PXG_PHASE_REQUEST_BODY] = pend;
+    begin(1);
+    head(REQ, false);
+    bytes(REQ, "ab");
+    uint64_t token = tokens[1];
+    head(RSP, false);
+    bytes(RSP, "cd");
+    SAW(duplex ? "1rh 1rb@0=ab 1sh " : "1rh 1rb@0=ab ");
+    LEFT(duplex ? "rhead shead " : "rhead ");
+    tokens[1] = token;
+    CHECK(complete(1, PXG_ACT_CONTINUE) == PXG_OK, "complete");
+    mail();
+    LEFT("rhead shead ");
+    BODY(REQ, "ab");
+    BODY(RSP, "cd");
+    done(PXG_END_CLIENT_ABORT);
+  }
+}
+
 /* D05, D09 and D08 in WHOLE, with an exact length. */
 static void whole(void) {
   reset_world();
@@ -411,6 +436,7 @@ int main(void) {
   plain();
   unsubscribed();
   pending();
+  parked();
   whole();
   whole_alone();
   more_bytes();
