@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module with its engine and a guest, in a real nginx.
 
-    tests/module.py MODULE.so GUEST.so [unittest arguments]      GUEST.so: tests/guest.c; nginx: $NGINX
+    tests/module.py MODULE.so GUEST.so [unittest arguments]      GUEST.so: tests/guest.c; nginx: $PXG_NGINX
 """
 
 import hashlib
