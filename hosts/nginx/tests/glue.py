@@ -147,7 +147,7 @@ http {{
     location /up {{ proxy_pass http://unix:{d}/up.sock; }}
     location /stream {{ proxy_pass http://unix:{d}/up.sock; proxy_request_buffering off; proxy_http_version 1.1; }}
     location /direct {{ proxy_pass http://unix:{d}/up.sock; proxy_buffering off; }}
-    location /moved {{ error_page 418 = @other; return 418; }}
+    location /moved {{ error_page 502 = @other; proxy_pass http://unix:{d}/none.sock; }}
     location @other {{ proxy_pass http://unix:{d}/up.sock; }}
     location /plain {{ proxy_golang off; proxy_pass http://unix:{d}/up.sock; }}
   }}

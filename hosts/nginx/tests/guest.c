@@ -7,6 +7,8 @@
  *   whole    replaces both bodies by themselves in upper case and a line feed, in mode WHOLE
  *   stream   drops nothing and changes nothing of both bodies, in mode STREAM
  *   deny     replies 403 to every request
+ *   late     replies 403 to every response
+ *   never    answers PENDING and forgets it
  *   refuse   is no configuration */
 
 #define _GNU_SOURCE
@@ -21,8 +23,8 @@
   { (const uint8_t *)(text), sizeof(text) - 1, 0 }
 #define BIT PXG_PHASE_BIT
 
-enum { HEADERS = 1, PEND, WHOLE, STREAM, DENY };
-static const char *const words[] = {"", "headers", "pend", "whole", "stream", "deny"};
+enum { HEADERS = 1, PEND, WHOLE, STREAM, DENY, LATE, NEVER };
+static const char *const words[] = {"", "headers", "pend", "whole", "stream", "deny", "late", "never"};
 static const pxg_str filters[] = {S("test")};
 static const pxg_host *host;
 
@@ -74,7 +76,10 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
     out->body_mode[0] = out->body_mode[1] = out->config == WHOLE ? PXG_BODY_WHOLE : PXG_BODY_STREAM;
     out->max_body[0] = out->max_body[1] = 4 << 20;
   }
-  if (out->config == DENY) out->subscribe = BIT(PXG_PHASE_REQUEST_HEADERS), out->body_mode[0] = out->body_mode[1] = 0;
+  if (out->config == NEVER) out->pend_phases = heads;
+  if (out->config >= DENY) out->body_mode[0] = out->body_mode[1] = 0, out->subscribe = heads;
+  if (out->config == LATE) out->subscribe = BIT(PXG_PHASE_RESPONSE_HEADERS);
+  if (out->config == DENY) out->subscribe = BIT(PXG_PHASE_REQUEST_HEADERS);
   return PXG_OK;
 }
 
@@ -116,7 +121,9 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->action = PXG_ACT_PENDING;
   } else if (ev->config == WHOLE) {
     upper(ev, out);
-  } else if (ev->config == DENY) {
+  } else if (ev->config == NEVER) {
+    out->action = PXG_ACT_PENDING;
+  } else if (ev->config == DENY || ev->config == LATE) {
     out->action = PXG_ACT_REPLY;
     out->reply = &reply;
   }

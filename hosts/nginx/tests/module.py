@@ -19,14 +19,16 @@ import glue
 from glue import BIG, BODY, Glue
 
 GUEST = ""
-WORDS = ("headers", "pend", "whole", "stream", "deny")
+WORDS = ("headers", "pend", "whole", "stream", "deny", "late", "never")
 
 
 class Module(Glue):
     @classmethod
     def conf(cls, inside="", more="", guest=None):
         d = cls.dir
-        filters = "".join(f"proxy_golang_filter {w} {{ guest {guest or GUEST}; filter test; config {w}; {inside} }}\n"
+        limit = lambda w: "100ms" if w == "never" else "10s"
+        filters = "".join(f"proxy_golang_filter {w} {{ guest {guest or GUEST}; filter test; config {w}; "
+                          f"pend_limit {limit(w)}; {inside} }}\n"
                           for w in WORDS)
         places = "".join(f"""
     location /{w}/ {{ proxy_golang {w}; proxy_pass http://unix:{d}/up.sock:/; }}
@@ -110,6 +112,19 @@ http {{
             self.assertEqual((got.status, got.body, got.get("x-reply")), (403, b"denied\n", ["yes"]))
         self.assertEqual(self.ask("/deny/", method="HEAD").status, 403)
         self.assertEqual(self.upstream.seen, before)
+
+    def test_reply_to_a_response(self):
+        for path in ("/late/", "/late/big", "/late/file/file.txt"):
+            got = self.ask(path)
+            self.assertEqual((got.status, got.body, got.get("content-length")), (403, b"denied\n", ["7"]))
+
+    def test_deadline(self):
+        got = self.ask("/never/")
+        self.assertEqual(got.status, 500)
+        s = self.connect()
+        s.sendall(b"GET /never/ HTTP/1.1\r\nHost: e\r\n\r\n")
+        s.close()
+        self.assertEqual(self.ask("/never/", method="HEAD").status, 500)
 
     def test_chain(self):
         got, said = self.echo("/both/", BODY)
