@@ -168,8 +168,8 @@ static void log_records(void) {
   pxg_guest_lib *l = pxg_guest_first();
   char clean[64];
   quiet();
-  l->host.log(l->ctx, PXG_LOG_WARN, (const uint8_t *)"a\nb\x7f\\\xff\xc3\xa9\xc2\x85\xed\xa0\x80\0c", 19);
-  HAS(said, "3 guest=nameless.so: a\\x0ab\\x7f\\x5c\\xff\xc3\xa9\\xc2\\x85\\xed\\xa0\\x80\\x00c");
+  l->host.log(l->ctx, PXG_LOG_WARN, (const uint8_t *)"a\nb\x7f\\\xff\xc3\xa9\xc2\x85\xed\xa0\x80\0c", 15);
+  HAS(said, "3 guest=nameless.so: a\\x0ab\\x7f\\x5c\\xff\xc3\xa9\\xc2\\x85\\xed\\xa0\\x80\\x00c\n");
   quiet();
   l->host.log(l->ctx, 77, NULL, 5);
   HAS(said, "4 guest=nameless.so: \n");
