@@ -130,7 +130,7 @@ static const pxg_stream_ops stream_ops = {op_view,   op_set,    op_add,     op_r
                                           op_commit, op_length, op_replace, op_trailers, NULL,      op_cluster};
 
 /* "name=value,..." of a list. */
-static const char *fields_of(int d, bool t) {
+static inline const char *fields_of(int d, bool t) {
   static char text[4096];
   size_t n = 0;
   op_commit(NULL, d, t);
@@ -158,7 +158,7 @@ static void note(const char *format, ...) {
   va_end(args);
 }
 
-static void release(uint64_t ctx) { released += (int)ctx; }
+static inline void release(uint64_t ctx) { released += (int)ctx; }
 
 static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   static const char *const names[] = {"", "rh", "rb", "rt", "sh", "sb", "st", "log", "wake"};
@@ -324,7 +324,7 @@ static void done(uint32_t why) {
   CHECK(!pending_places[0], "%u places are counted as pending", pending_places[0]);
 }
 
-static int32_t complete(int c, uint32_t action) {
+static inline int32_t complete(int c, uint32_t action) {
   pxg_result r = {.size = sizeof r, .action = action};
   return pxg_complete(77, tokens[c], &r);
 }
