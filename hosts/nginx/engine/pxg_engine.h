@@ -141,7 +141,7 @@ bool pxg_stream_sees_body(const pxg_stream *s, int d);
 /* Whether something of a direction is withheld by a guest now. */
 bool pxg_stream_holds(const pxg_stream *s, int d);
 
-/* Copies what was lent and has stayed. */
+/* Copies what was lent and has stayed. Without memory for it the stream is reset: pxg_take says so. */
 void pxg_stream_keep(pxg_stream *s);
 
 /* When pxg_stream_timer has to be called, on the worker's clock; 0: not at all. Asked again after every feed or take. */

@@ -185,7 +185,7 @@ struct pxg_stream {
   void *data;
   uint64_t id;
   uint32_t flags; /* PXG_STREAM_*. */
-  bool running, again, dead, no_memory, finished, upgraded, replied, local, route_final, recompute, redirected, freed;
+  bool running, again, dead, no_memory, finished, upgraded, replied, local, route_final, recompute, redirected;
   bool began[2], in_done[2], trailers[2], eos_unknown[2];
   bool reset_taken;
   uint32_t why; /* The first cause; 0: none yet. */
