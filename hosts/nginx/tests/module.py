@@ -47,6 +47,7 @@ http {{
   {more}
   server {{
     listen unix:{d}/n.sock;
+    sendfile on;
     {places}
     location /both/ {{ proxy_golang pend whole headers pend; proxy_pass http://unix:{d}/up.sock:/; }}
   }}
