@@ -182,7 +182,11 @@ int main(int argc, char **argv) {
   if (BUG("configs-dropped-before-the-streams")) configs_drop_now();
   workers_stop();
   world_serve(NULL);
-  while (!configs_drop() && !BUG("streams-left-at-shutdown")) usleep(1000);
+  while (!configs_drop() && !BUG("streams-left-at-shutdown")) {
+    struct pollfd dropped = {config_event, POLLIN, 0};
+    uint64_t count;
+    if (poll(&dropped, 1, -1) > 0 && read(config_event, &count, sizeof count) < 0) break;
+  }
   workers_end();
   if (admin >= 0) close(admin);
   close(signals);

@@ -338,7 +338,7 @@ fn table(outcomes: &[Outcome]) -> String {
     out
 }
 
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss)] // a time in a report
 fn seconds(o: &Outcome) -> f64 {
     o.ms as f64 / 1000.0
 }

@@ -185,7 +185,7 @@ struct Timed {
 }
 
 /// The guest alone: 20 fields read, 3 changes.
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss)] // figures in a report
 fn guest_side(
     lab: &Lab,
     language: &str,
@@ -256,7 +256,7 @@ fn guest_side(
 }
 
 /// The Go SDK, by its own measurement.
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss)] // figures in a report
 fn go(lab: &Lab, counted: &mut Vec<Row>, timed: &mut Vec<Row>) -> Result<()> {
     let text = output(lab.command(".", minihost()).arg(go_guest()).arg("bench"))?;
     let line = text.lines().find(|line| line.starts_with('{'));
@@ -328,7 +328,7 @@ fn go(lab: &Lab, counted: &mut Vec<Row>, timed: &mut Vec<Row>) -> Result<()> {
 }
 
 /// Instructions of the host's side, by callgrind.
-#[allow(clippy::cast_precision_loss)]
+#[allow(clippy::cast_precision_loss)] // figures in a report
 fn engine(lab: &Lab, bench: &Path, rows: &mut Vec<Row>) -> Result<()> {
     let count = |case: &str| -> Result<f64> {
         let mut command = lab.command("host-ref", "valgrind");

@@ -98,13 +98,7 @@ static void one(uint32_t from) {
 }
 
 int main(void) {
-  pxg_error why = {0};
-  pxg_driver driver = test_driver(NULL);
-  driver.complete = pxg_complete;
-  driver.apply = pxg_apply;
-  driver.wake = pxg_wake;
-  if (!pxg_host_start(&driver, &why)) return fprintf(stderr, "%s\n", why.text), 2;
-  loop = pxg_worker_new(0, bell, NULL);
+  start();
   for (uint32_t i = 0; i < 1000; i++) one(i);
   pxg_worker_free(loop);
   return finish("random");

@@ -213,6 +213,20 @@ static void bell(void *data) {
   bells++;
 }
 
+/* The host and its one worker. */
+static void start(void) {
+  pxg_error why = {0};
+  pxg_driver driver = test_driver(NULL);
+  driver.complete = pxg_complete;
+  driver.apply = pxg_apply;
+  driver.wake = pxg_wake;
+  if (!pxg_host_start(&driver, &why)) {
+    fprintf(stderr, "%s\n", why.text);
+    exit(2);
+  }
+  loop = pxg_worker_new(0, bell, NULL);
+}
+
 #define ALL_FEATURES (~(1ull << PXG_F_L4))
 #define ALL_HTTP 0x1feull
 #define PENDS 0x7eull

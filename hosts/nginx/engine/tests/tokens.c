@@ -236,13 +236,7 @@ static void race(void) {
 }
 
 int main(void) {
-  pxg_error why = {0};
-  pxg_driver driver = test_driver(NULL);
-  driver.complete = pxg_complete;
-  driver.apply = pxg_apply;
-  driver.wake = pxg_wake;
-  if (!pxg_host_start(&driver, &why)) return fprintf(stderr, "%s\n", why.text), 2;
-  loop = pxg_worker_new(0, bell, NULL);
+  start();
   within_the_event();
   after_the_event();
   cancelled();
