@@ -92,6 +92,9 @@ typedef struct {
   unsigned finished : 1;
 } ngx_http_pxg_ctx_t;
 
+/* What the engine asks of a stream; its data is the context. ngx_http_pxg_ops.c */
+extern const pxg_stream_ops ngx_http_pxg_ops;
+
 /* The context of a main request, also after nginx wiped r->ctx at an internal redirect. */
 ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r);
 /* A new stream for the chain of the request's location. NGX_DECLINED: no chain. */
@@ -101,6 +104,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
+/* One thing that pxg_take answered goes to the context: ngx_http_pxg_bytes.c. */
+ngx_int_t ngx_http_pxg_take_one(ngx_http_pxg_ctx_t *ctx, pxg_out *out);
 /* Feeds buffers in memory and marks them consumed once the engine has what stays. */
 ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int direction, ngx_chain_t *in, ngx_uint_t *ended);
 void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);
