@@ -141,6 +141,9 @@ bool pxg_stream_sees_body(const pxg_stream *s, int d);
 /* Whether something of a direction is withheld by a guest now. */
 bool pxg_stream_holds(const pxg_stream *s, int d);
 
+/* Whether a PENDING stops a direction now: one of its own, or of the other direction at a place without DUPLEX. */
+bool pxg_stream_pends(const pxg_stream *s, int d);
+
 /* Copies what was lent and has stayed. Without memory for it the stream is reset: pxg_take says so. */
 void pxg_stream_keep(pxg_stream *s);
 

@@ -165,6 +165,16 @@ bool pxg_stream_holds(const pxg_stream *s, int d) {
   return false;
 }
 
+bool pxg_stream_pends(const pxg_stream *s, int d) {
+  for (int i = 0; i < s->n && !s->dead && !s->finished; i++) {
+    const pxg_place *p = &s->places[i];
+    const pxg_dir *x = &p->d[d];
+    if (!x->head_in || x->state == S_DONE || x->state == S_CUT || (d == RSP && p->skip_response)) continue;
+    if (x->state == S_PEND || (x->state != S_BYPASS && pxg_parked(p, d))) return true;
+  }
+  return false;
+}
+
 void pxg_stream_keep(pxg_stream *s) {
   bool ok = true;
   for (int d = 0; d < 2; d++) {

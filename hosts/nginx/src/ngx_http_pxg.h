@@ -56,6 +56,10 @@ extern const uint64_t ngx_http_pxg_features[4];
 /* Tells the engine about this host, once per process: a worker, or the child that validates. */
 ngx_int_t ngx_http_pxg_start(ngx_log_t *log);
 ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle);
+/* The worker's engine and its wake-up, if they are not there yet. */
+ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle);
+/* pxg_config_new with all processors of the machine. */
+pxg_config *ngx_http_pxg_config_new(const pxg_config_spec *spec, pxg_error *why);
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle);
 /* The worker's engine, its clock brought up to date; null in processes that serve no requests. */
 pxg_worker *ngx_http_pxg_worker(void);

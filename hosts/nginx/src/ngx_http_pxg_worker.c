@@ -115,41 +115,40 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log) {
 
 /* A runtime takes the processors that its first thread may use for all that it will ever have, so guests are loaded with
  * those of the machine, although nginx has pinned this thread before. */
-static void ngx_http_pxg_load(ngx_http_pxg_main_conf_t *m) {
-  ngx_http_pxg_filter_t **f = m->filters.elts;
+pxg_config *ngx_http_pxg_config_new(const pxg_config_spec *spec, pxg_error *why) {
   cpu_set_t mine, all;
-  int pinned;
-  pxg_config_spec spec;
-  pxg_error why;
-  ngx_uint_t i;
+  pxg_config *c;
+  int pinned, i;
 
   CPU_ZERO(&all);
   for (i = 0; i < CPU_SETSIZE; i++) CPU_SET(i, &all);
   pinned = sched_getaffinity(0, sizeof(mine), &mine) == 0 && sched_setaffinity(0, sizeof(all), &all) == 0;
+  c = pxg_config_new(spec, why);
+  if (pinned) (void)sched_setaffinity(0, sizeof(mine), &mine);
+  return c;
+}
+
+static void ngx_http_pxg_load(ngx_http_pxg_main_conf_t *m) {
+  ngx_http_pxg_filter_t **f = m->filters.elts;
+  pxg_config_spec spec;
+  pxg_error why;
+  ngx_uint_t i;
+
   for (i = 0; i < m->filters.nelts; i++) {
     ngx_http_pxg_filter_spec(f[i], &spec);
-    f[i]->config = pxg_config_new(&spec, &why);
+    f[i]->config = ngx_http_pxg_config_new(&spec, &why);
     if (f[i]->config == NULL)
       ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0, "proxy_golang_filter \"%V\" is refused, its requests fail: %s",
                     &f[i]->name, why.text);
   }
-  if (pinned) (void)sched_setaffinity(0, sizeof(mine), &mine);
 }
 
-ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
-  ngx_http_pxg_main_conf_t *m;
+ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
   ngx_connection_t *c;
   int fd;
 
-  /* Cache manager and loader come here, too. */
-  if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) return NGX_OK;
-  if (cycle->conf_ctx[ngx_http_module.index] == NULL) return NGX_OK;
-  m = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_proxy_golang_module);
-  if (m == NULL || m->filters.nelts == 0) return NGX_OK;
-
+  if (ngx_http_pxg_the_worker) return NGX_OK;
   if (ngx_http_pxg_start(cycle->log) != NGX_OK) return NGX_ERROR;
-  ngx_http_pxg_load(m);
-
   fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (fd == -1) {
     ngx_log_error(NGX_LOG_EMERG, cycle->log, ngx_errno, "eventfd() failed");
@@ -173,6 +172,20 @@ ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
   ngx_http_pxg_batch_event.log = cycle->log;
   ngx_http_pxg_the_worker = pxg_worker_new(0, ngx_http_pxg_ring, (void *)(intptr_t)fd);
   return ngx_http_pxg_the_worker ? NGX_OK : NGX_ERROR;
+}
+
+ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
+  ngx_http_pxg_main_conf_t *m;
+
+  /* Cache manager and loader come here, too. */
+  if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) return NGX_OK;
+  if (cycle->conf_ctx[ngx_http_module.index] == NULL) return NGX_OK;
+  m = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_proxy_golang_module);
+  if (m == NULL || m->filters.nelts == 0) return NGX_OK;
+
+  if (ngx_http_pxg_start(cycle->log) != NGX_OK) return NGX_ERROR;
+  ngx_http_pxg_load(m);
+  return ngx_http_pxg_worker_start(cycle);
 }
 
 /* The descriptor stays open: threads of guests may still ring. Only nginx forgets its connection, so that it does not

@@ -271,6 +271,7 @@ void pxg_stream_end(pxg_stream *s, int d, bool trailers) {
 bool pxg_stream_wants_body_first(const pxg_stream *s) { return s->whole; }
 bool pxg_stream_sees_body(const pxg_stream *s, int d) { return s->ms[d * 2 + 1] > 0; }
 bool pxg_stream_holds(const pxg_stream *s, int d) { return s->first[d] != NULL; }
+bool pxg_stream_pends(const pxg_stream *s, int d) { return s->first[d] != NULL; }
 void pxg_stream_keep(pxg_stream *s) {}
 uint64_t pxg_stream_deadline(const pxg_stream *s) { return 0; }
 void pxg_stream_timer(pxg_stream *s) {}
