@@ -9,6 +9,7 @@ use crate::proc::{run_logged, stdout_of};
 use crate::root::{logs, target};
 
 pub(crate) mod envoy;
+pub(crate) mod nginx;
 
 /// The oldest Go that can build the SDK.
 const GO: (u32, u32) = (1, 24);
@@ -22,6 +23,8 @@ pub(crate) enum Need {
     Guests,
     /// All that the tests use beside that.
     Tests,
+    /// What the module for nginx is built and tried with.
+    Nginx,
 }
 
 /// A tool from the distribution's packages.
@@ -79,7 +82,8 @@ const TOOLS: &[Tool] = &[
     Tool {
         name: "luajit",
         probe: || version("luajit", "-v"),
-        package: "luajit",
+        // Not `luajit`, which Debian's Lua module for nginx conflicts with.
+        package: "luajit2",
         need: Need::Tests,
     },
     Tool {
@@ -117,9 +121,19 @@ impl Tools {
 
 /// Brings what is missing.
 pub(crate) fn bring(need: Need) -> Result<Tools> {
-    let wanted = TOOLS
-        .iter()
-        .filter(|t| need == Need::Tests || t.need == need);
+    present(
+        TOOLS
+            .iter()
+            .filter(|t| need == Need::Tests || t.need == need),
+    )?;
+    Ok(Tools {
+        go: go()?,
+        libclang: libclang(),
+    })
+}
+
+/// Installs those of them that are missing, in one go.
+fn present<'a>(wanted: impl Iterator<Item = &'a Tool>) -> Result<()> {
     let mut missing = Vec::new();
     for tool in wanted {
         match (tool.probe)() {
@@ -127,13 +141,10 @@ pub(crate) fn bring(need: Need) -> Result<Tools> {
             None => missing.push(tool),
         }
     }
-    if !missing.is_empty() {
-        install(&missing)?;
+    if missing.is_empty() {
+        return Ok(());
     }
-    Ok(Tools {
-        go: go()?,
-        libclang: libclang(),
-    })
+    install(&missing)
 }
 
 fn install(missing: &[&Tool]) -> Result<()> {
@@ -183,25 +194,31 @@ fn apt_install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Runs apt-get so that it asks nothing, and starts no service that a package brings: Debian's policy for that is a
+/// program, which is here for as long as this takes, unless the machine has its own.
+const APT: &str = r#"
+export DEBIAN_FRONTEND=noninteractive
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy"
+fi
+apt-get "$@"
+"#;
+
 fn apt(arguments: &[&str]) -> Result<bool> {
     let mut command = if rustix::process::geteuid().is_root() {
-        Command::new("apt-get")
+        Command::new("sh")
     } else {
         ensure!(
             version("sudo", "--version").is_some(),
             "this user is not root and there is no sudo"
         );
         let mut sudo = Command::new("sudo");
-        sudo.args([
-            "--non-interactive",
-            "DEBIAN_FRONTEND=noninteractive",
-            "apt-get",
-        ]);
+        sudo.args(["--non-interactive", "sh"]);
         sudo
     };
-    command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["-c", APT, "apt-get"]).args(arguments);
     Ok(run_logged(&mut command, &log())?.success())
 }
 

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bootstrap::{self, Need, Tools, envoy};
+use crate::bootstrap::{self, Need, Tools, envoy, nginx};
 use crate::proc::{end_children_on_interrupt, run_logged};
 use crate::root::{logs, root};
 use counts::Counts;
-use stages::{STAGES, Stage, WITH_ENVOY};
+use stages::{STAGES, Stage, WITH_ENVOY, WITH_NGINX};
 
 /// How much of a failed stage's output is shown.
 const SHOWN_LINES: usize = 60;
@@ -128,6 +128,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         && let Err(error) = envoy::bring(&envoy::RELEASES)
     {
         // The other stages do without, and these fail.
+        println!("{error:#}");
+    }
+    if chosen.iter().any(|s| WITH_NGINX.contains(&s.name))
+        && let Err(error) = nginx::bring()
+    {
         println!("{error:#}");
     }
     let all = Instant::now();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::counts::{self, Counts};
 use super::{Run, conformance, files, generated, licences, links};
-use crate::bootstrap::envoy;
+use crate::bootstrap::{envoy, nginx};
 use crate::lab::Lab;
 use crate::proc::run_logged;
 use crate::root::{root, target};
@@ -36,10 +36,13 @@ impl Stage {
 const GO: &str = "guest-sdk/go";
 const LOOM: &str = "loom";
 const ENVOY: &str = "envoy";
+const NGINX_BUILD: &str = "nginx-build";
 const LAYER: &str = "conformance-layer";
 const DEMO: &str = "demo";
 /// The stages that need Envoys.
 pub(super) const WITH_ENVOY: [&str; 3] = [ENVOY, DEMO, LAYER];
+/// The stages that need nginx.
+pub(super) const WITH_NGINX: [&str; 1] = [NGINX_BUILD];
 
 /// Quick ones first.
 pub(super) const STAGES: &[Stage] = &[
@@ -135,6 +138,18 @@ pub(super) const STAGES: &[Stage] = &[
             some_ran(c, counts::cargo)
         },
         counts: Some(("Rust tests", counts::cargo)),
+    },
+    Stage {
+        name: NGINX_BUILD,
+        about: "the stable nginx from its sources, and the module for it and for Debian's, warnings denied",
+        needs: &["hosts/nginx"],
+        run: |c| {
+            let run = |command: &mut Command| c.finish(command);
+            nginx::BOTH
+                .iter()
+                .try_for_each(|nginx| nginx.build(c.tools, &run))
+        },
+        counts: None,
     },
     Stage {
         name: LOOM,
