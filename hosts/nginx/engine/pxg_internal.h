@@ -216,7 +216,7 @@ struct pxg_worker {
   pxg_str chunks[PXG_MOST_CHUNKS];
   pxg_str *attrs;
   size_t attrs_cap;
-  pxg_op ops[PXG_SCRATCH_OPS];
+  pxg_op ops[PXG_SCRATCH_OPS] __attribute__((aligned(16)));
   uint8_t scratch[PXG_SCRATCH_BYTES] __attribute__((aligned(16)));
 };
 
