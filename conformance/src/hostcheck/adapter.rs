@@ -3,6 +3,7 @@
 //! Texts are templates: `{name}` is replaced by a variable, `{{` and `}}` are braces. A template that names a variable
 //! which does not exist is refused when the adapter is read, with the place and the variables that there are.
 
+mod ports;
 mod read;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 use crate::subject::Expect;
 
+pub(crate) use ports::Ports;
 pub(crate) use read::{fill, signal};
 
 /// The version of this format.
@@ -87,6 +89,10 @@ pub(crate) struct Start {
     pub(crate) command: Vec<String>,
     #[serde(default)]
     pub(crate) env: BTreeMap<String, String>,
+    /// The signal that ends the host with all its processes, for a suite that is killed; KILL if it is not said, which is
+    /// right for hosts of one process. When the suite ends a host itself, it kills the whole process group.
+    #[serde(default)]
+    pub(crate) last_signal: Option<String>,
 }
 
 /// Something that the host prints, or a file that it writes.
@@ -96,6 +102,9 @@ pub(crate) struct Sign {
     /// A regular expression that a line of its output, standard or error, matches.
     #[serde(default)]
     pub(crate) line: Option<String>,
+    /// Expressions that a line of each worker matches: each has to come `{workers}` times.
+    #[serde(default)]
+    pub(crate) each_worker: Vec<String>,
     /// A line that says that it will not serve, though it runs.
     #[serde(default)]
     pub(crate) refused: Option<String>,
@@ -104,6 +113,12 @@ pub(crate) struct Sign {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listen {
+    /// For a host that cannot choose a port itself and tell: `"127.0.0.1:{port}"`. See `{port}` in [`Ports`].
+    #[serde(default)]
+    pub(crate) address: Option<String>,
+    /// Where it takes HTTP/2 without TLS, if that is another address: `"127.0.0.1:{h2c_port}"`.
+    #[serde(default)]
+    pub(crate) h2c: Option<String>,
     /// A line of output with the address in its first group.
     #[serde(default)]
     pub(crate) line: Option<String>,
@@ -122,7 +137,10 @@ pub(crate) struct Listen {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Admin {
-    /// A line of output with its address in the first group...
+    /// Where it is, for a host that cannot choose a port itself and tell: `"127.0.0.1:{admin_port}"`...
+    #[serde(default)]
+    pub(crate) address: Option<String>,
+    /// ...or a line of output with its address in the first group...
     #[serde(default)]
     pub(crate) line: Option<String>,
     /// ...or a file that holds it.
@@ -154,6 +172,9 @@ pub(crate) struct Act {
     /// A line that says that a reload has been taken.
     #[serde(default)]
     pub(crate) done: Option<String>,
+    /// Expressions that a line of each worker matches: a reload has been taken when each has come `{workers}` times.
+    #[serde(default)]
+    pub(crate) each_worker: Vec<String>,
     /// A line that says that it has been refused.
     #[serde(default)]
     pub(crate) refused: Option<String>,

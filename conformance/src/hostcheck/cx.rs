@@ -271,7 +271,7 @@ impl Cx {
         if self.0.shared.adapter.not_applicable.contains_key("h2c") {
             return Err(NoOption("h2c".into()).into());
         }
-        let to = self.0.running.host.address;
+        let to = self.0.running.host.h2c_address()?;
         H2::open(to, self.patience()).await
     }
 

@@ -14,11 +14,11 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use regex::Regex;
 use rustix::process::Pid;
 
-use super::adapter::{Adapter, fill, signal};
+use super::adapter::{Adapter, Ports, fill, signal};
 use super::changes::{Changes, Watch};
 use super::setup::{NoOption, Setup, filled, write_config};
 use crate::sys::clock::Patience;
-use crate::sys::process::bound_host;
+use crate::sys::process::{bound_host, kill_group};
 
 /// The exit code of a custom command that does not implement what it is asked for.
 pub(crate) const UNIMPLEMENTED: i32 = 89;
@@ -108,10 +108,13 @@ pub(crate) struct Host {
     pub(crate) output: Output,
     pub(crate) address: SocketAddr,
     adapter: Arc<Adapter>,
+    ports: Ports,
+    workers: usize,
     values: BTreeMap<String, String>,
     pub(crate) pid: u32,
     /// It was told to end.
     stopped: Cell<bool>,
+    reaped: Cell<bool>,
     changes: Changes,
     _end: Watch,
 }
@@ -143,7 +146,8 @@ impl Host {
         patience: Duration,
         changes: &Changes,
     ) -> Result<Result<Self, NotReady>> {
-        let (values, arguments) = write_config(adapter, dir, upstream, setup)?;
+        let ports = Ports::hold()?;
+        let (values, arguments) = write_config(adapter, dir, upstream, &ports, setup)?;
         let command = filled(
             adapter,
             "start.command",
@@ -162,7 +166,8 @@ impl Host {
             let v = fill(v, &values).map_err(|e| anyhow!("start.env.{k}: {e}"))?;
             c.env(k, v);
         }
-        bound_host(&mut c);
+        let last_signal = adapter.start.last_signal.as_deref().and_then(signal);
+        bound_host(&mut c, last_signal.map(|s| s.as_raw()));
         let mut child = c
             .spawn()
             .with_context(|| format!("cannot start {:?}", command[0]))?;
@@ -180,9 +185,12 @@ impl Host {
             output,
             address: SocketAddr::from(([0, 0, 0, 0], 0)),
             adapter: adapter.clone(),
+            ports,
+            workers: setup.workers.max(1),
             values,
             pid,
             stopped: Cell::new(false),
+            reaped: Cell::new(false),
             changes: changes.clone(),
             _end: end,
         };
@@ -219,12 +227,14 @@ impl Host {
         let regex = |text: &Option<String>| text.as_deref().map(Regex::new).transpose();
         let ready = regex(&self.adapter.ready.line)?;
         let refused = regex(&self.adapter.ready.refused)?;
+        let each_worker = regexes(&self.adapter.ready.each_worker)?;
         let printed = |r: &Regex| self.output.find(0, r).is_some();
         loop {
             let look = || match self.ended() {
                 Some(status) => Some(Some(Sign::Ended(status))),
                 None if refused.as_ref().is_some_and(printed) => Some(Some(Sign::Refused)),
-                None => ready.as_ref().is_none_or(printed).then_some(None),
+                None => (ready.as_ref().is_none_or(printed) && self.each_worker(0, &each_worker))
+                    .then_some(None),
             };
             match self.changes.until(patience, look).await {
                 None => return Ok(None),
@@ -242,8 +252,33 @@ impl Host {
         }
     }
 
+    /// Whether each of these has been printed by each worker, from line `from` on.
+    fn each_worker(&self, from: usize, what: &[Regex]) -> bool {
+        let lines = self.output.since(from);
+        let times = |r: &Regex| lines.iter().filter(|l| r.is_match(l)).count();
+        what.iter().all(|r| times(r) >= self.workers)
+    }
+
+    /// An address that the adapter names itself.
+    fn named(&self, key: &str, template: &str) -> Result<SocketAddr> {
+        let text = fill(template, &self.values).map_err(|e| anyhow!("{key}: {e}"))?;
+        text.parse()
+            .with_context(|| format!("{key} = {text:?}: not ADDRESS:PORT"))
+    }
+
+    /// Where it takes HTTP/2 without TLS.
+    pub(crate) fn h2c_address(&self) -> Result<SocketAddr> {
+        match &self.adapter.listen.h2c {
+            Some(template) => self.named("listen.h2c", template),
+            None => Ok(self.address),
+        }
+    }
+
     async fn discover(&self) -> Result<Option<SocketAddr>> {
         let l = &self.adapter.listen;
+        if let Some(template) = &l.address {
+            return self.named("listen.address", template).map(Some);
+        }
         if let Some(line) = &l.line {
             let r = Regex::new(line)?;
             return Ok(self
@@ -282,6 +317,7 @@ impl Host {
             .as_ref()
             .ok_or_else(|| NoOption("admin".into()))?;
         let address = match (&a.line, &a.file) {
+            _ if let Some(template) = &a.address => Some(self.named("admin.address", template)?),
             (Some(line), _) => {
                 let r = Regex::new(line)?;
                 self.output
@@ -319,7 +355,12 @@ impl Host {
 
     /// The exit status, if the host has ended.
     pub(crate) fn ended(&self) -> Option<ExitStatus> {
-        self.child.borrow_mut().try_wait().ok().flatten()
+        let status = self.child.borrow_mut().try_wait().ok().flatten()?;
+        if !self.reaped.replace(true) {
+            // Workers outlive a master that crashes.
+            kill_group(self.pid);
+        }
+        Some(status)
     }
 
     /// The exit status, if it has ended by itself.
@@ -373,14 +414,16 @@ impl Host {
             .reload
             .as_ref()
             .ok_or_else(|| NoOption("reload".into()))?;
-        write_config(&self.adapter, dir, upstream, setup)?;
+        write_config(&self.adapter, dir, upstream, &self.ports, setup)?;
         let from = self.output.len();
         self.act("reload")?;
         let done = reload.done.as_deref().map(Regex::new).transpose()?;
         let refused = reload.refused.as_deref().map(Regex::new).transpose()?;
+        let each_worker = regexes(&reload.each_worker)?;
         let printed = |r: &Regex| self.output.find(from, r).is_some();
+        let said = done.is_some() || !each_worker.is_empty();
         let look = || {
-            if done.as_ref().is_some_and(printed) {
+            if said && done.as_ref().is_none_or(printed) && self.each_worker(from, &each_worker) {
                 Some(true)
             } else {
                 refused.as_ref().is_some_and(printed).then_some(false)
@@ -404,9 +447,10 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        let c = self.child.get_mut();
-        let _ = c.kill();
-        let _ = c.wait();
+        if self.ended().is_none() {
+            kill_group(self.pid);
+            let _ = self.child.get_mut().wait();
+        }
         // For --keep-logs.
         if let Some(dir) = self.values.get("dir") {
             let _ = std::fs::write(
@@ -415,6 +459,13 @@ impl Drop for Host {
             );
         }
     }
+}
+
+fn regexes(all: &[String]) -> Result<Vec<Regex>> {
+    Ok(all
+        .iter()
+        .map(|t| Regex::new(t))
+        .collect::<Result<_, _>>()?)
 }
 
 /// What the host says of its version.

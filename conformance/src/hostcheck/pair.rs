@@ -287,7 +287,7 @@ impl Traffic {
     }
 
     async fn over_h2(&self, route: &str, s: &Subject) -> Result<()> {
-        let mut h2 = H2::open(self.host.address, self.patience).await?;
+        let mut h2 = H2::open(self.host.h2c_address()?, self.patience).await?;
         let r = s.fields.iter().fold(Request::post(route, b""), with);
         let mut all = Vec::new();
         for n in 0..3 {

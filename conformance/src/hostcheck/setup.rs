@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::adapter::{Adapter, fill};
+use super::adapter::{Adapter, Ports, fill};
 
 /// One configured instance of a filter.
 #[derive(Clone, Debug)]
@@ -64,9 +64,11 @@ pub(super) fn write_config(
     a: &Adapter,
     dir: &Path,
     upstream: SocketAddr,
+    ports: &Ports,
     setup: &Setup,
 ) -> Result<(BTreeMap<String, String>, Vec<String>)> {
     let mut values = a.own_variables()?;
+    values.extend(ports.values());
     values.insert("dir".into(), dir.display().to_string());
     values.insert("upstream".into(), upstream.to_string());
     values.insert("upstream_port".into(), upstream.port().to_string());

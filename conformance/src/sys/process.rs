@@ -244,13 +244,16 @@ fn wait(child: &Child, limit: Duration) -> bool {
 /// The longest file that a host under test may write: one that loops must not fill the disk.
 const HOST_FILE: u64 = 256 << 20;
 
-/// Bounds what the host that `command` starts can write to one file, leaves no core of it, and ends it with the thread that
-/// starts it: a suite that is killed leaves no host behind.
-pub(crate) fn bound_host(command: &mut Command) {
+/// Bounds what the host that `command` starts can write to one file, leaves no core of it, puts it in a process group of its
+/// own, and ends it with the thread that starts it, by `last_signal` if not by SIGKILL: a suite that is killed leaves no
+/// host behind.
+pub(crate) fn bound_host(command: &mut Command, last_signal: Option<i32>) {
+    command.process_group(0);
+    let last_signal = last_signal.unwrap_or(libc::SIGKILL);
     // SAFETY: between fork and exec only prctl and setrlimit, plain system calls with valid arguments.
     unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, last_signal);
             for (what, most) in [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_FSIZE, HOST_FILE)] {
                 let limit = libc::rlimit {
                     rlim_cur: most,
@@ -263,11 +266,12 @@ pub(crate) fn bound_host(command: &mut Command) {
     }
 }
 
-fn kill_group(pid: u32) {
+/// Kills the process group that the child `pid` leads, which is not reaped, or has just been.
+pub(crate) fn kill_group(pid: u32) {
     if let Ok(pid) = libc::pid_t::try_from(pid)
         && pid > 1
     {
-        // SAFETY: the group of a child that is not reaped yet, so the number is still its own.
+        // SAFETY: the group of a child whose number cannot have been given to another process yet.
         unsafe { libc::kill(-pid, libc::SIGKILL) };
     }
 }

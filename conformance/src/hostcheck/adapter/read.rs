@@ -6,17 +6,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use regex::Regex;
 
-use super::{Adapter, PROTOCOL};
+use super::{Adapter, PROTOCOL, ports};
 
 /// The variables that a template may name, by where it stands.
-const GENERAL: &[&str] = &[
-    "here",
-    "dir",
-    "upstream",
-    "upstream_port",
-    "workers",
-    "port",
-];
+const GENERAL: &[&str] = &["here", "dir", "upstream", "upstream_port", "workers"];
+const SIGNALS: &str = "expected one of HUP, TERM, INT, QUIT, USR1, USR2, WINCH";
 const PIECES: &[&str] = &["guests", "instances", "routes", "chains", "host_options"];
 const INSTANCE: &[&str] = &[
     "instance",
@@ -99,11 +93,7 @@ impl Adapter {
             let Some(act) = act else { continue };
             match &act.signal {
                 Some(s) if signal(s).is_none() => {
-                    return Err(self.wrong(
-                        &format!("{key}.signal"),
-                        s,
-                        "expected one of HUP, TERM, INT, QUIT, USR1, USR2, WINCH",
-                    ));
+                    return Err(self.wrong(&format!("{key}.signal"), s, SIGNALS));
                 }
                 None if act.command.is_empty() => {
                     return Err(self.wrong(key, "", "expected `signal` or `command`"));
@@ -112,21 +102,47 @@ impl Adapter {
             }
         }
         let l = &self.listen;
-        match (&l.line, &l.admin_file) {
-            (Some(_), None) => {}
-            (None, Some(_)) if l.get.is_some() && l.matches.is_some() => {}
+        match (&l.address, &l.line, &l.admin_file) {
+            (Some(_), None, None) | (None, Some(_), None) => {}
+            (None, None, Some(_)) if l.get.is_some() && l.matches.is_some() => {}
             _ => bail!(
-                "{}: [listen]: expected `line`, or `admin_file` with `get` and `matches`",
+                "{}: [listen]: expected one of `address`, `line`, and `admin_file` with `get` and `matches`",
                 self.file.display()
             ),
         }
         if let Some(a) = &self.admin
-            && a.line.is_some() == a.file.is_some()
+            && [&a.address, &a.line, &a.file]
+                .iter()
+                .filter(|x| x.is_some())
+                .count()
+                != 1
         {
             bail!(
-                "{}: [admin]: expected either `line` or `file`",
+                "{}: [admin]: expected one of `address`, `line` and `file`",
                 self.file.display()
             );
+        }
+        if let Some(s) = &self.start.last_signal
+            && signal(s).is_none()
+        {
+            return Err(self.wrong("start.last_signal", s, SIGNALS));
+        }
+        let no_lines = Vec::new();
+        let of_reload = self.reload.as_ref().map_or(&no_lines, |r| &r.each_worker);
+        for (key, all) in [
+            ("ready.each_worker", &self.ready.each_worker),
+            ("reload.each_worker", of_reload),
+        ] {
+            for text in all {
+                Regex::new(text).map_err(|e| self.wrong(key, text, e))?;
+            }
+        }
+        if !self.stop.each_worker.is_empty() {
+            return Err(self.wrong(
+                "stop.each_worker",
+                &self.stop.each_worker[0],
+                "a stop is done when the host has ended",
+            ));
         }
         let no_line = None;
         for (key, text, groups) in [
@@ -198,8 +214,14 @@ impl Adapter {
         for (key, v) in &self.start.env {
             all.push((format!("start.env.{key}"), v, vec![]));
         }
-        if let Some(f) = self.admin.as_ref().and_then(|a| a.file.as_ref()) {
-            all.push(("admin.file".into(), f, vec![]));
+        let admin = self.admin.as_ref();
+        for (key, text) in [
+            ("listen.address", self.listen.address.as_ref()),
+            ("listen.h2c", self.listen.h2c.as_ref()),
+            ("admin.address", admin.and_then(|a| a.address.as_ref())),
+            ("admin.file", admin.and_then(|a| a.file.as_ref())),
+        ] {
+            all.extend(text.map(|t| (key.to_string(), t, vec![])));
         }
         if let Some((_, path)) = self.admin.as_ref().and_then(|a| a.log_level.as_ref()) {
             all.push(("admin.log_level".into(), path, vec![&["value"]]));
@@ -240,6 +262,7 @@ impl Adapter {
         for (key, text, more) in all {
             let values: BTreeMap<String, String> = GENERAL
                 .iter()
+                .chain(&ports::NAMES)
                 .chain(own.iter())
                 .chain(more.iter().flat_map(|m| m.iter()))
                 .map(|n| ((*n).to_string(), String::new()))
@@ -387,6 +410,26 @@ signal = "TERM"
                 vec!["a.toml", "ready.line", "unclosed group"],
             ),
             ("[ready]", "[raedy]", vec!["a.toml", "raedy"]),
+            (
+                "line = \"at (.*)\"",
+                "line = \"at (.*)\"\naddress = \"127.0.0.1:{port}\"",
+                vec!["a.toml", "[listen]", "one of `address`, `line`"],
+            ),
+            (
+                "line = \"at (.*)\"",
+                "address = \"127.0.0.1:{prot}\"",
+                vec!["a.toml", "listen.address", "{prot}", "admin_port", "port"],
+            ),
+            (
+                "line = \"ready\"",
+                "each_worker = [\"(\"]",
+                vec!["a.toml", "ready.each_worker", "unclosed group"],
+            ),
+            (
+                "[ready]",
+                "last_signal = \"SEVEN\"\n[ready]",
+                vec!["a.toml", "start.last_signal", "SEVEN", "HUP, TERM"],
+            ),
             (
                 "command = [\"{binary}\"]",
                 "command = []",
