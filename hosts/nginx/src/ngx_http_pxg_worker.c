@@ -5,6 +5,7 @@
 #endif
 
 #include "ngx_http_pxg.h"
+#include "ngx_http_pxg_lua.h"
 
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -67,7 +68,8 @@ static void ngx_http_pxg_mail(ngx_event_t *ev) {
     ngx_log_error(NGX_LOG_ALERT, ev->log, 0, "proxy_golang: the wake-up event of this worker was lost");
 
   w = ngx_http_pxg_worker();
-  while (w && (s = pxg_worker_next(w)) != NULL) ngx_http_pxg_resume(pxg_stream_data(s));
+  while (w && (s = pxg_worker_next(w)) != NULL)
+    if (!ngx_http_pxg_lua_resume(s)) ngx_http_pxg_resume(pxg_stream_data(s));
   ngx_http_pxg_batch();
 }
 
@@ -191,6 +193,7 @@ ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
 /* The descriptor stays open: threads of guests may still ring. Only nginx forgets its connection, so that it does not
  * take it for one that was left. */
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle) {
+  ngx_http_pxg_lua_exit();
   if (ngx_http_pxg_bell == NULL) return;
   (void)ngx_del_event(ngx_http_pxg_bell->read, NGX_READ_EVENT, 0);
   ngx_http_pxg_bell->fd = (ngx_socket_t)-1;

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Guests called from Lua: what hosts/openresty calls through LuaJIT's FFI, and what the module has to know of it.
+ *
+ * A stream of Lua is a stream of the ABI whose driver is a Lua program: it feeds messages, takes what may leave, and
+ * decides what becomes of it. Nothing of it touches an nginx request but its end: a stream lives no longer than the
+ * request (or the request that the Lua module makes for a timer) that it was opened for.
+ *
+ * ngx_http_pxg_lua_fields.c has the messages' fields, ngx_http_pxg_lua_filters.c the configurations. */
+
+#ifndef NGX_HTTP_PXG_LUA_H
+#define NGX_HTTP_PXG_LUA_H
+
+#include "ngx_http_pxg.h"
+
+/* ---- For the module ------------------------------------------------------------------------------------------------ */
+
+/* Mail came for a stream; false: it is not one of Lua's. */
+bool ngx_http_pxg_lua_resume(pxg_stream *s);
+/* Before the configurations are dropped: ends all streams and gives the configurations back. */
+void ngx_http_pxg_lua_exit(void);
+
+/* ---- Fields: ngx_http_pxg_lua_fields.c ----------------------------------------------------------------------------- */
+
+typedef struct {
+  pxg_field *at;
+  size_t n, cap;
+  unsigned gone : 1;   /* Some were removed since the last commit: their name's `ptr` is null. */
+  unsigned pseudo : 1; /* A pseudo-header was appended: commit brings it to the front. */
+} ngx_http_pxg_lua_list_t;
+
+typedef struct {
+  uint32_t slot; /* First: see ngx_http_pxg_lua_resume. */
+  ngx_pool_t *pool;
+  ngx_http_pxg_lua_list_t lists[2][2]; /* By direction; headers, trailers. */
+} ngx_http_pxg_lua_message_t;
+
+/* Its `data` begins with an ngx_http_pxg_lua_message_t. */
+extern const pxg_stream_ops ngx_http_pxg_lua_ops;
+/* Empties the list and copies `n` fields to it. */
+bool ngx_http_pxg_lua_copy(ngx_http_pxg_lua_message_t *m, int d, bool trailers, const pxg_field *fields, size_t n);
+
+/* ---- Exported to Lua ----------------------------------------------------------------------------------------------- */
+
+/* What the Lua library checks before it calls anything else: raised whenever a function or struct below changes. */
+#define NGX_HTTP_PXG_LUA_ABI 1
+int ngx_http_pxg_lua_abi_version(void);
+
+/* Flags of a configuration. */
+#define NGX_HTTP_PXG_LUA_SYNC 0x1u /* No PENDING: for phases of Lua that cannot wait. */
+#define NGX_HTTP_PXG_LUA_OPEN 0x2u /* Fails open. */
+
+/* Strings are NUL-terminated. 0 leaves a limit as it is preset. */
+typedef struct {
+  const char *guest, *filter, *name, *config;
+  uint32_t n_config, flags, failure_status, max_pending;
+  uint64_t pend_limit_ns, hold_limit_ns, max_body;
+} ngx_http_pxg_lua_spec_t;
+
+/* A configuration by its name, as proxy_golang_filter defines it or ngx_http_pxg_lua_load has: its number, 0 or more.
+ * -1 with the cause in `err`, of which `*errlen` says the room and then the length. */
+int ngx_http_pxg_lua_filter(const char *name, uint32_t flags, char *err, size_t *errlen);
+/* Loads the library if need be, which blocks the worker, and makes the configuration. An earlier one of the same name
+ * and flag SYNC is replaced for streams to come, or stays if this one is refused. */
+int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *spec, char *err, size_t *errlen);
+/* Null: there is none of that number. */
+pxg_config *ngx_http_pxg_lua_config(int filter);
+void ngx_http_pxg_lua_filters_exit(void);
+
+/* A stream for `n` configurations, in the order of requests. `flags`: PXG_STREAM_*. Its handle, which fits a double
+ * and is never used again; 0 with the cause. */
+uint64_t ngx_http_pxg_lua_open(ngx_http_request_t *r, const int *filters, size_t n, uint32_t flags, char *err,
+                               size_t *errlen);
+
+/* All of these answer PXG_OK, or PXG_E_STALE for a handle whose stream is not there (any more). Fields and bytes are
+ * copied. `flags` of a head: PXG_HEAD_*. */
+int ngx_http_pxg_lua_head(uint64_t handle, int direction, uint32_t flags, const pxg_field *fields, size_t n);
+int ngx_http_pxg_lua_bytes(uint64_t handle, int direction, const void *bytes, size_t n);
+int ngx_http_pxg_lua_end(uint64_t handle, int direction, const pxg_field *trailers, size_t n);
+/* `why`: PXG_END_*. The handle is stale from here on. */
+int ngx_http_pxg_lua_finish(uint64_t handle, uint32_t why);
+
+/* The next thing that may leave. `bytes` and `fields` are valid until the next call for the stream. */
+typedef struct {
+  uint32_t kind; /* PXG_OUT_* + 1; 0: nothing now. */
+  int32_t direction;
+  uint32_t flags; /* PXG_OUT_*. */
+  uint32_t reserved;
+  const uint8_t *bytes; /* Of BYTES. */
+  size_t n_bytes;
+  const pxg_field *fields; /* Of HEAD, and of END with PXG_OUT_TRAILERS. */
+  size_t n_fields;
+} ngx_http_pxg_lua_out_t;
+
+int ngx_http_pxg_lua_take(uint64_t handle, ngx_http_pxg_lua_out_t *out);
+/* 1: a guest's PENDING stops this direction now; 0: none does. */
+int ngx_http_pxg_lua_pends(uint64_t handle, int direction);
+/* The next mail, timer or end of the stream posts `sema`, a semaphore of lua-nginx-module, once. It has to live until
+ * then. */
+int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema);
+/* For logs: `<filter>.<details>` of a local reply; null: there is none. Valid until the next call for the stream. */
+const char *ngx_http_pxg_lua_details(uint64_t handle);
+/* Streams that are open on this worker. */
+size_t ngx_http_pxg_lua_streams(void);
+
+#endif
