@@ -35,9 +35,14 @@ typedef struct {
   pxg_field *fields;
   ngx_http_pxg_slot_t *slots; /* As many as `fields`. */
   size_t n, cap;
-  unsigned removed : 1; /* Edits since the last commit. */
-  unsigned edited : 1;
+  unsigned edited : 1;  /* Since the last commit, */
+  unsigned removed : 1; /* elements among it, */
+  unsigned derived : 1; /* or fields of which nginx keeps more than an element. */
 } ngx_http_pxg_fields_t;
+
+/* Before the first guest: one authority, and a path that says what nginx understands (SEC-007). A path with dot segments,
+ * or slashes that nginx merges, is forwarded as nginx decoded it; $request_uri stays what came. */
+ngx_int_t ngx_http_pxg_fields_normalize(ngx_http_request_t *r);
 
 /* Fills the view anew; memory comes from the request's pool and is used again by the next call. NGX_ERROR: no memory. */
 ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t *r, ngx_uint_t direction);
@@ -54,7 +59,38 @@ ngx_int_t ngx_http_pxg_fields_delete_at(ngx_http_pxg_fields_t *f, size_t index);
  * invalid from here on. */
 ngx_int_t ngx_http_pxg_fields_commit(ngx_http_pxg_fields_t *f);
 
-/* The host computed another length of the body (7.6): -1 drops content-length. */
+/* The host computed another length of the body (7.6): -1 drops content-length; a request's body is read by it all the
+ * same. */
 ngx_int_t ngx_http_pxg_fields_length(ngx_http_request_t *r, ngx_uint_t direction, off_t length);
+
+/* ---- Between the files of fields ----------------------------------------------------------------------------------- */
+
+ngx_int_t ngx_http_pxg_same(const ngx_str_t *a, const char *text); /* Without case. */
+u_char *ngx_http_pxg_copy(ngx_pool_t *pool, const ngx_str_t *s);   /* With a NUL: nginx reads some values up to one. */
+ngx_int_t ngx_http_pxg_gone(ngx_uint_t direction, const ngx_table_elt_t *e);
+ngx_table_elt_t *ngx_http_pxg_next(ngx_list_t *list, ngx_list_part_t **part,
+                                   ngx_uint_t *i); /* Start with *part NULL. */
+ngx_int_t ngx_http_pxg_push(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *value,
+                            ngx_http_pxg_home_e home, ngx_table_elt_t *elt);
+ngx_int_t ngx_http_pxg_push_text(ngx_http_pxg_fields_t *f, const char *name, const ngx_str_t *value,
+                                 ngx_http_pxg_home_e home);
+ngx_int_t ngx_http_pxg_push_list(ngx_http_pxg_fields_t *f);
+void ngx_http_pxg_remove_name(ngx_http_pxg_fields_t *f, const ngx_str_t *name);
+
+/* ngx_http_pxg_fields_request.c */
+ngx_int_t ngx_http_pxg_request_view(ngx_http_pxg_fields_t *f);
+ngx_int_t ngx_http_pxg_request_pseudo(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *value);
+ngx_uint_t ngx_http_pxg_request_derives(ngx_http_request_t *r,
+                                        const ngx_str_t *name); /* Whether nginx knows the field. */
+ngx_int_t ngx_http_pxg_request_commit(ngx_http_pxg_fields_t *f);
+ngx_int_t ngx_http_pxg_request_length(ngx_http_request_t *r, off_t length);
+
+/* ngx_http_pxg_fields_response.c */
+ngx_int_t ngx_http_pxg_response_view(ngx_http_pxg_fields_t *f);
+ngx_int_t ngx_http_pxg_response_pseudo(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *value);
+ngx_uint_t ngx_http_pxg_response_derives(const ngx_str_t *name);
+ngx_int_t ngx_http_pxg_response_commit(ngx_http_request_t *r);
+void ngx_http_pxg_response_length(ngx_http_request_t *r, off_t length);
+ngx_int_t ngx_http_pxg_set_content_type(ngx_http_request_t *r, const ngx_str_t *v);
 
 #endif

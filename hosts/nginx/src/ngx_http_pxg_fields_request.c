@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* What nginx keeps of a request outside its list of headers, or derives from it. */
+
+#include "ngx_http_pxg_fields.h"
+
+static const struct {
+  ngx_str_t name;
+  ngx_uint_t method;
+} ngx_http_pxg_methods[] = {
+    {ngx_string("GET"), NGX_HTTP_GET},
+    {ngx_string("HEAD"), NGX_HTTP_HEAD},
+    {ngx_string("POST"), NGX_HTTP_POST},
+    {ngx_string("PUT"), NGX_HTTP_PUT},
+    {ngx_string("DELETE"), NGX_HTTP_DELETE},
+    {ngx_string("MKCOL"), NGX_HTTP_MKCOL},
+    {ngx_string("COPY"), NGX_HTTP_COPY},
+    {ngx_string("MOVE"), NGX_HTTP_MOVE},
+    {ngx_string("OPTIONS"), NGX_HTTP_OPTIONS},
+    {ngx_string("PROPFIND"), NGX_HTTP_PROPFIND},
+    {ngx_string("PROPPATCH"), NGX_HTTP_PROPPATCH},
+    {ngx_string("LOCK"), NGX_HTTP_LOCK},
+    {ngx_string("UNLOCK"), NGX_HTTP_UNLOCK},
+    {ngx_string("PATCH"), NGX_HTTP_PATCH},
+    {ngx_string("TRACE"), NGX_HTTP_TRACE},
+};
+
+/* ---- The view ------------------------------------------------------------------------------------------------------ */
+
+/* The path as it will be forwarded. A proxied request whose path is not "valid" any more, because it was rewritten or
+ * normalised, gets it from the decoded one, escaped in the same cases as here. */
+static ngx_int_t ngx_http_pxg_path(ngx_http_request_t *r, ngx_str_t *path) {
+  uintptr_t escape = 0;
+  u_char *p;
+
+  if (r->valid_unparsed_uri) {
+    *path = r->unparsed_uri;
+    return NGX_OK;
+  }
+  if (r->quoted_uri || r->internal) escape = 2 * ngx_escape_uri(NULL, r->uri.data, r->uri.len, NGX_ESCAPE_URI);
+  p = ngx_pnalloc(r->pool, r->uri.len + escape + 1 + r->args.len);
+  if (p == NULL) return NGX_ERROR;
+  path->data = p;
+  if (escape) {
+    p = (u_char *)ngx_escape_uri(p, r->uri.data, r->uri.len, NGX_ESCAPE_URI);
+  } else {
+    p = ngx_cpymem(p, r->uri.data, r->uri.len);
+  }
+  if (r->args.len) {
+    *p++ = '?';
+    p = ngx_cpymem(p, r->args.data, r->args.len);
+  }
+  path->len = (size_t)(p - path->data);
+  return NGX_OK;
+}
+
+ngx_int_t ngx_http_pxg_request_view(ngx_http_pxg_fields_t *f) {
+  ngx_http_request_t *r = f->request;
+  ngx_str_t https = ngx_string("https"), http = ngx_string("http"), *scheme = &http, path;
+
+  if (r->schema.len) scheme = &r->schema;
+#if (NGX_HTTP_SSL)
+  else if (r->connection->ssl)
+    scheme = &https;
+#else
+  (void)https;
+#endif
+
+  if (ngx_http_pxg_push_text(f, ":method", &r->method_name, NGX_HTTP_PXG_PSEUDO) != NGX_OK ||
+      ngx_http_pxg_push_text(f, ":scheme", scheme, NGX_HTTP_PXG_PSEUDO) != NGX_OK)
+    return NGX_ERROR;
+  if (r->headers_in.host &&
+      ngx_http_pxg_push_text(f, ":authority", &r->headers_in.host->value, NGX_HTTP_PXG_PSEUDO) != NGX_OK)
+    return NGX_ERROR;
+  if (ngx_http_pxg_path(r, &path) != NGX_OK) return NGX_ERROR;
+  if (ngx_http_pxg_push_text(f, ":path", &path, NGX_HTTP_PXG_PSEUDO) != NGX_OK) return NGX_ERROR;
+  return ngx_http_pxg_push_list(f);
+}
+
+/* ---- Pseudo-headers ------------------------------------------------------------------------------------------------ */
+
+static ngx_int_t ngx_http_pxg_set_method(ngx_http_request_t *r, const ngx_str_t *v) {
+  ngx_uint_t i;
+  u_char *p = ngx_http_pxg_copy(r->pool, v);
+  if (p == NULL) return NGX_ERROR;
+
+  r->method_name.data = p, r->method_name.len = v->len;
+  r->method = NGX_HTTP_UNKNOWN;
+  for (i = 0; i < sizeof(ngx_http_pxg_methods) / sizeof(ngx_http_pxg_methods[0]); i++)
+    if (v->len == ngx_http_pxg_methods[i].name.len && ngx_memcmp(p, ngx_http_pxg_methods[i].name.data, v->len) == 0)
+      r->method = ngx_http_pxg_methods[i].method;
+  return NGX_OK;
+}
+
+static ngx_int_t ngx_http_pxg_set_authority(ngx_http_request_t *r, const ngx_str_t *v) {
+  ngx_table_elt_t *h = r->headers_in.host;
+  u_char *p = ngx_http_pxg_copy(r->pool, v), *end, *low;
+  size_t n;
+
+  if (p == NULL) return NGX_ERROR;
+  if (h == NULL) {
+    h = ngx_list_push(&r->headers_in.headers);
+    if (h == NULL) return NGX_ERROR;
+    ngx_memzero(h, sizeof(*h));
+    ngx_str_set(&h->key, "Host");
+    h->lowcase_key = (u_char *)"host";
+    h->hash = ngx_hash_key(h->lowcase_key, h->key.len);
+    r->headers_in.host = h;
+  }
+  h->value.data = p, h->value.len = v->len;
+
+  /* $host: without the port, in lower case. */
+  n = v->len;
+  if (p[0] == '[') {
+    end = ngx_strlchr(p, p + n, ']');
+    if (end) n = (size_t)(end + 1 - p);
+  } else {
+    end = ngx_strlchr(p, p + n, ':');
+    if (end) n = (size_t)(end - p);
+  }
+  low = ngx_pnalloc(r->pool, n + 1);
+  if (low == NULL) return NGX_ERROR;
+  ngx_strlow(low, p, n);
+  low[n] = '\0';
+  r->headers_in.server.data = low, r->headers_in.server.len = n;
+  return NGX_OK;
+}
+
+/* nginx keeps a path decoded (uri), as it came (unparsed_uri) and in parts. Its own parser works on a copy of the
+ * request, so that a path which it refuses changes nothing. The location stays what it is (10.2: recompute). */
+static ngx_int_t ngx_http_pxg_set_path(ngx_http_request_t *r, const ngx_str_t *v) {
+  ngx_http_core_srv_conf_t *cscf = ngx_http_get_module_srv_conf(r, ngx_http_core_module);
+  ngx_http_core_loc_conf_t *clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
+  ngx_http_request_t *t;
+  u_char *p;
+
+  if (v->len == 0 || v->data[0] != '/') return NGX_DECLINED;
+  p = ngx_http_pxg_copy(r->pool, v);
+  t = ngx_pcalloc(r->pool, sizeof(*t));
+  if (p == NULL || t == NULL) return NGX_ERROR;
+
+  t->connection = r->connection, t->pool = r->pool;
+  t->uri_start = p, t->uri_end = p + v->len;
+  if (ngx_http_parse_uri(t) != NGX_OK) return NGX_DECLINED;
+
+  t->uri.len = (size_t)((t->args_start ? t->args_start - 1 : t->uri_end) - t->uri_start);
+  if (t->complex_uri || t->quoted_uri) {
+    t->uri.data = ngx_pnalloc(r->pool, t->uri.len + 1);
+    if (t->uri.data == NULL) return NGX_ERROR;
+    if (ngx_http_parse_complex_uri(t, cscf->merge_slashes) != NGX_OK) return NGX_DECLINED;
+  } else {
+    t->uri.data = p;
+    if (t->uri_ext) {
+      t->exten.data = t->uri_ext;
+      t->exten.len = (size_t)((t->args_start ? t->args_start - 1 : t->uri_end) - t->uri_ext);
+    }
+  }
+
+  r->unparsed_uri.data = p, r->unparsed_uri.len = v->len;
+  r->valid_unparsed_uri = 1;
+  r->uri = t->uri, r->exten = t->exten;
+  r->complex_uri = t->complex_uri, r->quoted_uri = t->quoted_uri, r->plus_in_uri = t->plus_in_uri;
+  /* As with `rewrite ... break`: what replaces the location's prefix (`alias`, the path of proxy_pass) has none here. */
+  if (!clcf->named && !clcf->regex &&
+      (r->uri.len < clcf->name.len || ngx_filename_cmp(r->uri.data, clcf->name.data, clcf->name.len) != 0))
+    r->valid_location = 0;
+  ngx_str_null(&r->args);
+  if (t->args_start && t->uri_end > t->args_start) {
+    r->args.data = t->args_start;
+    r->args.len = (size_t)(t->uri_end - t->args_start);
+  }
+  return NGX_OK;
+}
+
+ngx_int_t ngx_http_pxg_request_pseudo(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *v) {
+  ngx_http_request_t *r = f->request;
+
+  f->derived = 1;
+  if (ngx_http_pxg_same(name, ":method")) return ngx_http_pxg_set_method(r, v);
+  if (ngx_http_pxg_same(name, ":authority")) return ngx_http_pxg_set_authority(r, v);
+  if (ngx_http_pxg_same(name, ":path")) return ngx_http_pxg_set_path(r, v);
+  if (ngx_http_pxg_same(name, ":scheme")) {
+    u_char *p = ngx_http_pxg_copy(r->pool, v);
+    if (p == NULL) return NGX_ERROR;
+    r->schema.data = p, r->schema.len = v->len;
+    return NGX_OK;
+  }
+  return NGX_DECLINED;
+}
+
+/* ---- Before the first guest ---------------------------------------------------------------------------------------- */
+
+/* Whether nginx understands a path as another one than it says: dot segments, or slashes that it merges. */
+static ngx_uint_t ngx_http_pxg_is_rewritten(ngx_http_request_t *r) {
+  u_char *p = r->unparsed_uri.data, *end = p + r->unparsed_uri.len, *u = r->uri.data, *last = u + r->uri.len;
+  u_char *args = ngx_strlchr(p, end, '?');
+  ngx_int_t c;
+
+  if (args) end = args;
+  while (p < end && u < last) {
+    c = *p++;
+    if (c == '%' && end - p >= 2) {
+      c = ngx_hextoi(p, 2);
+      p += 2;
+    }
+    if (c != *u++) return 1;
+  }
+  return p != end || u != last;
+}
+
+ngx_int_t ngx_http_pxg_fields_normalize(ngx_http_request_t *r) {
+  ngx_str_t authority;
+  u_char *end;
+
+  /* The authority of an absolute target counts, and not the field (RFC 9112, 3.2.2). */
+  if (r->host_start && r->host_end && r->schema.len) {
+    end = r->request_line.data + r->request_line.len;
+    authority.data = r->host_start;
+    for (authority.len = 0; r->host_start + authority.len < end; authority.len++)
+      if (ngx_strchr("/?# ", r->host_start[authority.len])) break;
+    if (authority.len &&
+        (r->headers_in.host == NULL || r->headers_in.host->value.len != authority.len ||
+         ngx_memcmp(r->headers_in.host->value.data, authority.data, authority.len) != 0) &&
+        ngx_http_pxg_set_authority(r, &authority) != NGX_OK)
+      return NGX_ERROR;
+  }
+  if (r->valid_unparsed_uri && (r->complex_uri || r->quoted_uri) && ngx_http_pxg_is_rewritten(r))
+    r->valid_unparsed_uri = 0;
+  return NGX_OK;
+}
+
+/* ---- Commit -------------------------------------------------------------------------------------------------------- */
+
+static ngx_http_header_t *ngx_http_pxg_known_in(const char *name) {
+  ngx_http_header_t *h;
+  for (h = ngx_http_headers_in; h->name.len; h++)
+    if (ngx_http_pxg_same(&h->name, name)) return h;
+  return NULL;
+}
+
+/* Makes the pointers of headers_in anew with nginx's own handlers, which differ by version; those that would end the
+ * request at a second field of a name are not called for it. */
+static ngx_int_t ngx_http_pxg_rederive_in(ngx_http_request_t *r) {
+  ngx_http_core_main_conf_t *cmcf = ngx_http_get_module_main_conf(r, ngx_http_core_module);
+  ngx_http_header_t *h, *length = ngx_http_pxg_known_in("Content-Length"), *cookie = ngx_http_pxg_known_in("Cookie");
+  ngx_list_part_t *part = NULL;
+  ngx_table_elt_t *e, **slot;
+  ngx_uint_t i = 0;
+
+  for (h = ngx_http_headers_in; h->name.len; h++) {
+    if (ngx_http_pxg_same(&h->name, "Host") || ngx_http_pxg_same(&h->name, "Connection")) continue;
+#if (nginx_version < 1023000)
+    if (cookie && h->handler == cookie->handler) {
+      ((ngx_array_t *)((char *)&r->headers_in + h->offset))->nelts = 0;
+      continue;
+    }
+#else
+    (void)cookie;
+#endif
+    *(ngx_table_elt_t **)((char *)&r->headers_in + h->offset) = NULL;
+  }
+  r->headers_in.msie = r->headers_in.msie6 = r->headers_in.opera = r->headers_in.gecko = 0;
+  r->headers_in.chrome = r->headers_in.safari = r->headers_in.konqueror = 0;
+  ngx_str_null(&r->headers_in.user);
+  ngx_str_null(&r->headers_in.passwd);
+
+  while ((e = ngx_http_pxg_next(&r->headers_in.headers, &part, &i)) != NULL) {
+    h = ngx_hash_find(&cmcf->headers_in_hash, e->hash, e->lowcase_key, e->key.len);
+#if (nginx_version >= 1023000)
+    e->next = NULL;
+#endif
+    if (ngx_http_pxg_same(&e->key, "host")) {
+      r->headers_in.host = e;
+      continue;
+    }
+    if (h == NULL || h->handler == NULL || ngx_http_pxg_same(&h->name, "Connection")) continue;
+    slot = (ngx_table_elt_t **)((char *)&r->headers_in + h->offset);
+    if (length && h->handler == length->handler && *slot) continue;
+    if (h->handler(r, e, h->offset) != NGX_OK) return NGX_ERROR;
+  }
+  return NGX_OK;
+}
+
+/* Variables that were asked for before keep their value, so that a condition of an earlier phase and a later one agree.
+ * Those that only say what a request has are asked anew. */
+static void ngx_http_pxg_forget_variables(ngx_http_request_t *r) {
+  static const char *const names[] = {"request_uri",  "request_method", "host",        "scheme",
+                                      "content_type", "content_length", "remote_user", "proxy_add_x_forwarded_for"};
+  ngx_http_core_main_conf_t *cmcf = ngx_http_get_module_main_conf(r, ngx_http_core_module);
+  ngx_http_variable_t *v = cmcf->variables.elts;
+  ngx_uint_t i, k;
+
+  for (i = 0; i < cmcf->variables.nelts; i++) {
+    if (!r->variables[i].valid && !r->variables[i].not_found) continue;
+    ngx_uint_t is = ngx_strncmp(v[i].name.data, "http_", 5) == 0 || ngx_strncmp(v[i].name.data, "cookie_", 7) == 0 ||
+                    ngx_strncmp(v[i].name.data, "arg_", 4) == 0;
+    for (k = 0; !is && k < sizeof(names) / sizeof(names[0]); k++) is = ngx_http_pxg_same(&v[i].name, names[k]);
+    if (is) r->variables[i].valid = r->variables[i].not_found = 0;
+  }
+}
+
+/* Modules of nginx copy headers_in.headers without a look at removed elements, so the list is made anew. */
+ngx_int_t ngx_http_pxg_request_commit(ngx_http_pxg_fields_t *f) {
+  ngx_http_request_t *r = f->request;
+  ngx_list_part_t *part = NULL;
+  ngx_list_t list;
+  ngx_table_elt_t *e, *to;
+  ngx_uint_t i = 0;
+
+  if (f->removed) {
+    if (ngx_list_init(&list, r->pool, 20, sizeof(ngx_table_elt_t)) != NGX_OK) return NGX_ERROR;
+    while ((e = ngx_http_pxg_next(&r->headers_in.headers, &part, &i)) != NULL) {
+      if (e->key.len == 0) continue;
+      to = ngx_list_push(&list);
+      if (to == NULL) return NGX_ERROR;
+      *to = *e;
+    }
+    r->headers_in.headers = list;
+    /* ngx_list_push compares with the address of the first part, which has moved with the struct. */
+    if (list.last == &list.part) r->headers_in.headers.last = &r->headers_in.headers.part;
+  }
+  ngx_http_pxg_forget_variables(r);
+  return f->removed || f->derived ? ngx_http_pxg_rederive_in(r) : NGX_OK;
+}
+
+ngx_uint_t ngx_http_pxg_request_derives(ngx_http_request_t *r, const ngx_str_t *name) {
+  ngx_http_core_main_conf_t *cmcf = ngx_http_get_module_main_conf(r, ngx_http_core_module);
+  return ngx_hash_find(&cmcf->headers_in_hash, ngx_hash_key(name->data, name->len), name->data, name->len) != NULL;
+}
+
+ngx_int_t ngx_http_pxg_request_length(ngx_http_request_t *r, off_t length) {
+  ngx_http_pxg_fields_t f;
+  ngx_str_t name = ngx_string("content-length");
+  ngx_table_elt_t *h = r->headers_in.content_length;
+  u_char *p;
+
+  if (length < 0) { /* content_length_n stays: nginx reads the body by it. */
+    if (h == NULL) return NGX_OK;
+    ngx_memzero(&f, sizeof(f));
+    f.request = r, f.direction = PXG_DIR_REQUEST;
+    ngx_http_pxg_remove_name(&f, &name);
+    return ngx_http_pxg_request_commit(&f);
+  }
+  r->headers_in.content_length_n = length;
+  p = ngx_pnalloc(r->pool, NGX_OFF_T_LEN + 1);
+  if (p == NULL) return NGX_ERROR;
+  if (h == NULL) {
+    h = ngx_list_push(&r->headers_in.headers);
+    if (h == NULL) return NGX_ERROR;
+    ngx_memzero(h, sizeof(*h));
+    ngx_str_set(&h->key, "Content-Length");
+    h->lowcase_key = (u_char *)"content-length";
+    h->hash = ngx_hash_key(h->lowcase_key, h->key.len);
+    r->headers_in.content_length = h;
+  }
+  h->value.data = p;
+  h->value.len = (size_t)(ngx_sprintf(p, "%O", length) - p);
+  p[h->value.len] = '\0';
+  return NGX_OK;
+}
