@@ -19,7 +19,9 @@ use crate::root::{logs, root, target};
 pub(crate) struct Lab<'a> {
     tools: &'a Tools,
     guests: PathBuf,
-    release: PathBuf,
+    /// Cargo's profile, and the folder with what is built by it.
+    profile: &'static str,
+    built: PathBuf,
 }
 
 /// The host, the filters in Rust, the laboratory.
@@ -42,10 +44,21 @@ pub(crate) type Step = (&'static str, Command);
 
 impl<'a> Lab<'a> {
     pub(crate) fn new(tools: &'a Tools) -> Self {
+        Self::of(tools, "release", "release")
+    }
+
+    /// The same as it is built for tests: with the assertions of the debug profile, and without a second build of all
+    /// dependencies.
+    pub(crate) fn for_tests(tools: &'a Tools) -> Self {
+        Self::of(tools, "dev", "debug")
+    }
+
+    fn of(tools: &'a Tools, profile: &'static str, folder: &str) -> Self {
         Self {
             tools,
             guests: target().join("guests"),
-            release: target().join("release"),
+            profile,
+            built: target().join(folder),
         }
     }
 
@@ -67,10 +80,12 @@ impl<'a> Lab<'a> {
 
     fn cargo(&self) -> Command {
         let mut cargo = self.command(".", "cargo");
-        cargo.args(["build", "--release", "--locked"]);
+        cargo.args(["build", "--locked", "--profile", self.profile]);
         cargo.args(PACKAGES.iter().flat_map(|name| ["-p", name]));
-        // Incremental builds are cut into more units, and inline less: a guest took 13 % more instructions.
-        cargo.env("CARGO_INCREMENTAL", "0");
+        if self.profile == "release" {
+            // Incremental builds are cut into more units, and inline less: a guest took 13 % more instructions.
+            cargo.env("CARGO_INCREMENTAL", "0");
+        }
         cargo
     }
 
@@ -136,7 +151,7 @@ impl<'a> Lab<'a> {
     }
 
     pub(crate) fn host(&self) -> PathBuf {
-        self.release.join("pxg-host")
+        self.built.join("pxg-host")
     }
 
     pub(crate) fn go_examples(&self) -> PathBuf {
@@ -152,7 +167,7 @@ impl<'a> Lab<'a> {
     }
 
     pub(crate) fn rust(&self) -> PathBuf {
-        self.release.join("libbody_rewrite.so")
+        self.built.join("libbody_rewrite.so")
     }
 
     /// Runs a command of the laboratory with this terminal. An error if it fails.
@@ -165,7 +180,7 @@ impl<'a> Lab<'a> {
 
     /// The laboratory, told what was built.
     pub(crate) fn laboratory(&self) -> Command {
-        let mut command = self.command(".", self.release.join("pxg-lab"));
+        let mut command = self.command(".", self.built.join("pxg-lab"));
         command
             .env("PXG_LAB_HOST", self.host())
             .env("PXG_LAB_GO", self.go_examples())
@@ -181,7 +196,7 @@ impl<'a> Lab<'a> {
         command
             .arg("demo-envoy")
             .env("PXG_LAB_ENVOY", envoy.binary())
-            .env("PXG_LAB_ENVOY_MODULE", &self.release);
+            .env("PXG_LAB_ENVOY_MODULE", &self.built);
         command
     }
 

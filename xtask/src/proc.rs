@@ -1,13 +1,35 @@
 //! Child processes: each in a group of its own, which is ended with it, on an error and on Ctrl-C.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+
+thread_local! {
+    static CPU: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// What the children that this thread has waited for took of the processors, with their own children.
+pub(crate) fn cpu_of_this_thread() -> Duration {
+    CPU.get()
+}
+
+/// Of a child that has ended and is not reaped.
+fn cpu_of(child: Pid) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero()));
+    let stat = stat.unwrap_or_default();
+    // Behind the name, which may have blanks; then from the state on: utime, stime, cutime, cstime are 12th to 15th.
+    let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(4);
+    let ticks: u64 = ticks.filter_map(|n| n.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
 
 /// The groups that run now.
 static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
@@ -68,6 +90,8 @@ impl Group {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         if groups.contains(&self.id) {
             let _ = kill_process_group(self.id, Signal::KILL);
+            // While it is not reaped.
+            CPU.set(CPU.get() + cpu_of(self.id));
             groups.retain(|id| *id != self.id);
         }
         self.child.wait().context("wait for a child")

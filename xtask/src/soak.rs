@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The stage of `cargo xtask test`: a short one, each command run by `run`.
 pub(crate) fn stage(tools: &Tools, run: impl Fn(&mut Command) -> Result<()>) -> Result<()> {
-    let lab = Lab::new(tools);
+    let lab = Lab::for_tests(tools);
     for (_, mut command) in lab.steps() {
         run(&mut command)?;
     }

@@ -19,6 +19,16 @@ impl Counts {
         self.ignored += other.ignored;
     }
 
+    /// Takes back failures of tests that were run once more, and whose passing is counted.
+    pub(super) fn forgive(&mut self, failures: usize) {
+        let failures = u64::try_from(failures).unwrap_or(u64::MAX);
+        self.failed = self.failed.saturating_sub(failures);
+    }
+
+    pub(super) fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "passed": self.passed, "failed": self.failed, "ignored": self.ignored })
+    }
+
     /// Whether no test ran at all.
     pub(super) fn is_empty(&self) -> bool {
         self.passed + self.failed == 0

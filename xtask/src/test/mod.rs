@@ -2,27 +2,30 @@
 
 mod conformance;
 mod counts;
+mod failures;
 mod licences;
 mod links;
+mod report;
+mod schedule;
 mod stages;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::cell::RefCell;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::bootstrap::{self, Need, Tools, envoy, nginx};
-use crate::proc::{end_children_on_interrupt, run_logged};
+use crate::proc::{cpu_of_this_thread, end_children_on_interrupt, run_logged};
 use crate::root::{logs, root};
-use counts::Counts;
+use failures::Failed;
+use report::{Ended, excerpt};
 use stages::{STAGES, Stage, WITH_ENVOY, WITH_NGINX};
 
-/// How much of a failed stage's output is shown.
-const SHOWN_LINES: usize = 60;
+/// More failed tests than this are no accident, and none of them is run once more.
+const MOST_RETRIED: usize = 3;
 
 /// Run everything that CI runs: formats, lints, generated files, licences, links, and all tests
 ///
@@ -48,6 +51,8 @@ pub(crate) struct Args {
 struct Run<'a> {
     tools: &'a Tools,
     log: PathBuf,
+    /// Tests that failed, and passed when they were run once more.
+    flaky: RefCell<Vec<String>>,
 }
 
 impl Run<'_> {
@@ -70,10 +75,15 @@ impl Run<'_> {
 
     /// The same with further environment.
     fn run_with(&self, folder: &str, line: &str, environment: &[(&str, &str)]) -> Result<()> {
+        self.finish(self.line(folder, line).envs(environment.iter().copied()))
+    }
+
+    /// The command of a line.
+    fn line(&self, folder: &str, line: &str) -> Command {
         let mut words = line.split_whitespace();
-        let mut command = self.command(folder, words.next().context("a command has a program")?);
-        command.args(words).envs(environment.iter().copied());
-        self.finish(&mut command)
+        let mut command = self.command(folder, words.next().unwrap_or_default());
+        command.args(words);
+        command
     }
 
     fn finish(&self, command: &mut Command) -> Result<()> {
@@ -86,6 +96,40 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The same for tests that drive real proxies, where a loaded machine can make one fail: each that failed is run
+    /// once more, alone, by what `again` makes of it, and is told of as flaky if it passes. No second chance has
+    /// what fails in many tests, otherwise than in a test, or in a test for which `again` makes nothing.
+    fn finish_retrying(
+        &self,
+        command: &mut Command,
+        again: impl Fn(&Failed) -> Option<Command>,
+    ) -> Result<()> {
+        let before = std::fs::metadata(&self.log).map_or(0, |file| file.len());
+        let Err(error) = self.finish(command) else {
+            return Ok(());
+        };
+        let log = self.read_log(before);
+        let failed = failures::read(&log);
+        let retried: Option<Vec<_>> = failed.iter().map(&again).collect();
+        let accident = (1..=MOST_RETRIED).contains(&failed.len());
+        let (Some(retried), true, true) = (retried, accident, failures::all_ended(&log)) else {
+            return Err(error);
+        };
+        for (failed, mut command) in failed.into_iter().zip(retried) {
+            self.say(&format!("{} failed, once more:", failed.name))?;
+            self.finish(&mut command)?;
+            self.flaky.borrow_mut().push(failed.name);
+        }
+        Ok(())
+    }
+
+    /// The log from this byte on.
+    fn read_log(&self, from: u64) -> String {
+        let bytes = std::fs::read(&self.log).unwrap_or_default();
+        let from = usize::try_from(from).unwrap_or(usize::MAX);
+        String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned()
+    }
+
     fn say(&self, line: &str) -> Result<()> {
         let file = std::fs::File::options()
             .create(true)
@@ -93,14 +137,6 @@ impl Run<'_> {
             .open(&self.log);
         writeln!(file.context("open the log")?, "{line}").context("write to the log")
     }
-}
-
-/// How a stage ended.
-struct Ended {
-    name: &'static str,
-    took: Duration,
-    counts: Option<(&'static str, Counts)>,
-    error: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -136,19 +172,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{error:#}");
     }
     let all = Instant::now();
-    let mut ended = Vec::new();
-    for (i, stage) in chosen.iter().enumerate() {
-        print!("[{:2}/{}] {:14} ", i + 1, chosen.len(), stage.name);
-        std::io::stdout().flush()?;
-        let end = run_stage(stage, &tools);
-        println!("{}", end.line());
-        let failed = end.error.is_some();
-        ended.push(end);
-        if failed && args.fail_fast {
-            break;
-        }
-    }
-    summary(&ended, all.elapsed());
+    let ended = schedule::run(&chosen, args.fail_fast, &|stage| run_stage(stage, &tools));
+    report::summary(&ended, all.elapsed());
+    report::write_json(&ended, all.elapsed())?;
     let failed = ended.iter().filter(|e| e.error.is_some()).count();
     println!("{} passed, {failed} failed", ended.len() - failed);
     if failed > 0 {
@@ -160,84 +186,39 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn run_stage(stage: &Stage, tools: &Tools) -> Ended {
     let log = logs().join(format!("{}.log", stage.name));
     let _ = std::fs::remove_file(&log);
-    let context = Run { tools, log };
-    let begin = Instant::now();
+    let context = Run {
+        tools,
+        log,
+        flaky: RefCell::default(),
+    };
+    let (begin, cpu) = (Instant::now(), cpu_of_this_thread());
     let result = (stage.run)(&context);
-    let took = begin.elapsed();
-    let text = std::fs::read(&context.log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let counts = stage.counts.map(|(what, read)| (what, read(&text)));
+    let (took, cpu) = (begin.elapsed(), cpu_of_this_thread() - cpu);
+    let text = context.read_log(0);
+    let flaky = context.flaky.take();
+    let counts = stage.counts.map(|(what, read)| {
+        let mut counts = read(&text);
+        counts.forgive(flaky.len());
+        (what, counts)
+    });
+    let failed = match result {
+        Ok(()) => Vec::new(),
+        Err(_) => failures::read(&text),
+    };
     Ended {
         name: stage.name,
         took,
+        cpu,
         counts,
         error: result.err().map(|error| {
             let shown = excerpt(&text);
             format!("{error:#}\n{shown}\n(all of it: {})", context.log.display())
         }),
-    }
-}
-
-impl Ended {
-    fn line(&self) -> String {
-        let mut line = match &self.error {
-            None => colour("32", "ok    "),
-            Some(_) => colour("31", "FAILED"),
-        };
-        let _ = write!(line, " {:6.1} s", self.took.as_secs_f64());
-        if let Some((what, counts)) = &self.counts {
-            let _ = write!(line, "  {what}: {counts}");
-        }
-        if let Some(error) = &self.error {
-            let _ = write!(line, "\n{error}\n");
-        }
-        line
-    }
-}
-
-/// The end of a log, and before it the lines that tell of failures further up.
-fn excerpt(log: &str) -> String {
-    const SIGNS: &[&str] = &["panicked at", "error: ", "error[", "--- FAIL", "... FAILED"];
-    let lines: Vec<_> = log.lines().collect();
-    let (above, end) = lines.split_at(lines.len().saturating_sub(SHOWN_LINES));
-    let mut shown = Vec::new();
-    for line in above {
-        if SIGNS.iter().any(|sign| line.contains(sign)) && shown.len() < SHOWN_LINES / 3 {
-            shown.push(*line);
-        }
-    }
-    if !shown.is_empty() {
-        shown.push("[...]");
-    }
-    shown.extend(end);
-    shown.iter().map(|line| format!("    {line}\n")).collect()
-}
-
-fn summary(ended: &[Ended], took: Duration) {
-    println!();
-    println!("stage          result      time");
-    let mut sums: BTreeMap<&str, Counts> = BTreeMap::new();
-    for end in ended {
-        let result = match &end.error {
-            None => colour("32", "passed"),
-            Some(_) => colour("31", "failed"),
-        };
-        println!("{:14} {result}  {:6.1} s", end.name, end.took.as_secs_f64());
-        if let Some((what, counts)) = &end.counts {
-            sums.entry(what).or_default().add(counts);
-        }
-    }
-    println!("{:14}         {:6.1} s", "all", took.as_secs_f64());
-    for (what, counts) in sums {
-        println!("{what}: {counts}");
-    }
-}
-
-fn colour(code: &str, text: &str) -> String {
-    if std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
-        format!("\x1b[{code}m{text}\x1b[0m")
-    } else {
-        text.to_owned()
+        failed: failed
+            .into_iter()
+            .filter(|f| !flaky.contains(&f.name))
+            .collect(),
+        flaky,
     }
 }
 
@@ -284,18 +265,6 @@ fn generated(file: &Path) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_excerpt_has_the_end_and_the_failures_above_it() {
-        let mut log = String::from("thread 'a' panicked at x.rs:1\nquiet\n");
-        for i in 0..100 {
-            let _ = writeln!(log, "line {i}");
-        }
-        let shown = excerpt(&log);
-        assert!(shown.starts_with("    thread 'a' panicked at x.rs:1\n    [...]\n    line 40\n"));
-        assert!(shown.ends_with("    line 99\n"));
-        assert_eq!(excerpt("short"), "    short\n");
-    }
 
     #[test]
     fn generated_files_are_told_apart() {
