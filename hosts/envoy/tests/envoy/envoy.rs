@@ -227,7 +227,12 @@ impl Envoy {
     pub(crate) fn log_end(&self) -> String {
         let log = self.log();
         let lines: Vec<_> = log.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        let end = &lines[lines.len().saturating_sub(30)..];
+        // A guest's stack may be in a line.
+        let short = end
+            .iter()
+            .map(|line| line.get(..300).unwrap_or(line).to_owned());
+        short.collect::<Vec<_>>().join("\n")
     }
 
     pub(crate) fn wait_for_log(&self, text: &str) {

@@ -258,9 +258,10 @@ fn pinned(w: &World) {
         if all.count() > 1 {
             assert_eq!(free.count() > 0, all_cpus, "{threads:?}");
         }
+        // The two, and threads of Go's runtime that a worker started: they inherit its name and its processor.
         let workers = threads.iter().filter(|(name, _)| name.starts_with("wrk:"));
         let on: Vec<u32> = workers.map(|(_, cpus)| *cpus).collect();
-        assert_eq!(on, [1, 1], "{threads:?}");
+        assert!(on.len() >= 2 && on.iter().all(|n| *n == 1), "{threads:?}");
     }
 }
 

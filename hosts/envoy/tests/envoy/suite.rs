@@ -70,6 +70,7 @@ impl Suite {
                 let (world, run) = (Arc::clone(world), *run);
                 let name = format!("{}::{name}", world.version);
                 let trial = Trial::test(name, move || {
+                    let _shown = ShownIfItFails(&world);
                     run(&world);
                     Ok(())
                 });
@@ -77,9 +78,6 @@ impl Suite {
             }
         }
         let conclusion = libtest_mimic::run(&arguments, trials);
-        if conclusion.has_failed() {
-            worlds.iter().for_each(|world| world.show_log());
-        }
         // The trials have gone, and the proxies end with the last that refers to them.
         drop(worlds);
         conclusion.exit_code()
@@ -143,12 +141,19 @@ impl World {
             Envoy::start(self.version, &config::bootstrap(listeners, &setup.clusters))
         })
     }
+}
 
-    fn show_log(&self) {
-        if let Some(envoy) = self.envoy.get() {
+/// Shows the end of the shared proxy's log when a test fails: then, so that the failures are the last that is printed.
+struct ShownIfItFails<'a>(&'a World);
+
+impl Drop for ShownIfItFails<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(envoy) = self.0.envoy.get()
+        {
+            let version = self.0.version;
             eprintln!(
-                "the shared Envoy {} logged at last:\n{}",
-                self.version,
+                "the shared Envoy {version} logged at last:\n{}",
                 envoy.log_end()
             );
         }
