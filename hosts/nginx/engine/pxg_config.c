@@ -248,6 +248,7 @@ static void drop(pxg_config *c) {
   while (*at != c) at = &(*at)->next_live;
   *at = c->next_live;
   n_live--;
+  pxg_visitors_wait();
   config_free(c);
   /* The parent comes onto the queue only now, behind its child (PXG-CFG-003). */
   if (parent) pxg_config_unref(parent);

@@ -257,6 +257,13 @@ void pxg_decision_read(pxg_decision *d, const pxg_result *from, pxg_source by, c
     pxg_clean(d->text, sizeof d->text, from->error.ptr, from->error.len);
 }
 
+void pxg_result_release(const pxg_result *r) {
+  pxg_decision d;
+  pxg_decision_init(&d);
+  pxg_decision_read(&d, r, BY_EVENT, NULL);
+  pxg_decision_free(&d);
+}
+
 void pxg_decision_free(pxg_decision *d) {
   for (size_t i = 0; i < d->n_ops; i++) pxg_block_unref(d->ops[i].val.owner);
   if (d->ops != d->near) free(d->ops);

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "pxg_internal.h"
+#include "pxg_loading.h"
 
 enum { LIB_UP = 1, LIB_PENDED = 2 };
 
@@ -42,7 +43,7 @@ void pxg_worker_batch_end(pxg_worker *w) {
 
 pxg_worker *pxg_worker_new(uint32_t index, void (*bell)(void *data), void *data) {
   void *room;
-  if (posix_memalign(&room, 16, sizeof(pxg_worker))) return NULL;
+  if (posix_memalign(&room, 64, sizeof(pxg_worker))) return NULL;
   pxg_worker *w = room;
   memset(w, 0, sizeof *w);
   w->index = index;
@@ -61,6 +62,9 @@ void pxg_worker_free(pxg_worker *w) {
   for (pxg_guest_lib *l = pxg_guest_first(); l; l = l->next)
     if (l->ctx < w->n_libs && (w->libs[l->ctx] & LIB_UP) && l->table.on_worker)
       l->table.on_worker(l->table.ctx, w->index, 0);
+  pxg_visitors_wait();
+  pxg_collect(w);
+  pxg_slots_leave(w);
   free(w->libs);
   free(w->attrs);
   free(w);
@@ -230,7 +234,7 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
                   .arg = arg};
   if (x && pxg_is_body(phase)) show_chunks(p, d, &ev, len);
   bool ok = show_fields(p, d, &ev) && show_attributes(p, &ev);
-  if (ok && pends) ok = (ev.token = pxg_token_new(p, d, phase, ev.flags)) != 0;
+  if (ok && pends) ok = (ev.token = pxg_token_new(p, phase, ev.flags)) != 0;
   if (!ok) {
     s->no_memory = true;
     return;

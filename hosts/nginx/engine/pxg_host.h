@@ -109,6 +109,7 @@ typedef struct pxg_call {
  * pxg_call_end. */
 void pxg_call_begin(pxg_call *c);
 void pxg_call_end(pxg_call *c);
+const pxg_call *pxg_call_current(void); /* Of this thread, or null. */
 /* Begins in a lent region and ends outside of it: ARG (PXG-MEM-012). */
 bool pxg_call_overruns(const pxg_call *c, const void *ptr, uint64_t len);
 

@@ -104,6 +104,7 @@ void pxg_decision_init(pxg_decision *d); /* All but the inline room. */
 /* The guest's result after this: owned buffers are taken over in any case. `lent` may be null. */
 void pxg_decision_read(pxg_decision *d, const pxg_result *r, pxg_source by, const pxg_call *lent);
 void pxg_decision_free(pxg_decision *d);
+void pxg_result_release(const pxg_result *r); /* Gives up what the guest owned in it. */
 /* Keeps the status that 1.5 puts first. */
 void pxg_refuse(pxg_decision *d, int32_t status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
@@ -135,7 +136,6 @@ typedef struct pxg_dir {
   bool changed, resumed, resizes; /* See 7.11, RESUMED, 7.6. */
   bool modes_final;               /* The HEADERS result has been taken. */
   bool withheld;                  /* `hold_since` counts. */
-  bool no_memory;                 /* A completion was accepted that could not be kept. Guarded by the tokens' lock. */
   uint32_t pend_phase, pend_flags;
   uint64_t offset, need, kept; /* A MORE: due at this length; what it kept. */
   uint64_t last_event, token, deadline, hold_since, pend_len;
@@ -143,14 +143,17 @@ typedef struct pxg_dir {
   pxg_bytes view;
 } pxg_dir;
 
-/* What `complete`, `apply` and `wake` left for the worker. */
+typedef struct pxg_slot pxg_slot;
+
+/* What `complete`, `apply` and `wake` left for the worker, first in its box, then at a place. E_LOST: a completion that
+ * was accepted and could not be kept, for want of memory. */
 typedef struct pxg_effect {
   struct pxg_effect *next;
-  enum { E_COMPLETE, E_APPLY, E_WAKE } kind;
-  uint64_t token, arg;
-  uint32_t flags;  /* Of the WAKE event. */
-  bool early;      /* Its event has not returned. */
-  pxg_decision *d; /* Null for WAKE. */
+  enum { E_COMPLETE, E_APPLY, E_WAKE, E_LOST } kind;
+  uint32_t flags; /* Of the WAKE event. */
+  pxg_slot *to;
+  uint64_t token, arg; /* A token or a handle; of WAKE. */
+  pxg_decision *d;     /* Null for E_WAKE and E_LOST. */
 } pxg_effect;
 
 typedef struct pxg_place {
@@ -158,13 +161,12 @@ typedef struct pxg_place {
   pxg_config *c;
   int index;
   bool reached, failed, replied, open, skip_response;
+  bool wrote; /* A BODY_WRITE has come by `apply`. */
   uint64_t user, handle, subscribe, open_since;
   pxg_dir d[2];
-  /* Guarded by the tokens' lock. */
-  pxg_effect *first, **last, *wake_queued;
+  pxg_effect *first, **last;
+  bool wake_queued;
   pxg_effect wake, woken; /* Queued, and taken: so that a wake never fails for want of memory. */
-  uint64_t queued;        /* Bytes of BODY_WRITE that were accepted and not applied. */
-  bool full, no_wake;
 } pxg_place;
 
 typedef struct pxg_sink {
@@ -190,12 +192,10 @@ struct pxg_stream {
   bool reset_taken;
   uint32_t why; /* The first cause; 0: none yet. */
   pxg_sink out[2];
-  _Atomic uint64_t waiting;
+  uint64_t waiting;
   char *cluster, *details;
   pxg_meta *meta;
-  /* Guarded by the tokens' lock. */
-  bool ready;
-  pxg_stream *ready_next;
+  pxg_stream **ready, *ready_next; /* In the worker's list of those with mail: what points here; null: not in it. */
   int n;
   pxg_place places[];
 };
@@ -203,11 +203,13 @@ struct pxg_stream {
 enum { PXG_SCRATCH_OPS = 64, PXG_SCRATCH_BYTES = 8192, PXG_MOST_CHUNKS = 64 };
 
 struct pxg_worker {
-  uint32_t index;
+  _Atomic(pxg_effect *) box __attribute__((aligned(64))); /* The newest letter first. */
+  uint32_t index __attribute__((aligned(64)));
   void (*bell)(void *data);
   void *data;
   uint64_t now;
-  pxg_stream *ready, **ready_last; /* Guarded by the tokens' lock. */
+  pxg_stream *ready, **ready_last;
+  uint32_t free_slots;
   bool batch_due;
   uint8_t *libs; /* By ctx: LIB_*. */
   size_t n_libs;
@@ -276,21 +278,29 @@ uint64_t pxg_reply_idle(const pxg_place *p);
 
 /* ---- pxg_tokens.c ------------------------------------------------------------------------------------------------ */
 
-uint64_t pxg_token_new(pxg_place *p, int d, uint32_t phase, uint32_t flags); /* 0: no memory. */
-uint64_t pxg_handle_new(pxg_place *p);
-/* After on_event returned PENDING; after anything else the token is retired and a kept result discarded. */
+uint64_t pxg_token_new(pxg_place *p, uint32_t phase, uint32_t flags); /* 0: no memory. */
+/* After on_event returned PENDING; after anything else the token is retired and a completion discarded. */
 void pxg_token_returned(pxg_place *p, uint64_t token, bool pending);
 bool pxg_token_retire(uint64_t token); /* True: it was PENDING, and `complete` has not won. */
 bool pxg_token_is_pending(uint64_t token);
-void pxg_handle_retire(uint64_t handle);
-/* The place's next effect that may take effect now; `*no_memory`: a token whose completion could not be kept. */
-pxg_effect *pxg_effect_take(pxg_place *p, uint64_t *no_memory);
+uint64_t pxg_handle_new(pxg_place *p); /* 0: no memory. */
+void pxg_handle_retire(pxg_worker *w, uint64_t handle);
+void pxg_handle_subscribes(pxg_place *p); /* Publishes for `wake` whether the place subscribes to WAKE. */
+void pxg_handle_waiting(uint64_t handle, uint64_t bytes);
+void pxg_written(pxg_place *p, uint64_t n);        /* A BODY_WRITE was taken up. */
+bool pxg_has_room(pxg_place *p, uint64_t waiting); /* WRITABLE is due; it is not any more then. */
+/* The place that a letter of the box is for, or null; a wake's argument. The letter's token is retired by this. */
+pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg);
 void pxg_effect_free(pxg_effect *e);
+void pxg_slots_leave(pxg_worker *w); /* The worker's slots may be another's. */
+
+/* ---- pxg_mail.c -------------------------------------------------------------------------------------------------- */
+
+void pxg_post(pxg_worker *w, pxg_effect *e); /* [any-thread] */
+void pxg_collect(pxg_worker *w);             /* Takes the box to the queues of the places. */
+pxg_effect *pxg_effect_take(pxg_place *p);   /* The next one; null: none. */
 void pxg_effects_discard(pxg_place *p);
 void pxg_effect_wake(pxg_place *p, uint32_t flags); /* By the worker itself. */
-void pxg_place_sync(pxg_place *p);                  /* Publishes `subscribe` for `wake`. */
-void pxg_written(pxg_place *p, uint64_t n);         /* A BODY_WRITE was taken up. */
-bool pxg_has_room(pxg_place *p, uint64_t waiting);  /* WRITABLE is due; it is not any more then. */
 void pxg_mail_forget(pxg_stream *s);
 
 #endif

@@ -25,7 +25,9 @@ void pxg_guest_log(uint64_t ctx, uint32_t level, const uint8_t *ptr, uint64_t le
 /* The length of a well-formed UTF-8 sequence at `p` that a terminal shows, or 0; control bytes of ASCII have 1. */
 size_t pxg_utf8(const uint8_t *p, uint64_t n);
 
-const pxg_call *pxg_call_current(void); /* Of this thread, or null. */
+/* [any-thread] Waits until no caller of the host functions may hold a configuration, or a worker, that was retired
+ * before. */
+void pxg_visitors_wait(void);
 
 /* pxg_declared.c: 4.1 on what a guest declared, in the order in which 1.5 puts the codes. */
 bool pxg_declared_ok(const pxg_config *c, const pxg_config_out *o, const pxg_call *lent, pxg_error *why);

@@ -148,7 +148,7 @@ void pxg_reply_room(pxg_stream *s) {
   for (int i = 0; i < s->n; i++) waiting += s->places[i].d[RSP].view.len;
   for (int i = 0; i < s->n; i++) {
     pxg_place *p = &s->places[i];
-    if ((p->open || p->queued) && pxg_has_room(p, waiting)) {
+    if ((p->open || p->wrote) && pxg_has_room(p, waiting)) {
       pxg_effect_wake(p, PXG_EV_WRITABLE);
       s->again = true;
     }

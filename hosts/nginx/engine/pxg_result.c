@@ -46,7 +46,7 @@ void pxg_failure(pxg_place *p, int dir, uint32_t phase, pxg_reason why, const ch
           pxg_reason_name(why), text ? text : "");
   if (phase == PXG_PHASE_LOG) return;
   p->failed = true;
-  pxg_handle_retire(p->handle);
+  pxg_handle_retire(s->w, p->handle);
   uint64_t cancelled[2] = {0};
   for (int d = 0; d < 2; d++) {
     pxg_dir *x = &p->d[d];
@@ -95,7 +95,7 @@ static void set_mode(pxg_place *p, int d, uint32_t mode, bool over_limit, pxg_de
 static void take_settings(pxg_place *p, int dir, uint32_t phase, uint32_t flags, pxg_decision *d) {
   if (d->unsubscribe) {
     p->subscribe &= ~d->unsubscribe;
-    pxg_place_sync(p);
+    pxg_handle_subscribes(p);
     for (int k = 0; k < 2; k++)
       if (!body_on(p, k)) p->d[k].mode = PXG_BODY_SKIP;
   }

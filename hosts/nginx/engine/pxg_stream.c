@@ -22,7 +22,6 @@ static void place_init(pxg_stream *s, int i, pxg_config *c) {
   p->index = i;
   p->subscribe = c->subscribe;
   p->last = &p->first;
-  p->no_wake = !(c->subscribe & PXG_PHASE_BIT(PXG_PHASE_WAKE));
   for (int d = 0; d < 2; d++) {
     p->d[d].room = -1;
     p->d[d].mode = c->body_mode[d];
@@ -122,6 +121,7 @@ void pxg_stream_redirected(pxg_stream *s) { s->redirected = true; }
 
 void pxg_stream_waiting(pxg_stream *s, uint64_t bytes) {
   s->waiting = bytes;
+  for (int i = 0; i < s->n; i++) pxg_handle_waiting(s->places[i].handle, bytes);
   pxg_run(s);
 }
 
@@ -208,9 +208,7 @@ static void complete(pxg_place *p, pxg_effect *e) {
 }
 
 static bool take_effect(pxg_place *p) {
-  uint64_t lost;
-  pxg_effect *e = pxg_effect_take(p, &lost);
-  if (lost) p->s->no_memory = true;
+  pxg_effect *e = pxg_effect_take(p);
   if (!e) return false;
   if (p->failed) {
     pxg_effect_free(e);
@@ -230,6 +228,7 @@ static bool take_effect(pxg_place *p) {
 /* One step of one place; the places nearest to the receiver come first, so that what was passed leaves before more is
  * brought. */
 static bool step(pxg_stream *s) {
+  pxg_collect(s->w);
   for (int i = 0; i < s->n; i++)
     if (take_effect(&s->places[i])) return true;
   for (int d = 0; d < 2; d++)
@@ -245,12 +244,12 @@ void pxg_run(pxg_stream *s) {
   s->running = true;
   do {
     s->again = false;
-    while (!s->dead && step(s)) {
-      if (!s->no_memory) continue;
+    while (!s->dead && !s->no_memory && step(s)) { /* void */
+    }
+    if (s->no_memory && !s->dead) {
       pxg_say(PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
       pxg_reset(s, PXG_END_ERROR);
     }
-    if (s->no_memory) pxg_reset(s, PXG_END_ERROR);
     if (!s->dead) pxg_reply_room(s);
   } while (s->again && !s->dead);
   s->running = false;
@@ -399,9 +398,10 @@ void pxg_stream_finish(pxg_stream *s, uint32_t why) {
     pxg_place *p = &s->places[i];
     if (pxg_subscribed(p, PXG_PHASE_LOG) && !p->failed) pxg_deliver(p, -1, PXG_PHASE_LOG, 0, 0, arg);
   }
-  for (int i = 0; i < s->n; i++) pxg_handle_retire(s->places[i].handle);
-  pxg_mail_forget(s);
+  for (int i = 0; i < s->n; i++) pxg_handle_retire(s->w, s->places[i].handle);
   s->finished = true;
+  pxg_collect(s->w);
+  pxg_mail_forget(s);
   for (int i = 0; i < s->n; i++) {
     pxg_place *p = &s->places[i];
     pxg_effects_discard(p);

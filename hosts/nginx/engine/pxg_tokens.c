@@ -2,343 +2,360 @@
 
 /* Tokens and handles, and the three functions that guests call with them on any thread (spec/12-async, A01 to A10).
  *
- * The table is the process's, as all that these functions are given is the number of a library. One lock guards it, the
- * queues of the places and the boxes of the workers. Nothing waits while it holds it, and no hook runs under it. */
+ * A value is the number of a slot and a generation. One atomic word in the slot says which generation it is in and in
+ * which state; whoever changes the word with that generation in it has the token. Slots are never freed, so a value of
+ * long ago finds a slot whose word differs. What is behind the word belongs to the worker, but for the atomic members:
+ * these are written before the word that makes them valid, and trusted once the word is seen unchanged.
+ *
+ * A caller counts as a visitor of the process while it may hold a configuration or a worker that a slot named; those are
+ * freed only when there is no visitor. */
 
+#include <sched.h>
 #include <stdlib.h>
 
 #include "pxg_internal.h"
 
 #define SLOT_BITS 24
-#define CHUNK_BITS 12
+#define CHUNK_BITS 8
+#define CHUNK (1u << CHUNK_BITS)
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* The lower bits of a word. A token is TAKEN from its completion until the worker has the letter; a handle that is DEAD
+ * is used again once its visitors are gone and its wake is out of the box. */
+enum { FREE, ISSUED, PENDING, TAKEN, HANDLE, DEAD, STATE = 7, WAKE_QUEUED = 8, VISITOR = 256, VISITORS = 0xffff00 };
 
-typedef struct slot {
-  uint64_t generation; /* Of the value that is out, or that will be. */
-  enum { FREE, HANDLE, ISSUED, EARLY, PENDING } state;
-  pxg_place *p;
-  int d;
-  uint32_t phase, flags, next_free;
-} slot;
+struct pxg_slot {
+  _Atomic uint64_t word; /* Above SLOT_BITS: the generation. */
+  _Atomic(pxg_config *) config;
+  _Atomic(pxg_worker *) w;
+  _Atomic uint32_t phase, flags; /* Of a token's event. */
+  _Atomic bool no_wake;
+  _Atomic uint64_t wake_arg;
+  _Atomic uint64_t written; /* Twice the bytes of BODY_WRITE that were accepted and not applied; the lowest bit: FULL. */
+  _Atomic uint64_t waiting; /* pxg_stream_waiting. */
+  pxg_effect own;           /* A wake, or a completion that could not be kept, for want of memory. */
+  /* The worker's. */
+  pxg_place *p; /* Null: nobody waits for it any more. */
+  uint32_t index, next_free;
+};
 
-static slot *chunks[1 << (SLOT_BITS - CHUNK_BITS)];
-static uint32_t n_slots, first_free;
+static _Atomic(pxg_slot *) chunks[1 << (SLOT_BITS - CHUNK_BITS)];
+static _Atomic uint32_t n_chunks, visitors;
 
-static slot *slot_at(uint32_t i) { return &chunks[i >> CHUNK_BITS][i & ((1u << CHUNK_BITS) - 1)]; }
+/* Slots of workers that are no more. */
+static pthread_mutex_t spare_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint32_t spare;
 
-/* Under the lock. A slot whose generations are used up is never used again. */
-static uint64_t take(pxg_place *p, int state, int d, uint32_t phase, uint32_t flags) {
-  uint32_t i = first_free;
-  if (i) {
-    first_free = slot_at(i)->next_free;
-  } else {
-    i = n_slots + 1;
-    if (i >> SLOT_BITS) return 0;
-    slot **chunk = &chunks[i >> CHUNK_BITS];
-    if (!*chunk && !(*chunk = calloc(1u << CHUNK_BITS, sizeof(slot)))) return 0;
-    n_slots = i;
-    slot_at(i)->generation = 1;
-  }
-  slot *s = slot_at(i);
-  *s = (slot){.generation = s->generation, .state = state, .p = p, .d = d, .phase = phase, .flags = flags};
-  return s->generation << SLOT_BITS | i;
-}
+static uint64_t generation(uint64_t word) { return word >> SLOT_BITS; }
 
-static slot *find(uint64_t value) {
+/* Null: there has never been such a slot. */
+static pxg_slot *find(uint64_t value) {
   uint32_t i = value & ((1u << SLOT_BITS) - 1);
-  if (!i || i > n_slots) return NULL;
-  slot *s = slot_at(i);
-  return s->generation == value >> SLOT_BITS && s->state != FREE ? s : NULL;
+  pxg_slot *chunk = atomic_load_explicit(&chunks[i >> CHUNK_BITS], memory_order_acquire);
+  return chunk ? chunk + (i & (CHUNK - 1)) : NULL;
 }
 
-static void give_back(slot *s, uint64_t value) {
-  s->state = FREE;
+/* ---- visitors ---------------------------------------------------------------------------------------------------- */
+
+static void enter(void) { atomic_fetch_add(&visitors, 1); }
+static void leave(void) { atomic_fetch_sub_explicit(&visitors, 1, memory_order_release); }
+
+/* A visit is short, and nobody comes with a value that is retired, so this ends soon. */
+void pxg_visitors_wait(void) {
+  while (atomic_load(&visitors)) sched_yield();
+}
+
+/* ---- the slots of a worker --------------------------------------------------------------------------------------- */
+
+static bool more_slots(pxg_worker *w) {
+  pthread_mutex_lock(&spare_lock);
+  w->free_slots = spare;
+  spare = 0;
+  pthread_mutex_unlock(&spare_lock);
+  if (w->free_slots) return true;
+  pxg_slot *chunk = calloc(CHUNK, sizeof *chunk);
+  uint32_t c = chunk ? atomic_fetch_add(&n_chunks, 1) : 0;
+  if (!chunk || c >= sizeof chunks / sizeof *chunks) {
+    if (chunk) atomic_fetch_sub(&n_chunks, 1);
+    free(chunk);
+    return false;
+  }
+  /* The very first one is not used: 0 is no slot. */
+  for (uint32_t i = CHUNK; i-- > (c == 0);) {
+    chunk[i].index = c << CHUNK_BITS | i;
+    chunk[i].next_free = w->free_slots;
+    w->free_slots = chunk[i].index;
+    atomic_init(&chunk[i].word, 1ull << SLOT_BITS | FREE);
+  }
+  atomic_store_explicit(&chunks[c], chunk, memory_order_release);
+  return true;
+}
+
+void pxg_slots_leave(pxg_worker *w) {
+  uint32_t *last = &w->free_slots;
+  while (*last) last = &find(*last)->next_free;
+  pthread_mutex_lock(&spare_lock);
+  *last = spare;
+  spare = w->free_slots;
+  pthread_mutex_unlock(&spare_lock);
+}
+
+/* 0: no memory. */
+static uint64_t take(pxg_place *p, int state, uint32_t phase, uint32_t flags) {
+  pxg_worker *w = p->s->w;
+  if (!w->free_slots && !more_slots(w)) return 0;
+  pxg_slot *s = find(w->free_slots);
+  w->free_slots = s->next_free;
+  s->p = p;
+  atomic_store_explicit(&s->config, p->c, memory_order_relaxed);
+  atomic_store_explicit(&s->w, w, memory_order_relaxed);
+  atomic_store_explicit(&s->phase, phase, memory_order_relaxed);
+  atomic_store_explicit(&s->flags, flags, memory_order_relaxed);
+  uint64_t word = atomic_load_explicit(&s->word, memory_order_relaxed) | (uint64_t)state;
+  atomic_store_explicit(&s->word, word, memory_order_release);
+  return generation(word) << SLOT_BITS | s->index;
+}
+
+/* Ends a generation, if the word is still `*word`. A slot whose generations are used up is never used again. */
+static bool give_back(pxg_worker *w, pxg_slot *s, uint64_t *word) {
+  uint64_t next = (generation(*word) + 1) << SLOT_BITS;
+  if (!atomic_compare_exchange_strong(&s->word, word, next | FREE)) return false;
   s->p = NULL;
-  if (++s->generation >> (64 - SLOT_BITS)) return;
-  s->next_free = first_free;
-  first_free = value & ((1u << SLOT_BITS) - 1);
+  if (!next) return true;
+  s->next_free = w->free_slots;
+  w->free_slots = s->index;
+  return true;
 }
 
-uint64_t pxg_token_new(pxg_place *p, int d, uint32_t phase, uint32_t flags) {
-  pthread_mutex_lock(&lock);
-  uint64_t value = take(p, ISSUED, d, phase, flags);
-  pthread_mutex_unlock(&lock);
-  return value;
+/* The slot of a value that this worker gave out and that is in use. */
+static pxg_slot *in_use(uint64_t value, uint64_t *word) {
+  pxg_slot *s = value ? find(value) : NULL;
+  *word = s ? atomic_load_explicit(&s->word, memory_order_relaxed) : 0;
+  return s && generation(*word) == generation(value) && (*word & STATE) != FREE ? s : NULL;
 }
+
+/* ---- the life of a token, on its worker -------------------------------------------------------------------------- */
+
+uint64_t pxg_token_new(pxg_place *p, uint32_t phase, uint32_t flags) { return take(p, ISSUED, phase, flags); }
+
+void pxg_token_returned(pxg_place *p, uint64_t token, bool pending) {
+  uint64_t word;
+  pxg_slot *s = in_use(token, &word);
+  if (!s) return;
+  if ((word & STATE) == ISSUED) {
+    bool first = pending ? atomic_compare_exchange_strong(&s->word, &word, word - ISSUED + PENDING) /* A03 */
+                         : give_back(p->s->w, s, &word);                                            /* A04 */
+    if (first) return;
+  }
+  if (pending) return; /* A05 */
+  s->p = NULL;         /* A06 */
+  pxg_count(&p->c->counters->stale);
+}
+
+bool pxg_token_retire(uint64_t token) {
+  uint64_t word;
+  pxg_slot *s = in_use(token, &word);
+  if (!s) return false;
+  pxg_worker *w = s->p ? s->p->s->w : NULL;
+  if (w && (word & STATE) == PENDING && give_back(w, s, &word)) return true;
+  s->p = NULL;
+  return false;
+}
+
+bool pxg_token_is_pending(uint64_t token) {
+  uint64_t word;
+  return in_use(token, &word) && (word & STATE) == PENDING;
+}
+
+/* ---- handles, on their worker ------------------------------------------------------------------------------------ */
 
 uint64_t pxg_handle_new(pxg_place *p) {
-  pthread_mutex_lock(&lock);
-  uint64_t value = take(p, HANDLE, 0, 0, 0);
-  pthread_mutex_unlock(&lock);
-  return value;
+  uint64_t handle = take(p, HANDLE, 0, 0);
+  if (!handle) return 0;
+  pxg_slot *s = find(handle);
+  atomic_store_explicit(&s->wake_arg, 0, memory_order_relaxed);
+  atomic_store_explicit(&s->written, 0, memory_order_relaxed);
+  atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
+  atomic_store_explicit(&s->no_wake, !pxg_subscribed(p, PXG_PHASE_WAKE), memory_order_relaxed);
+  return handle;
 }
 
-/* ---- mail -------------------------------------------------------------------------------------------------------- */
-
-/* Under the lock. True: the bell is to be rung, after it. */
-static bool mail(pxg_stream *s) {
-  if (s->ready || s->finished) return false;
-  pxg_worker *w = s->w;
-  bool first = !w->ready;
-  s->ready = true;
-  s->ready_next = NULL;
-  *w->ready_last = s;
-  w->ready_last = &s->ready_next;
-  return first;
+void pxg_handle_retire(pxg_worker *w, uint64_t handle) {
+  uint64_t word;
+  pxg_slot *s = in_use(handle, &word);
+  if (!s) return;
+  s->p = NULL;
+  while ((word & STATE) == HANDLE) {
+    bool busy = word & (VISITORS | WAKE_QUEUED);
+    if (busy ? atomic_compare_exchange_weak(&s->word, &word, word - HANDLE + DEAD) : give_back(w, s, &word)) return;
+  }
 }
 
-static void unlink_mail(pxg_stream *s) {
-  pxg_worker *w = s->w;
-  for (pxg_stream **at = &w->ready; *at; at = &(*at)->ready_next)
-    if (*at == s) {
-      *at = s->ready_next;
-      if (w->ready_last == &s->ready_next) w->ready_last = at;
-      break;
-    }
-  s->ready = false;
+void pxg_handle_subscribes(pxg_place *p) {
+  uint64_t word;
+  pxg_slot *s = in_use(p->handle, &word);
+  if (s) atomic_store(&s->no_wake, !pxg_subscribed(p, PXG_PHASE_WAKE));
 }
 
-void pxg_mail_forget(pxg_stream *s) {
-  pthread_mutex_lock(&lock);
-  if (s->ready) unlink_mail(s);
-  pthread_mutex_unlock(&lock);
+void pxg_handle_waiting(uint64_t handle, uint64_t bytes) {
+  uint64_t word;
+  pxg_slot *s = in_use(handle, &word);
+  if (s) atomic_store_explicit(&s->waiting, bytes, memory_order_relaxed);
 }
 
-pxg_stream *pxg_worker_next(pxg_worker *w) {
-  pthread_mutex_lock(&lock);
-  pxg_stream *s = w->ready;
-  if (s) unlink_mail(s);
-  pthread_mutex_unlock(&lock);
-  if (s) pxg_run(s);
-  return s;
+void pxg_written(pxg_place *p, uint64_t n) {
+  uint64_t word;
+  pxg_slot *s = in_use(p->handle, &word);
+  if (!s || !n) return;
+  p->wrote = true;
+  uint64_t was = atomic_load_explicit(&s->written, memory_order_relaxed), less;
+  do less = (was >> 1 > n ? (was >> 1) - n : 0) << 1 | (was & 1);
+  while (!atomic_compare_exchange_weak(&s->written, &was, less));
 }
 
-/* ---- effects ----------------------------------------------------------------------------------------------------- */
+bool pxg_has_room(pxg_place *p, uint64_t waiting) {
+  uint64_t word;
+  pxg_slot *s = in_use(p->handle, &word);
+  uint64_t was = s ? atomic_load_explicit(&s->written, memory_order_relaxed) : 0;
+  while ((was & 1) && (was >> 1) + waiting <= PXG_WATERMARK / 2)
+    if (atomic_compare_exchange_weak(&s->written, &was, was - 1)) return true;
+  return false;
+}
+
+/* ---- letters ----------------------------------------------------------------------------------------------------- */
+
+pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg) {
+  pxg_slot *s = e->to;
+  pxg_place *p = s->p;
+  uint64_t word = atomic_load(&s->word);
+  if (e->kind == E_APPLY) return generation(word) == generation(e->token) && (word & STATE) == HANDLE ? p : NULL;
+  if (e->kind != E_WAKE) {
+    (void)give_back(w, s, &word);
+    return p;
+  }
+  word = atomic_fetch_and(&s->word, ~(uint64_t)WAKE_QUEUED) & ~(uint64_t)WAKE_QUEUED;
+  *arg = atomic_exchange(&s->wake_arg, 0);
+  if ((word & STATE) == HANDLE) return p;
+  if (!(word & VISITORS)) (void)give_back(w, s, &word);
+  return NULL;
+}
 
 typedef struct letter {
   pxg_effect e;
   pxg_decision d;
 } letter;
 
+/* In a hook, what is lent to the hook may be given here, too. */
 static letter *letter_new(int kind, const pxg_result *r, pxg_source by) {
   letter *l = malloc(sizeof *l);
   if (!l) return NULL;
   l->e = (pxg_effect){.kind = kind, .d = &l->d};
   pxg_decision_init(&l->d);
-  pxg_decision_read(&l->d, r, by, NULL);
+  pxg_decision_read(&l->d, r, by, pxg_call_current());
   return l;
 }
 
-static void letter_free(pxg_effect *e) {
+void pxg_effect_free(pxg_effect *e) {
+  if (!e->d) return;
   pxg_decision_free(e->d);
   free(e);
 }
 
-void pxg_effect_free(pxg_effect *e) {
-  if (e->kind != E_WAKE) letter_free(e);
-}
-
-static void unlink_effect(pxg_place *p, pxg_effect *e) {
-  pxg_effect **at = &p->first;
-  while (*at != e) at = &(*at)->next;
-  *at = e->next;
-  if (p->last == &e->next) p->last = at;
-  if (p->wake_queued == e) p->wake_queued = NULL;
-}
-
-static bool push(pxg_place *p, pxg_effect *e) {
-  e->next = NULL;
-  *p->last = e;
-  p->last = &e->next;
-  return mail(p->s);
-}
-
-pxg_effect *pxg_effect_take(pxg_place *p, uint64_t *no_memory) {
-  pxg_effect *e = NULL;
-  pthread_mutex_lock(&lock);
-  *no_memory = 0;
-  for (int d = 0; d < 2; d++)
-    if (p->d[d].no_memory) *no_memory = p->d[d].token, p->d[d].no_memory = false;
-  /* What completes a token waits until its event has returned; nothing overtakes it. */
-  if (p->first && !p->first->early && !*no_memory) unlink_effect(p, e = p->first);
-  if (e == &p->wake) p->woken = *e, e = &p->woken;
-  pthread_mutex_unlock(&lock);
-  return e;
-}
-
-void pxg_effects_discard(pxg_place *p) {
-  pthread_mutex_lock(&lock);
-  pxg_effect *gone = p->first;
-  p->first = p->wake_queued = NULL;
-  p->last = &p->first;
-  pthread_mutex_unlock(&lock);
-  for (pxg_effect *next; gone; gone = next) {
-    next = gone->next;
-    pxg_effect_free(gone);
-  }
-}
-
-static bool queue_wake(pxg_place *p, uint32_t flags, uint64_t arg) {
-  pxg_effect *e = &p->wake;
-  if (p->wake_queued) {
-    e->flags |= flags;
-    e->arg |= arg;
-    return false;
-  }
-  *e = (pxg_effect){.kind = E_WAKE, .flags = flags, .arg = arg};
-  p->wake_queued = e;
-  return push(p, e);
-}
-
-static void ring(pxg_worker *w, bool bell) {
-  if (bell && w->bell) w->bell(w->data);
-}
-
-void pxg_effect_wake(pxg_place *p, uint32_t flags) {
-  pthread_mutex_lock(&lock);
-  bool bell = !p->no_wake && queue_wake(p, flags, 0);
-  pthread_mutex_unlock(&lock);
-  ring(p->s->w, bell);
-}
-
-void pxg_place_sync(pxg_place *p) {
-  pthread_mutex_lock(&lock);
-  p->no_wake = !(p->subscribe & PXG_PHASE_BIT(PXG_PHASE_WAKE));
-  pthread_mutex_unlock(&lock);
-}
-
-void pxg_written(pxg_place *p, uint64_t n) {
-  pthread_mutex_lock(&lock);
-  p->queued = p->queued > n ? p->queued - n : 0;
-  pthread_mutex_unlock(&lock);
-}
-
-bool pxg_has_room(pxg_place *p, uint64_t waiting) {
-  pthread_mutex_lock(&lock);
-  bool room = p->full && p->queued + waiting <= PXG_WATERMARK / 2;
-  if (room) p->full = false;
-  pthread_mutex_unlock(&lock);
-  return room;
-}
-
-/* ---- the life of a token ----------------------------------------------------------------------------------------- */
-
-void pxg_token_returned(pxg_place *p, uint64_t token, bool pending) {
-  pxg_effect *kept = NULL;
-  bool bell = false, discard = false;
-  pthread_mutex_lock(&lock);
-  slot *s = find(token);
-  if (s && s->state == EARLY) {
-    for (pxg_effect *e = p->first; e && !kept; e = e->next)
-      if (e->kind == E_COMPLETE && e->token == token) kept = e;
-    if (kept && pending) { /* A05 */
-      kept->early = false;
-    } else if (kept) { /* A06 */
-      unlink_effect(p, kept);
-      discard = true;
-    } else if (!pending) {
-      p->d[s->d].no_memory = false;
-    }
-    if (pending) bell = mail(p->s);
-    if (!pending) pxg_count(&p->c->counters->stale);
-    give_back(s, token);
-  } else if (s && pending) { /* A03 */
-    s->state = PENDING;
-  } else if (s) { /* A04 */
-    give_back(s, token);
-  }
-  pthread_mutex_unlock(&lock);
-  if (discard) letter_free(kept);
-  ring(p->s->w, bell);
-}
-
-bool pxg_token_retire(uint64_t token) {
-  pthread_mutex_lock(&lock);
-  slot *s = find(token);
-  bool was = s && s->state == PENDING;
-  if (s) give_back(s, token);
-  pthread_mutex_unlock(&lock);
-  return was;
-}
-
-bool pxg_token_is_pending(uint64_t token) {
-  pthread_mutex_lock(&lock);
-  slot *s = find(token);
-  bool is = s && s->state == PENDING;
-  pthread_mutex_unlock(&lock);
-  return is;
-}
-
-void pxg_handle_retire(uint64_t handle) {
-  pthread_mutex_lock(&lock);
-  slot *s = find(handle);
-  if (s) give_back(s, handle);
-  pthread_mutex_unlock(&lock);
-}
-
 /* ---- the host functions ------------------------------------------------------------------------------------------ */
 
-static bool is_its(const slot *s, uint64_t ctx) { return s->p->c->lib->ctx == ctx; }
-
 /* What a late answer is counted under: its stream is gone, and with it the configuration. */
-static void count_stale(uint64_t ctx) {
+static int32_t stale(uint64_t ctx, const pxg_result *r) {
   const pxg_guest_lib *l = pxg_guest_by_ctx(ctx);
   const pxg_driver *driver = pxg_host_driver();
   if (l && driver) pxg_count(&pxg_zone_counters(driver->zone, l->name, "", "")->stale);
+  if (r) pxg_result_release(r);
+  return PXG_E_STALE;
 }
 
 /* A refusal goes to the log: the guest gets a number. */
-static void say_refused(uint64_t ctx, const char *what, const pxg_decision *d) {
-  const pxg_guest_lib *l = pxg_guest_by_ctx(ctx);
-  pxg_say(PXG_LOG_WARN, "guest=%s %s is answered %s: %s", l ? l->name : "unknown", what, pxg_status_name(d->status),
-          d->why);
+static int32_t refused(uint64_t ctx, const char *what, letter *l) {
+  const pxg_guest_lib *lib = pxg_guest_by_ctx(ctx);
+  int32_t status = l->d.status;
+  pxg_say(PXG_LOG_WARN, "guest=%s %s is answered %s: %s", lib ? lib->name : "unknown", what, pxg_status_name(status),
+          l->d.why);
+  pxg_effect_free(&l->e);
+  return status;
 }
 
-static void release_all(const pxg_result *r) {
-  pxg_decision d;
-  pxg_decision_init(&d);
-  pxg_decision_read(&d, r, BY_EVENT, NULL);
-  pxg_decision_free(&d);
+static bool completable(uint64_t token, uint64_t word) {
+  return generation(word) == generation(token) && ((word & STATE) == ISSUED || (word & STATE) == PENDING);
+}
+
+/* As a visitor. Null: it is another library's. */
+static pxg_config *config_of(pxg_slot *s, uint64_t ctx) {
+  pxg_config *c = atomic_load_explicit(&s->config, memory_order_relaxed);
+  return c->lib->ctx == ctx ? c : NULL;
+}
+
+/* As a visitor. The letter is the worker's after OK. */
+static int32_t complete(uint64_t ctx, uint64_t token, pxg_slot *s, letter *l) {
+  uint64_t word = atomic_load(&s->word);
+  pxg_config *c = completable(token, word) ? config_of(s, ctx) : NULL;
+  if (!c) return PXG_E_STALE;
+  uint32_t phase = atomic_load_explicit(&s->phase, memory_order_relaxed);
+  uint32_t flags = atomic_load_explicit(&s->flags, memory_order_relaxed);
+  pxg_worker *w = atomic_load_explicit(&s->w, memory_order_relaxed);
+  if (l) pxg_judge(&l->d, BY_COMPLETE, c, phase, flags);
+  if (l && l->d.status) return completable(token, atomic_load(&s->word)) ? l->d.status : PXG_E_STALE; /* A10 */
+  do
+    if (!completable(token, word)) return PXG_E_STALE;
+  while (!atomic_compare_exchange_weak(&s->word, &word, (word & ~(uint64_t)STATE) | TAKEN)); /* A02, A07 */
+  pxg_effect *e = l ? &l->e : &s->own;
+  if (!l) *e = (pxg_effect){.kind = E_LOST};
+  e->to = s;
+  e->token = token;
+  pxg_post(w, e);
+  return PXG_OK;
 }
 
 int32_t pxg_complete(uint64_t ctx, uint64_t token, const pxg_result *r) {
+  pxg_slot *s = find(token);
+  if (!s || !completable(token, atomic_load(&s->word))) return stale(ctx, r);
   letter *l = letter_new(E_COMPLETE, r, BY_COMPLETE);
-  bool lost = !l || l->d.no_memory, bell = false, refused = false;
-  int32_t status = PXG_E_STALE;
-  pxg_worker *w = NULL;
-  if (!l) release_all(r);
-  pthread_mutex_lock(&lock);
-  slot *s = find(token);
-  if (s && (s->state == ISSUED || s->state == PENDING) && is_its(s, ctx)) {
-    pxg_place *p = s->p;
-    w = p->s->w;
-    status = PXG_OK;
-    if (!lost) pxg_judge(&l->d, BY_COMPLETE, p->c, s->phase, s->flags);
-    if (!lost) status = l->d.status;
-    refused = status != PXG_OK;
-    if (!refused) { /* A02, A07 */
-      if (lost) {
-        p->d[s->d].no_memory = true;
-        bell = mail(p->s);
-      } else {
-        l->e.token = token;
-        l->e.early = s->state == ISSUED;
-        bell = push(p, &l->e);
-        l = NULL;
-      }
-      if (s->state == ISSUED)
-        s->state = EARLY;
-      else
-        give_back(s, token);
-    }
+  if (!l) pxg_result_release(r);
+  if (l && l->d.no_memory) pxg_effect_free(&l->e), l = NULL;
+  enter();
+  int32_t status = complete(ctx, token, s, l);
+  leave();
+  if (status == PXG_OK) return status;
+  if (status == PXG_E_STALE) {
+    if (l) pxg_effect_free(&l->e);
+    return stale(ctx, NULL);
   }
-  pthread_mutex_unlock(&lock);
-  if (w) ring(w, bell);
-  if (status == PXG_E_STALE) count_stale(ctx);
-  if (refused) say_refused(ctx, "complete", &l->d);
-  if (l) letter_free(&l->e);
-  return status;
+  return refused(ctx, "complete", l);
+}
+
+static bool lives(uint64_t handle, uint64_t word) {
+  return generation(word) == generation(handle) && (word & STATE) == HANDLE;
+}
+
+/* As a visitor of the process: keeps a handle from being used again until `depart`. */
+static pxg_slot *visit(uint64_t ctx, uint64_t handle, pxg_slot *s) {
+  uint64_t word = atomic_load(&s->word);
+  do
+    if (!lives(handle, word) || !config_of(s, ctx)) return NULL;
+  while (!atomic_compare_exchange_weak(&s->word, &word, word + VISITOR));
+  return s;
+}
+
+/* The last visitor of a dead handle sends its wake, so that the worker looks at it once more. */
+static void depart(pxg_slot *s, bool wake) {
+  pxg_worker *w = atomic_load_explicit(&s->w, memory_order_relaxed);
+  uint64_t word = atomic_load(&s->word), next;
+  bool post;
+  do {
+    next = word - VISITOR;
+    bool last = (word & STATE) == DEAD && !(next & VISITORS);
+    post = (wake || last) && !(word & WAKE_QUEUED);
+    if (post) next |= WAKE_QUEUED;
+  } while (!atomic_compare_exchange_weak(&s->word, &word, next));
+  if (!post) return;
+  s->own = (pxg_effect){.kind = E_WAKE, .to = s};
+  pxg_post(w, &s->own);
 }
 
 static uint64_t written(const pxg_decision *d) {
@@ -348,50 +365,61 @@ static uint64_t written(const pxg_decision *d) {
   return n;
 }
 
-int32_t pxg_apply(uint64_t ctx, uint64_t handle, const pxg_result *r) {
-  letter *l = letter_new(E_APPLY, r, BY_APPLY);
-  if (!l) return release_all(r), PXG_E_LIMIT;
-  int32_t status = PXG_E_STALE;
-  bool bell = false;
-  pxg_worker *w = NULL;
-  pthread_mutex_lock(&lock);
-  slot *s = find(handle);
-  if (s && s->state == HANDLE && is_its(s, ctx)) {
-    pxg_place *p = s->p;
-    uint64_t n = written(&l->d);
-    w = p->s->w;
-    if (!l->d.no_memory) pxg_judge(&l->d, BY_APPLY, p->c, 0, 0);
-    if (n && p->full) pxg_refuse(&l->d, PXG_E_LIMIT, "found a BODY_WRITE before WRITABLE [PXG-RPL-006]");
-    if (l->d.no_memory) pxg_refuse(&l->d, PXG_E_LIMIT, "no memory");
-    status = l->d.status;
-    if (!status) {
-      p->queued += n;
-      if (n && p->queued + p->s->waiting > PXG_WATERMARK) p->full = true, status = PXG_FULL;
-      bell = push(p, &l->e);
-      l = NULL;
-    }
+/* Room for `n` bytes: OK, FULL if there is none behind them, LIMIT if there is none. */
+static int32_t reserve(pxg_slot *s, uint64_t n) {
+  uint64_t waiting = atomic_load_explicit(&s->waiting, memory_order_relaxed);
+  uint64_t was = atomic_load_explicit(&s->written, memory_order_relaxed), now;
+  do {
+    if (was & 1) return PXG_E_LIMIT;
+    now = was + 2 * n;
+    if (n && (now >> 1) + waiting > PXG_WATERMARK) now |= 1;
+  } while (!atomic_compare_exchange_weak(&s->written, &was, now));
+  return now & 1 ? PXG_FULL : PXG_OK;
+}
+
+/* As a visitor of the handle. */
+static int32_t apply(uint64_t handle, pxg_slot *s, letter *l) {
+  pxg_decision *d = &l->d;
+  uint64_t n = written(d);
+  if (d->no_memory) pxg_refuse(d, PXG_E_LIMIT, "no memory");
+  if (!d->no_memory) pxg_judge(d, BY_APPLY, atomic_load_explicit(&s->config, memory_order_relaxed), 0, 0);
+  if (d->status) return d->status;
+  int32_t status = n ? reserve(s, n) : PXG_OK;
+  if (status < 0) {
+    pxg_refuse(d, status, "found a BODY_WRITE before WRITABLE [PXG-RPL-006]");
+    return d->status;
   }
-  pthread_mutex_unlock(&lock);
-  if (w) ring(w, bell);
-  if (status == PXG_E_STALE) count_stale(ctx);
-  if (l && l->d.status && status != PXG_E_STALE) say_refused(ctx, "apply", &l->d);
-  if (l) letter_free(&l->e);
+  l->e.to = s;
+  l->e.token = handle;
+  pxg_post(atomic_load_explicit(&s->w, memory_order_relaxed), &l->e);
   return status;
 }
 
-int32_t pxg_wake(uint64_t ctx, uint64_t handle, uint64_t arg) {
-  int32_t status = PXG_E_STALE;
-  bool bell = false;
-  pxg_worker *w = NULL;
-  pthread_mutex_lock(&lock);
-  slot *s = find(handle);
-  if (s && s->state == HANDLE && is_its(s, ctx)) {
-    status = s->p->no_wake ? PXG_E_STATE : PXG_OK;
-    w = s->p->s->w;
-    if (!status) bell = queue_wake(s->p, 0, arg);
+int32_t pxg_apply(uint64_t ctx, uint64_t handle, const pxg_result *r) {
+  pxg_slot *s = find(handle);
+  if (!s || !lives(handle, atomic_load(&s->word))) return stale(ctx, r);
+  letter *l = letter_new(E_APPLY, r, BY_APPLY);
+  if (!l) return pxg_result_release(r), PXG_E_LIMIT;
+  enter();
+  s = visit(ctx, handle, s);
+  int32_t status = s ? apply(handle, s, l) : PXG_E_STALE;
+  if (s) depart(s, false);
+  leave();
+  if (status == PXG_E_STALE) {
+    pxg_effect_free(&l->e);
+    return stale(ctx, NULL);
   }
-  pthread_mutex_unlock(&lock);
-  if (w) ring(w, bell);
-  if (status == PXG_E_STALE) count_stale(ctx);
-  return status;
+  return status < 0 ? refused(ctx, "apply", l) : status;
+}
+
+int32_t pxg_wake(uint64_t ctx, uint64_t handle, uint64_t arg) {
+  pxg_slot *s = find(handle);
+  if (!s || !lives(handle, atomic_load(&s->word))) return stale(ctx, NULL);
+  enter();
+  s = visit(ctx, handle, s);
+  int32_t status = !s ? PXG_E_STALE : atomic_load(&s->no_wake) ? PXG_E_STATE : PXG_OK;
+  if (status == PXG_OK) atomic_fetch_or(&s->wake_arg, arg);
+  if (s) depart(s, status == PXG_OK);
+  leave();
+  return s ? status : stale(ctx, NULL);
 }

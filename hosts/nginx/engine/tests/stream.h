@@ -206,7 +206,7 @@ static pxg_worker *loop;
 static pxg_stream *s;
 static char out[8192], body[2][4096];
 static size_t n_out, n_body[2];
-static int bells;
+static _Atomic int bells;
 
 static void bell(void *data) {
   (void)data;
@@ -328,7 +328,7 @@ static inline void end(int d, bool trailers) {
   drain();
 }
 
-static void mail(void) {
+static inline void mail(void) {
   while (pxg_worker_next(loop)) drain();
 }
 
