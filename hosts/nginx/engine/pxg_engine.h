@@ -133,11 +133,13 @@ void pxg_stream_waiting(pxg_stream *s, uint64_t bytes);
 
 /* Whether more of a direction shall be read (7.10). A direction that ended or was cut wants nothing. */
 bool pxg_stream_wants(const pxg_stream *s, int d);
-/* Whether a place waits for the request's body with the headers held: the body has to be read, and 100-continue to be
- * answered, before anything leaves (7.7). */
-bool pxg_stream_wants_body_first(const pxg_stream *s);
+/* Whether a place waits for a direction's body with the headers held: the body has to be read, and for a request
+ * 100-continue to be answered, before anything leaves (7.7). */
+bool pxg_stream_wants_body_first(const pxg_stream *s, int d);
 /* Whether a place will look at bodies of a direction as things stand; if not, bytes need not be fed in memory. */
 bool pxg_stream_sees_body(const pxg_stream *s, int d);
+/* `n` bytes of a direction that no place looks at went past the engine, unfed. */
+void pxg_stream_skip(pxg_stream *s, int d, uint64_t n);
 /* Whether something of a direction is withheld by a guest now. */
 bool pxg_stream_holds(const pxg_stream *s, int d);
 

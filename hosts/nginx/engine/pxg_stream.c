@@ -134,13 +134,21 @@ bool pxg_stream_wants(const pxg_stream *s, int d) {
   return true;
 }
 
-bool pxg_stream_wants_body_first(const pxg_stream *s) {
-  if (closed(s, REQ)) return false;
+bool pxg_stream_wants_body_first(const pxg_stream *s, int d) {
+  if (closed(s, d)) return false;
   for (int i = 0; i < s->n; i++) {
-    const pxg_dir *x = &s->places[i].d[REQ];
+    const pxg_dir *x = &s->places[i].d[d];
     if (x->state == S_HOLD && x->held && !x->ended) return true;
   }
   return false;
+}
+
+void pxg_stream_skip(pxg_stream *s, int d, uint64_t n) {
+  for (int i = 0; i < s->n; i++) {
+    pxg_dir *x = &s->places[i].d[d];
+    x->offset += n;
+    if (x->room > 0) x->room = (uint64_t)x->room < n ? 0 : x->room - (int64_t)n;
+  }
 }
 
 bool pxg_stream_sees_body(const pxg_stream *s, int d) {

@@ -69,15 +69,41 @@ void ngx_http_pxg_batch(void);
 
 /* ---- Streams: ngx_http_pxg_stream.c -------------------------------------------------------------------------------- */
 
+/* A buffer of this module on its way to nginx's next filter. */
+typedef struct ngx_http_pxg_piece_s ngx_http_pxg_piece_t;
+
+struct ngx_http_pxg_piece_s {
+  ngx_buf_t buf;
+  ngx_chain_t link;
+  ngx_http_pxg_piece_t *next;
+  ngx_buf_t *lender; /* The buffer of nginx that ends with this piece. */
+  pxg_slice slice;   /* The engine's block, given back when the buffer is consumed. */
+};
+
+/* The body of one direction. */
+typedef struct {
+  ngx_chain_t *in;                        /* Lent by nginx and not given to the engine yet. */
+  ngx_http_pxg_piece_t *out, *last_out;   /* Let go by the engine and not handed on yet. */
+  ngx_http_pxg_piece_t *busy, *last_busy; /* Handed on and not consumed yet. */
+  ngx_http_pxg_piece_t *free;
+  size_t owned; /* Bytes of blocks in `out` and `busy`. */
+  off_t passed; /* Bytes that left the engine, or went past it. */
+  unsigned flush : 1;
+} ngx_http_pxg_flow_t;
+
 typedef struct {
   ngx_http_request_t *request;
   pxg_stream *stream;
   ngx_http_pxg_fields_t fields[2];
   ngx_event_t timer;
+  ngx_event_t after; /* See ngx_http_pxg_after. */
+  ngx_http_pxg_flow_t flow[2];
+  ngx_chain_t *gate; /* The response's body, stopped before the first filter while its head is held. */
 
-  /* What the engine let go and nginx has not taken yet, and buffers to use again; by direction. */
-  ngx_chain_t *out[2], *free[2], *busy[2];
-  off_t passed[2]; /* Bytes that left the engine. */
+  /* Handlers of nginx that are replaced while a guest withholds. */
+  ngx_http_event_handler_pt read_handler, write_handler;
+  ngx_http_client_body_handler_pt body_handler;
+  ngx_send_pt send;
 
   unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
   unsigned reading : 1;       /* It reads the body while headers are held. */
@@ -89,9 +115,14 @@ typedef struct {
   unsigned response_head : 1; /* The response's head has left the engine. */
   unsigned head_sent : 1;     /* It was handed to the next filter. */
   unsigned response_ended : 1;
-  unsigned local : 1;   /* The response is a guest's reply. */
-  unsigned swallow : 1; /* What still comes as a response is dropped. */
-  unsigned flush : 1;
+  unsigned upgraded : 1;
+  unsigned aside : 1;    /* The end of the response went past this module. */
+  unsigned local : 1;    /* The response is a guest's reply, */
+  unsigned open : 1;     /* a streamed one, */
+  unsigned answered : 1; /* and in nginx's hands: what else comes as a response is dropped. */
+  unsigned abandon : 1;  /* The upstream's exchange is of no use any more. */
+  unsigned cut : 1;      /* The upstream's response ends short. */
+  unsigned buffered : 1; /* NGX_HTTP_PXG_BUFFERED is set. */
   unsigned reset : 1;
   unsigned finished : 1;
 } ngx_http_pxg_ctx_t;
@@ -108,11 +139,40 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
-/* One thing that pxg_take answered goes to the context: ngx_http_pxg_bytes.c. */
-ngx_int_t ngx_http_pxg_take_one(ngx_http_pxg_ctx_t *ctx, pxg_out *out);
-/* Feeds buffers in memory and marks them consumed once the engine has what stays. */
-ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int direction, ngx_chain_t *in, ngx_uint_t *ended);
 void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);
+
+/* ---- Bytes: ngx_http_pxg_bytes.c ----------------------------------------------------------------------------------- */
+
+/* One thing that pxg_take answered goes to the context. */
+ngx_int_t ngx_http_pxg_take_one(ngx_http_pxg_ctx_t *ctx, pxg_out *out);
+/* Keeps the links of a chain, whose buffers stay as they are until the engine has had them. */
+ngx_int_t ngx_http_pxg_lend(ngx_http_pxg_ctx_t *ctx, int d, ngx_chain_t *in);
+/* Gives some of it to the engine and takes what may leave. NGX_DECLINED: there was nothing, or no more is wanted now. */
+ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int d);
+/* Whether no guest looks at the body, now and from here on: it may go past the engine. */
+ngx_uint_t ngx_http_pxg_unseen(ngx_http_pxg_ctx_t *ctx, int d);
+/* Such a body. NGX_DECLINED: `in` is to be handed on as it is; NGX_OK: what may leave is in the context. */
+ngx_int_t ngx_http_pxg_pass_by(ngx_http_pxg_ctx_t *ctx, int d, ngx_chain_t *in);
+/* What may leave, as a chain for the next filter; and, after that filter, what has been consumed of it. */
+void ngx_http_pxg_hand_on(ngx_http_pxg_ctx_t *ctx, int d, ngx_chain_t **chain);
+void ngx_http_pxg_reap(ngx_http_pxg_ctx_t *ctx, int d);
+/* Consumes what was lent, unseen, and, with `out`, what was let go. */
+void ngx_http_pxg_drop(ngx_http_pxg_ctx_t *ctx, int d, ngx_uint_t out);
+/* At the end of the request: blocks that nginx still had. */
+void ngx_http_pxg_give_back(ngx_http_pxg_ctx_t *ctx);
+/* Bytes of the response that the client has not taken. */
+uint64_t ngx_http_pxg_waiting(const ngx_http_pxg_ctx_t *ctx);
+
+/* ---- Afterwards: ngx_http_pxg_after.c ------------------------------------------------------------------------------ */
+
+/* Has what is due looked at once nginx's functions, which may be on the stack now, have returned: a reply, a reset, an
+ * upstream that ended short, and limits of nginx that would run against a guest. */
+void ngx_http_pxg_after(ngx_http_pxg_ctx_t *ctx);
+void ngx_http_pxg_after_handler(ngx_event_t *ev);
+/* Puts back what was replaced while a guest withheld the request's body, and reads on. */
+void ngx_http_pxg_read_on(ngx_http_pxg_ctx_t *ctx);
+/* Outside nginx's functions: a guest's reply takes the place of what nginx does for the request. */
+void ngx_http_pxg_answer(ngx_http_pxg_ctx_t *ctx);
 
 /* ---- Places in nginx ----------------------------------------------------------------------------------------------- */
 
@@ -123,8 +183,12 @@ ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r);
 void ngx_http_pxg_request_body_init(void);
 /* ngx_http_pxg_response.c */
 void ngx_http_pxg_response_init(void);
+/* In a worker, when all modules have put up their filters: one before the first of them. */
+void ngx_http_pxg_response_gate(void);
+/* Moves what there is of the response: what nginx lent to the engine, what left that to the next filters. */
+ngx_int_t ngx_http_pxg_move_response(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx);
 /* A reply made before anything was asked of the content: sends it and ends the request. */
-ngx_int_t ngx_http_pxg_send_reply(ngx_http_pxg_ctx_t *ctx);
+void ngx_http_pxg_send_reply(ngx_http_pxg_ctx_t *ctx);
 
 #endif

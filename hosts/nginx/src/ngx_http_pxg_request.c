@@ -6,7 +6,6 @@ static void ngx_http_pxg_body_read(ngx_http_request_t *r) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
 
   if (ctx) ctx->reading = 0;
-  r->preserve_body = 1;
   r->write_event_handler = ngx_http_core_run_phases;
   ngx_http_core_run_phases(r);
 }
@@ -35,15 +34,19 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
     if (rc == NGX_DECLINED) return rc;
     if (rc != NGX_OK) return NGX_HTTP_INTERNAL_SERVER_ERROR;
   } else if (ctx->request_head && !ctx->in_access) {
+    if (r->internal) pxg_stream_redirected(ctx->stream);
     return NGX_DECLINED;
   }
 
   ctx->in_access = 0;
   if (ctx->reset) return NGX_HTTP_CLOSE;
-  if (ctx->local) return ngx_http_pxg_send_reply(ctx);
+  if (ctx->local) {
+    ngx_http_pxg_send_reply(ctx);
+    return NGX_DONE;
+  }
   if (ctx->request_head) return NGX_DECLINED;
 
-  if (!ctx->request_fed && r->request_body == NULL && pxg_stream_wants_body_first(ctx->stream)) {
+  if (!ctx->request_fed && r->request_body == NULL && pxg_stream_wants_body_first(ctx->stream, PXG_DIR_REQUEST)) {
     ctx->reading = 1;
     rc = ngx_http_read_client_request_body(r, ngx_http_pxg_body_read);
     if (rc >= NGX_HTTP_SPECIAL_RESPONSE) return rc;

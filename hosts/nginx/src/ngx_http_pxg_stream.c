@@ -7,7 +7,10 @@
 static void ngx_http_pxg_cleanup(void *data) {
   ngx_http_pxg_ctx_t *ctx = data;
   if (ctx->timer.timer_set) ngx_del_timer(&ctx->timer);
+  if (ctx->after.posted) { ngx_delete_posted_event(&ctx->after); }
+  if (ctx->send) ctx->request->connection->send = ctx->send;
   ngx_http_pxg_finish(ctx, PXG_END_ERROR);
+  ngx_http_pxg_give_back(ctx);
   if (ctx->stream) pxg_stream_free(ctx->stream);
   ctx->stream = NULL;
 }
@@ -72,6 +75,9 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
   ctx->timer.handler = ngx_http_pxg_timer;
   ctx->timer.data = ctx;
   ctx->timer.log = r->connection->log;
+  ctx->after.handler = ngx_http_pxg_after_handler;
+  ctx->after.data = ctx;
+  ctx->after.log = r->connection->log;
   ngx_http_set_ctx(r, ctx, ngx_http_proxy_golang_module);
   *to = ctx;
   return NGX_OK;
@@ -118,22 +124,19 @@ void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx) {
 
   /* Each step may end the request; the count keeps its memory until all are done. */
   r->main->count++;
-  if (ctx->reset && !ctx->in_access) {
+  if (ctx->reset) {
     c->error = 1;
     ngx_http_finalize_request(r, NGX_HTTP_CLOSE);
-    ngx_http_finalize_request(r, NGX_DONE);
-    ngx_http_run_posted_requests(c);
-    return;
-  }
-  if (ctx->in_access) {
-    if (ctx->request_head || ctx->local || ctx->reset || pxg_stream_wants_body_first(ctx->stream)) {
+  } else if (ctx->local && !ctx->answered) {
+    ngx_http_pxg_answer(ctx);
+  } else if (ctx->in_access) {
+    if (ctx->request_head || pxg_stream_wants_body_first(ctx->stream, PXG_DIR_REQUEST)) {
       r->read_event_handler = ngx_http_block_reading;
       ngx_http_core_run_phases(r);
     }
   } else {
-    if (r->request_body && !r->request_body->last_saved && (ctx->out[PXG_DIR_REQUEST] || ctx->local))
-      r->read_event_handler(r);
-    if (!ctx->finished && ctx->response_fed) ngx_http_pxg_response_resume(ctx);
+    if (r->request_body && !r->request_body->last_saved && !ctx->answered) ngx_http_pxg_read_on(ctx);
+    if (!ctx->finished && !ctx->reset && ctx->response_fed) ngx_http_pxg_response_resume(ctx);
   }
   ngx_http_finalize_request(r, NGX_DONE);
   ngx_http_run_posted_requests(c);

@@ -185,6 +185,7 @@ ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
   m = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_proxy_golang_module);
   if (m == NULL || m->filters.nelts == 0) return NGX_OK;
 
+  ngx_http_pxg_response_gate();
   if (ngx_http_pxg_start(cycle->log) != NGX_OK) return NGX_ERROR;
   ngx_http_pxg_load(m);
   return ngx_http_pxg_worker_start(cycle);

@@ -268,7 +268,11 @@ void pxg_stream_end(pxg_stream *s, int d, bool trailers) {
   put(s, d, PXG_OUT_END, NULL, 0);
 }
 
-bool pxg_stream_wants_body_first(const pxg_stream *s) { return s->whole; }
+bool pxg_stream_wants_body_first(const pxg_stream *s, int d) { return d == 0 && s->whole; }
+bool pxg_stream_wants(const pxg_stream *s, int d) { return !s->ended[d]; }
+void pxg_stream_skip(pxg_stream *s, int d, uint64_t n) {}
+void pxg_stream_waiting(pxg_stream *s, uint64_t bytes) {}
+void pxg_stream_redirected(pxg_stream *s) {}
 bool pxg_stream_sees_body(const pxg_stream *s, int d) { return s->ms[d * 2 + 1] > 0; }
 bool pxg_stream_holds(const pxg_stream *s, int d) { return s->first[d] != NULL; }
 bool pxg_stream_pends(const pxg_stream *s, int d) { return s->first[d] != NULL; }

@@ -136,7 +136,7 @@ static void whole(void) {
   on[1][PXG_PHASE_REQUEST_BODY] = replace_body;
   begin(1);
   head(REQ, false);
-  CHECK(pxg_stream_wants_body_first(s), "the body is not wanted");
+  CHECK(pxg_stream_wants_body_first(s, PXG_DIR_REQUEST), "the body is not wanted");
   bytes(REQ, "abc");
   bytes(REQ, "def");
   LEFT("");
