@@ -182,6 +182,10 @@ bool pxg_take(pxg_stream *s, pxg_out *out);
 const char *pxg_stream_details(const pxg_stream *s);
 /* What ROUTE chose: the cluster's name, or null; `*recompute`: the route is to be chosen again. */
 const char *pxg_stream_cluster(const pxg_stream *s, bool *recompute);
+/* What METADATA_SET left, by `namespace.key`: calls `each` until it answers false. A value lives until the next call into
+ * the engine. */
+void pxg_stream_metadata(const pxg_stream *s,
+                         bool (*each)(void *data, const char *key, size_t len, const pxg_str *value), void *data);
 
 /* ---- The end ----------------------------------------------------------------------------------------------------- */
 

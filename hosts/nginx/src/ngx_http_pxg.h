@@ -33,7 +33,8 @@ typedef struct {
 } ngx_http_pxg_filter_t;
 
 typedef struct {
-  ngx_array_t filters; /* ngx_http_pxg_filter_t *. */
+  ngx_array_t filters;  /* ngx_http_pxg_filter_t *. */
+  ngx_int_t request_id; /* The index of $request_id. */
 } ngx_http_pxg_main_conf_t;
 
 typedef struct {
@@ -48,8 +49,10 @@ char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
 ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf);
 void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec);
 
-/* What this host can do for every stream (3.2). */
+/* What this host can do at all (3.2), and what a configuration of the operator's gets of it: ngx_http_pxg_worker.c. ROUTE
+ * needs clusters that are named, REPLY_REFILTER that the operator says so. */
 extern const uint64_t ngx_http_pxg_features[4];
+void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, uint64_t features[4]);
 
 /* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
 
@@ -77,7 +80,10 @@ typedef struct {
 
   /* What the engine let go and nginx has not taken yet, and buffers to use again; by direction. */
   ngx_chain_t *out[2], *free[2], *busy[2];
-  off_t passed[2]; /* Bytes that left the engine. */
+  off_t passed[2];     /* Bytes that left the engine. */
+  off_t body_bytes[2]; /* Of the request as it came, of the response as it left; for attributes. */
+  ngx_str_t raw_path;  /* As it came. */
+  uint64_t started_ns; /* The request's start, monotonic. */
 
   unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
   unsigned reading : 1;       /* It reads the body while headers are held. */
@@ -92,12 +98,27 @@ typedef struct {
   unsigned local : 1;   /* The response is a guest's reply. */
   unsigned swallow : 1; /* What still comes as a response is dropped. */
   unsigned flush : 1;
+  unsigned rerouted : 1; /* The location was chosen again for a guest. */
   unsigned reset : 1;
   unsigned finished : 1;
 } ngx_http_pxg_ctx_t;
 
 /* What the engine asks of a stream; its data is the context. ngx_http_pxg_ops.c */
 extern const pxg_stream_ops ngx_http_pxg_ops;
+
+/* ngx_http_pxg_attributes.c */
+ngx_int_t ngx_http_pxg_attributes_init(ngx_conf_t *cf);                   /* In preconfiguration. */
+int32_t ngx_http_pxg_attribute(void *data, const char *name, size_t len); /* pxg_driver.attribute */
+bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *value);
+void ngx_http_pxg_attributes_open(ngx_http_pxg_ctx_t *ctx); /* Before a guest or an edit. */
+/* ngx_http_pxg_routing.c */
+ngx_int_t ngx_http_pxg_routing_variables(ngx_conf_t *cf); /* In preconfiguration. */
+bool ngx_http_pxg_op_cluster(void *data, const uint8_t *name, size_t len);
+/* Once the request's head has left the engine. NGX_DONE: its location was chosen again, the phases have run. */
+ngx_int_t ngx_http_pxg_reroute(ngx_http_pxg_ctx_t *ctx);
+/* Tells the log where a request did not go to the cluster that a guest chose. */
+void ngx_http_pxg_check_route(ngx_http_pxg_ctx_t *ctx);
+void ngx_http_pxg_count_body(ngx_http_pxg_ctx_t *ctx, int direction, const ngx_chain_t *in);
 
 /* The context of a main request, also after nginx wiped r->ctx at an internal redirect. */
 ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r);

@@ -242,7 +242,7 @@ void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *s
   spec->instance = (char *)f->name.data;
   spec->bytes = f->bytes.data;
   spec->n_bytes = (uint32_t)f->bytes.len;
-  ngx_memcpy(spec->features, ngx_http_pxg_features, sizeof(spec->features));
+  ngx_http_pxg_grants(&f->policy, 0, spec->features);
   spec->policy = f->policy;
 }
 

@@ -10,6 +10,11 @@ static ngx_int_t ngx_http_pxg_phase(ngx_conf_t *cf, ngx_uint_t phase, ngx_http_h
   return NGX_OK;
 }
 
+static ngx_int_t ngx_http_pxg_preconfiguration(ngx_conf_t *cf) {
+  if (ngx_http_pxg_attributes_init(cf) != NGX_OK) return NGX_ERROR;
+  return ngx_http_pxg_routing_variables(cf);
+}
+
 static ngx_int_t ngx_http_pxg_postconfiguration(ngx_conf_t *cf) {
   if (ngx_http_pxg_phase(cf, NGX_HTTP_ACCESS_PHASE, ngx_http_pxg_access_handler) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_phase(cf, NGX_HTTP_LOG_PHASE, ngx_http_pxg_log_handler) != NGX_OK) return NGX_ERROR;
@@ -19,7 +24,7 @@ static ngx_int_t ngx_http_pxg_postconfiguration(ngx_conf_t *cf) {
 }
 
 static ngx_http_module_t ngx_http_pxg_module_ctx = {
-    NULL, /* preconfiguration */
+    ngx_http_pxg_preconfiguration,
     ngx_http_pxg_postconfiguration,
     ngx_http_pxg_create_main_conf,
     NULL, /* init main configuration */

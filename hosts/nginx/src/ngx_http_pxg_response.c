@@ -40,6 +40,7 @@ static ngx_int_t ngx_http_pxg_send_body(ngx_http_pxg_ctx_t *ctx) {
     ctx->flush = 0;
   }
   if (r->header_only) return NGX_OK;
+  ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, out);
   rc = ngx_http_pxg_next_body_filter(r, out);
   ngx_chain_update_chains(r->pool, &ctx->free[PXG_DIR_RESPONSE], &ctx->busy[PXG_DIR_RESPONSE], &out,
                           (ngx_buf_tag_t)&ngx_http_proxy_golang_module);
@@ -115,6 +116,7 @@ static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in
       if (ngx_http_pxg_pump(ctx) != NGX_OK) return NGX_ERROR;
       ctx->out[PXG_DIR_RESPONSE] = NULL; /* The end goes with nginx's own last buffer. */
     }
+    ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, in);
     return ngx_http_pxg_next_body_filter(r, in);
   }
 
