@@ -9,7 +9,7 @@
 #include <ngx_core.h>
 #include <ngx_http.h>
 
-#include "pxg_engine.h"
+#include "ngx_http_pxg_conf.h"
 #include "ngx_http_pxg_fields.h"
 
 extern ngx_module_t ngx_http_proxy_golang_module;
@@ -18,63 +18,12 @@ extern ngx_module_t ngx_http_proxy_golang_module;
  * and the two do not meet on one response that a guest holds. */
 #define NGX_HTTP_PXG_BUFFERED 0x08
 
-/* ---- Configuration: ngx_http_pxg_directives.c ---------------------------------------------------------------------- */
-
-/* One proxy_golang_filter block. */
-typedef struct {
-  ngx_str_t name;
-  ngx_str_t guest; /* Absolute path, NUL-terminated. */
-  ngx_str_t filter;
-  ngx_str_t bytes;
-  ngx_str_t file; /* Where the block is, for messages. */
-  ngx_uint_t line;
-  pxg_policy policy;
-  pxg_config *config; /* In workers; null: refused there, its streams fail closed (2.4). */
-} ngx_http_pxg_filter_t;
-
-typedef struct {
-  ngx_array_t filters;  /* ngx_http_pxg_filter_t *. */
-  ngx_int_t request_id; /* The index of $request_id. */
-} ngx_http_pxg_main_conf_t;
-
-typedef struct {
-  ngx_array_t *chain; /* ngx_http_pxg_filter_t *, in the order of requests. */
-} ngx_http_pxg_loc_conf_t;
-
-extern ngx_command_t ngx_http_pxg_commands[];
-void *ngx_http_pxg_create_main_conf(ngx_conf_t *cf);
-void *ngx_http_pxg_create_loc_conf(ngx_conf_t *cf);
-char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
-/* Loads and tries all filters in a child of this process, so that a bad one is refused before a worker sees it. */
-ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf);
-void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec);
-
-/* What this host can do at all (3.2), and what a configuration of the operator's gets of it: ngx_http_pxg_worker.c. ROUTE
- * needs clusters that are named, REPLY_REFILTER that the operator says so. */
-extern const uint64_t ngx_http_pxg_features[4];
-void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, uint64_t features[4]);
-
-/* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
-
-/* Tells the engine about this host, once per process: a worker, or the child that validates. */
-ngx_int_t ngx_http_pxg_start(ngx_log_t *log);
-ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle);
-/* The worker's engine and its wake-up, if they are not there yet. */
-ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle);
-/* pxg_config_new with all processors of the machine. */
-pxg_config *ngx_http_pxg_config_new(const pxg_config_spec *spec, pxg_error *why);
-void ngx_http_pxg_exit_process(ngx_cycle_t *cycle);
-/* The worker's engine, its clock brought up to date; null in processes that serve no requests. */
-pxg_worker *ngx_http_pxg_worker(void);
-uint64_t ngx_http_pxg_now(void);
-/* After a call into the engine: sees to on_batch_end at the end of this turn of the loop. */
-void ngx_http_pxg_batch(void);
-
 /* ---- Streams: ngx_http_pxg_stream.c -------------------------------------------------------------------------------- */
 
 typedef struct {
   ngx_http_request_t *request;
   pxg_stream *stream;
+  ngx_queue_t queue; /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2];
   ngx_event_t timer;
 
@@ -127,6 +76,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 /* Takes what may leave into the context, keeps what stays, sets the timer. To be called after each feed. NGX_ERROR: no
  * memory, the request cannot go on. */
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
+/* [exit] Ends all streams of this process, for one that ends in spite of them. */
+void ngx_http_pxg_end_all(void);
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
 /* One thing that pxg_take answered goes to the context: ngx_http_pxg_bytes.c. */
