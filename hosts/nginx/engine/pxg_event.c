@@ -171,7 +171,7 @@ static void cross(pxg_place *p, const pxg_event *ev, pxg_decision *dec) {
   p->user = out.user;
   pxg_decision_init(dec);
   pxg_decision_read(dec, &out, BY_EVENT, lent);
-  if (lent->over) pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
+  if (lent->over && dec->action == PXG_ACT_ERROR) pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
 }
 
 static bool is_pending(pxg_place *p, int dir, uint32_t phase, pxg_decision *d) {
