@@ -200,7 +200,7 @@ pub(crate) struct Config {
     /// Pieces of the start command for each route: `{chain_arguments}` stands for those of its chain.
     #[serde(default)]
     pub(crate) route_arguments: Vec<String>,
-    /// Once for each route: `{route} {prefix} {chain} {absent}`, and `{overrides}`: both.
+    /// Once for each route: `{route} {prefix} {chain} {own} {absent}`, and `{overrides}`: chain and absent.
     #[serde(default)]
     pub(crate) route: String,
     /// For a route without `{overrides}`, instead of `route`.
@@ -212,6 +212,9 @@ pub(crate) struct Config {
     /// For an instance whose configuration a route overrides, instead of `chain`: besides `{config}` of the override.
     #[serde(default)]
     pub(crate) chain_override: String,
+    /// Once more for such an instance, as `{own}` of the route: for hosts that say the override beside the chain.
+    #[serde(default)]
+    pub(crate) own: String,
     /// Once for each instance that is not in a route's chain.
     #[serde(default)]
     pub(crate) absent: String,

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -286,7 +287,15 @@ impl Cx {
 
     /// One request on a connection of its own, to the end of its stream.
     pub(crate) async fn exchange(&self, r: Request) -> Result<Exchange> {
-        let from = self.0.running.journal.count(self.0.name);
+        let id = |r: &Rc<Record>| (r.pid, r.seq);
+        let known: HashSet<_> = self
+            .0
+            .running
+            .journal
+            .of(self.0.name)
+            .iter()
+            .map(id)
+            .collect();
         let before = self.seen().len();
         let mut c = self.connect().await?;
         c.send(&r, self.0.name).await;
@@ -294,7 +303,8 @@ impl Cx {
         // The client stays until the stream has ended: that it goes away is another case.
         self.ended().await;
         drop(c);
-        let records = self.records().into_iter().skip(from).collect();
+        let mut records = self.records();
+        records.retain(|r| !known.contains(&id(r)));
         Ok(Exchange {
             reply,
             up: self.seen().into_iter().nth(before),

@@ -122,15 +122,57 @@ impl Journal {
         let inner = self.inner.borrow();
         inner.by_case.get(case).cloned().unwrap_or_default()
     }
-
-    pub(crate) fn count(&self, case: &str) -> usize {
-        self.inner.borrow().by_case.get(case).map_or(0, Vec::len)
-    }
 }
 
-/// Keeps the order: what a thread was slow to write is among the last.
+/// Keeps the order: that of the numbers within a process, that of the clock between processes. What a thread was slow to
+/// write, or another process wrote, is among the last.
 fn put(into: &mut Vec<Rc<Record>>, r: Rc<Record>) {
-    let key = |r: &Rc<Record>| (r.pid, r.seq);
-    let after = into.iter().rev().take_while(|x| key(x) > key(&r)).count();
-    into.insert(into.len() - after, r);
+    let later = |x: &Rc<Record>| match x.pid == r.pid {
+        true => x.seq > r.seq,
+        false => x.t > r.t,
+    };
+    let after = into.iter().rev().take_while(|x| later(x)).count();
+    let mut at = into.len() - after;
+    // Threads take their number and the time one after the other: an earlier number may have the later time.
+    while let Some(i) = into[..at]
+        .iter()
+        .rposition(|x| x.pid == r.pid)
+        .filter(|i| into[*i].seq > r.seq)
+    {
+        at = i;
+    }
+    into.insert(at, r);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_several_processes_are_in_the_order_of_the_clock_and_those_of_one_in_that_of_their_numbers()
+     {
+        let record = |pid: u32, seq: u64, t: u64| {
+            let line = format!(
+                r#"{{"side":"probe","seq":{seq},"t":{t},"pid":{pid},"tid":{pid},"fn":"on_event","edge":"enter"}}"#
+            );
+            Rc::new(Record::parse(&line).expect("a record"))
+        };
+        let mut all = Vec::new();
+        for (pid, seq, t) in [
+            (9, 1, 10),
+            (9, 2, 30),
+            (7, 1, 20),
+            (7, 3, 40),
+            (9, 3, 50),
+            (7, 2, 45),
+            (9, 4, 60),
+        ] {
+            put(&mut all, record(pid, seq, t));
+        }
+        let order: Vec<_> = all.iter().map(|r| (r.pid, r.seq)).collect();
+        assert_eq!(
+            order,
+            [(9, 1), (7, 1), (9, 2), (7, 2), (7, 3), (9, 3), (9, 4)]
+        );
+    }
 }

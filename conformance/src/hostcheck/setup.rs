@@ -142,6 +142,7 @@ pub(super) fn write_config(
     }
     for r in ordered {
         let mut chain = Vec::new();
+        let mut beside = String::new();
         let mut arguments = Vec::new();
         for (name, own) in &r.chain {
             let (i, v) = by_name
@@ -160,6 +161,9 @@ pub(super) fn write_config(
                 &c.chain
             };
             chain.push(fill(template, &own_values).map_err(|e| at("config.chain", e))?);
+            if own.is_some() {
+                beside.push_str(&fill(&c.own, &own_values).map_err(|e| at("config.own", e))?);
+            }
             for piece in &c.instance_arguments {
                 let filled = fill(piece, v).map_err(|e| at("config.instance_arguments", e))?;
                 // Options are several arguments, one a line.
@@ -193,6 +197,7 @@ pub(super) fn write_config(
             all.join(&c.separator)
         };
         v.insert("chain".into(), joined(&[&chain]));
+        v.insert("own".into(), beside);
         v.insert("absent".into(), joined(&[&absent]));
         v.insert("overrides".into(), joined(&[&chain, &absent]));
         v.insert("chain_arguments".into(), String::new());

@@ -47,6 +47,8 @@ typedef struct pxg_stream pxg_stream;
 /* The worker `index` (less than pxg_driver.n_workers) of the calling thread. `bell` [any-thread] is called when mail
  * comes to an empty box: it makes the thread call pxg_worker_next soon, and must not block. Null: no memory. */
 pxg_worker *pxg_worker_new(uint32_t index, void (*bell)(void *data), void *data);
+/* on_worker(up) now and not before the library's first event: the first call of a thread takes a runtime its time. */
+void pxg_worker_warm_up(pxg_worker *w, pxg_guest_lib *lib);
 void pxg_worker_free(pxg_worker *w); /* After its last stream; calls on_worker(down). */
 
 /* The time that the engine counts with, monotonic, in nanoseconds and never 0: before each turn of the loop. */
@@ -182,8 +184,21 @@ bool pxg_take(pxg_stream *s, pxg_out *out);
 
 /* For logs and response.code_details: `<config>.<details>` or `<config>.<reason>`; null: the response is not local. */
 const char *pxg_stream_details(const pxg_stream *s);
+/* What has become of one place so far. */
+typedef struct pxg_place_info {
+  const pxg_config *config;
+  uint64_t time_ns;     /* Inside on_event. */
+  bool failed, replied; /* Its guest has. A failure that was answered has details, one that was not is bypassed. */
+} pxg_place_info;
+
+/* False: the stream has no place `i`. */
+bool pxg_stream_place(const pxg_stream *s, size_t i, pxg_place_info *info);
 /* What ROUTE chose: the cluster's name, or null; `*recompute`: the route is to be chosen again. */
 const char *pxg_stream_cluster(const pxg_stream *s, bool *recompute);
+/* What METADATA_SET left, by `namespace.key`: calls `each` until it answers false. A value lives until the next call into
+ * the engine. */
+void pxg_stream_metadata(const pxg_stream *s,
+                         bool (*each)(void *data, const char *key, size_t len, const pxg_str *value), void *data);
 
 /* ---- The end ----------------------------------------------------------------------------------------------------- */
 

@@ -30,6 +30,8 @@ static bool enter(pxg_worker *w, pxg_guest_lib *l) {
   return true;
 }
 
+void pxg_worker_warm_up(pxg_worker *w, pxg_guest_lib *lib) { (void)enter(w, lib); }
+
 bool pxg_worker_batch_due(const pxg_worker *w) { return w->batch_due; }
 
 void pxg_worker_batch_end(pxg_worker *w) {
@@ -163,11 +165,13 @@ static void cross(pxg_place *p, const pxg_event *ev, pxg_decision *dec) {
   pxg_call_begin(lent);
   uint64_t start = clock_ns();
   l->table.on_event(l->table.ctx, ev, &out);
-  pxg_count_call(p->c->counters, ev->phase, clock_ns() - start);
+  uint64_t took = clock_ns() - start;
+  pxg_count_call(p->c->counters, ev->phase, took);
+  p->time_ns += took;
   p->user = out.user;
   pxg_decision_init(dec);
   pxg_decision_read(dec, &out, BY_EVENT, lent);
-  if (lent->over) pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
+  if (lent->over && dec->action == PXG_ACT_ERROR) pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
 }
 
 static bool is_pending(pxg_place *p, int dir, uint32_t phase, pxg_decision *d) {

@@ -163,6 +163,7 @@ typedef struct pxg_place {
   bool reached, failed, replied, open, skip_response;
   bool wrote; /* A BODY_WRITE has come by `apply`. */
   uint64_t user, handle, subscribe, open_since;
+  uint64_t time_ns; /* Inside on_event. */
   pxg_dir d[2];
   pxg_effect *first, **last;
   bool wake_queued;

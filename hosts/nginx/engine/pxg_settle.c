@@ -186,6 +186,14 @@ const pxg_meta *pxg_meta_find(const pxg_stream *s, const char *key, size_t len) 
   return m;
 }
 
+void pxg_stream_metadata(const pxg_stream *s,
+                         bool (*each)(void *data, const char *key, size_t len, const pxg_str *value), void *data) {
+  for (const pxg_meta *m = s->meta; m; m = m->next) {
+    pxg_str value = {m->value, m->len, 0};
+    if (!each(data, m->key, m->key_len, &value)) return;
+  }
+}
+
 static bool set_metadata(pxg_place *p, const pxg_todo *o) {
   const char *space = o->u0 ? (const char *)o->key.ptr : p->c->instance;
   size_t n = o->u0 ? (size_t)o->u0 : strlen(space), rest = o->key.len - (size_t)o->u0, len = n + 1 + rest;

@@ -364,6 +364,13 @@ bool pxg_take(pxg_stream *s, pxg_out *out) {
 
 const char *pxg_stream_details(const pxg_stream *s) { return s->details; }
 
+bool pxg_stream_place(const pxg_stream *s, size_t i, pxg_place_info *info) {
+  if (i >= (size_t)s->n) return false;
+  const pxg_place *p = &s->places[i];
+  *info = (pxg_place_info){.config = p->c, .time_ns = p->time_ns, .failed = p->failed, .replied = p->replied};
+  return true;
+}
+
 const char *pxg_stream_cluster(const pxg_stream *s, bool *recompute) {
   if (recompute) *recompute = s->recompute;
   return s->cluster;

@@ -9,7 +9,7 @@
 #include <ngx_core.h>
 #include <ngx_http.h>
 
-#include "pxg_engine.h"
+#include "ngx_http_pxg_conf.h"
 #include "ngx_http_pxg_fields.h"
 
 extern ngx_module_t ngx_http_proxy_golang_module;
@@ -17,55 +17,6 @@ extern ngx_module_t ngx_http_proxy_golang_module;
 /* The bit of r->buffered while something of a response is withheld. nginx has four; the image filter uses this one, too,
  * and the two do not meet on one response that a guest holds. */
 #define NGX_HTTP_PXG_BUFFERED 0x08
-
-/* ---- Configuration: ngx_http_pxg_directives.c ---------------------------------------------------------------------- */
-
-/* One proxy_golang_filter block. */
-typedef struct {
-  ngx_str_t name;
-  ngx_str_t guest; /* Absolute path, NUL-terminated. */
-  ngx_str_t filter;
-  ngx_str_t bytes;
-  ngx_str_t file; /* Where the block is, for messages. */
-  ngx_uint_t line;
-  pxg_policy policy;
-  pxg_config *config; /* In workers; null: refused there, its streams fail closed (2.4). */
-} ngx_http_pxg_filter_t;
-
-typedef struct {
-  ngx_array_t filters; /* ngx_http_pxg_filter_t *. */
-} ngx_http_pxg_main_conf_t;
-
-typedef struct {
-  ngx_array_t *chain; /* ngx_http_pxg_filter_t *, in the order of requests. */
-} ngx_http_pxg_loc_conf_t;
-
-extern ngx_command_t ngx_http_pxg_commands[];
-void *ngx_http_pxg_create_main_conf(ngx_conf_t *cf);
-void *ngx_http_pxg_create_loc_conf(ngx_conf_t *cf);
-char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child);
-/* Loads and tries all filters in a child of this process, so that a bad one is refused before a worker sees it. */
-ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf);
-void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec);
-
-/* What this host can do for every stream (3.2). */
-extern const uint64_t ngx_http_pxg_features[4];
-
-/* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
-
-/* Tells the engine about this host, once per process: a worker, or the child that validates. */
-ngx_int_t ngx_http_pxg_start(ngx_log_t *log);
-ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle);
-/* The worker's engine and its wake-up, if they are not there yet. */
-ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle);
-/* pxg_config_new with all processors of the machine. */
-pxg_config *ngx_http_pxg_config_new(const pxg_config_spec *spec, pxg_error *why);
-void ngx_http_pxg_exit_process(ngx_cycle_t *cycle);
-/* The worker's engine, its clock brought up to date; null in processes that serve no requests. */
-pxg_worker *ngx_http_pxg_worker(void);
-uint64_t ngx_http_pxg_now(void);
-/* After a call into the engine: sees to on_batch_end at the end of this turn of the loop. */
-void ngx_http_pxg_batch(void);
 
 /* ---- Streams: ngx_http_pxg_stream.c -------------------------------------------------------------------------------- */
 
@@ -94,11 +45,16 @@ typedef struct {
 typedef struct {
   ngx_http_request_t *request;
   pxg_stream *stream;
+  ngx_queue_t queue; /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2];
   ngx_event_t timer;
   ngx_event_t after; /* See ngx_http_pxg_after. */
   ngx_http_pxg_flow_t flow[2];
   ngx_chain_t *gate; /* The response's body, stopped before the first filter while its head is held. */
+
+  off_t body_bytes[2]; /* Of the request as it came, of the response as it left; for attributes. */
+  ngx_str_t raw_path;  /* As it came. */
+  uint64_t started_ns; /* The request's start, monotonic. */
 
   /* Handlers of nginx that are replaced while a guest withholds. */
   ngx_http_event_handler_pt read_handler, write_handler;
@@ -123,12 +79,27 @@ typedef struct {
   unsigned abandon : 1;  /* The upstream's exchange is of no use any more. */
   unsigned cut : 1;      /* The upstream's response ends short. */
   unsigned buffered : 1; /* NGX_HTTP_PXG_BUFFERED is set. */
+  unsigned rerouted : 1; /* The location was chosen again for a guest. */
   unsigned reset : 1;
   unsigned finished : 1;
 } ngx_http_pxg_ctx_t;
 
 /* What the engine asks of a stream; its data is the context. ngx_http_pxg_ops.c */
 extern const pxg_stream_ops ngx_http_pxg_ops;
+
+/* ngx_http_pxg_attributes.c */
+ngx_int_t ngx_http_pxg_attributes_init(ngx_conf_t *cf);                   /* In preconfiguration. */
+int32_t ngx_http_pxg_attribute(void *data, const char *name, size_t len); /* pxg_driver.attribute */
+bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *value);
+void ngx_http_pxg_attributes_open(ngx_http_pxg_ctx_t *ctx); /* Before a guest or an edit. */
+/* ngx_http_pxg_routing.c */
+ngx_int_t ngx_http_pxg_routing_variables(ngx_conf_t *cf); /* In preconfiguration. */
+bool ngx_http_pxg_op_cluster(void *data, const uint8_t *name, size_t len);
+/* Once the request's head has left the engine. NGX_DONE: its location was chosen again, the phases have run. */
+ngx_int_t ngx_http_pxg_reroute(ngx_http_pxg_ctx_t *ctx);
+/* Tells the log where a request did not go to the cluster that a guest chose. */
+void ngx_http_pxg_check_route(ngx_http_pxg_ctx_t *ctx);
+void ngx_http_pxg_count_body(ngx_http_pxg_ctx_t *ctx, int direction, const ngx_chain_t *in);
 
 /* The context of a main request, also after nginx wiped r->ctx at an internal redirect. */
 ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r);
@@ -137,6 +108,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 /* Takes what may leave into the context, keeps what stays, sets the timer. To be called after each feed. NGX_ERROR: no
  * memory, the request cannot go on. */
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
+/* [exit] Ends all streams of this process, for one that ends in spite of them. */
+void ngx_http_pxg_end_all(void);
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);

@@ -314,6 +314,11 @@ int ngx_http_pxg_lua_pends(uint64_t handle, int direction) {
   return s ? pxg_stream_pends(s->stream, direction) : PXG_E_STALE;
 }
 
+int ngx_http_pxg_lua_sees_body(uint64_t handle, int direction) {
+  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, direction);
+  return s ? pxg_stream_sees_body(s->stream, direction) : PXG_E_STALE;
+}
+
 int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema) {
   ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, direction);
 

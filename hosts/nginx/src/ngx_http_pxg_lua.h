@@ -48,7 +48,11 @@ int ngx_http_pxg_lua_abi_version(void);
 
 /* Flags of a configuration. */
 #define NGX_HTTP_PXG_LUA_SYNC 0x1u /* No PENDING: for phases of Lua that cannot wait. */
-#define NGX_HTTP_PXG_LUA_OPEN 0x2u /* Fails open. */
+/* For responses that pass header_filter_by_lua and body_filter_by_lua, where a head leaves at once, trailers are not seen
+ * and nothing can wait. */
+#define NGX_HTTP_PXG_LUA_PHASES 0x2u
+#define NGX_HTTP_PXG_LUA_OPEN 0x4u /* Fails open. */
+#define NGX_HTTP_PXG_LUA_VARIANT (NGX_HTTP_PXG_LUA_SYNC | NGX_HTTP_PXG_LUA_PHASES)
 
 /* Strings are NUL-terminated. 0 leaves a limit as it is preset. */
 typedef struct {
@@ -61,7 +65,7 @@ typedef struct {
  * -1 with the cause in `err`, of which `*errlen` says the room and then the length. */
 int ngx_http_pxg_lua_filter(const char *name, uint32_t flags, char *err, size_t *errlen);
 /* Loads the library if need be, which blocks the worker, and makes the configuration. An earlier one of the same name
- * and flag SYNC is replaced for streams to come, or stays if this one is refused. */
+ * and variant is replaced for streams to come, or stays if this one is refused. */
 int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *spec, char *err, size_t *errlen);
 /* Null: there is none of that number. */
 pxg_config *ngx_http_pxg_lua_config(int filter);
@@ -95,6 +99,8 @@ typedef struct {
 int ngx_http_pxg_lua_take(uint64_t handle, ngx_http_pxg_lua_out_t *out);
 /* 1: a guest's PENDING stops this direction now; 0: none does. */
 int ngx_http_pxg_lua_pends(uint64_t handle, int direction);
+/* 1: some guest may look at this direction's body as things stand; 0: none does. */
+int ngx_http_pxg_lua_sees_body(uint64_t handle, int direction);
 /* The next mail, timer or end of the stream posts `sema`, a semaphore of lua-nginx-module, once. It has to live until
  * then. */
 int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema);

@@ -72,28 +72,19 @@ static pxg_edit ngx_http_pxg_lua_add(void *data, int d, bool trailers, const pxg
   return ngx_http_pxg_lua_push(data, l, name, value) ? PXG_EDIT_DONE : PXG_EDIT_NO_MEMORY;
 }
 
-static void ngx_http_pxg_lua_remove_from(ngx_http_pxg_lua_list_t *l, size_t from, const pxg_str *name) {
-  size_t i;
-  for (i = from; i < l->n; i++)
-    if (ngx_http_pxg_lua_is(&l->at[i], name)) l->at[i].name.ptr = NULL, l->gone = 1;
-}
-
-static pxg_edit ngx_http_pxg_lua_set(void *data, int d, bool trailers, const pxg_str *name, const pxg_str *value) {
-  ngx_http_pxg_lua_message_t *m = data;
+static pxg_edit ngx_http_pxg_lua_remove(void *data, int d, bool trailers, const pxg_str *name) {
   ngx_http_pxg_lua_list_t *l = ngx_http_pxg_lua_list(data, d, trailers);
   size_t i;
 
-  for (i = 0; i < l->n; i++) {
-    if (!ngx_http_pxg_lua_is(&l->at[i], name)) continue;
-    ngx_http_pxg_lua_remove_from(l, i + 1, name);
-    return ngx_http_pxg_lua_str(m->pool, &l->at[i].value, value) ? PXG_EDIT_DONE : PXG_EDIT_NO_MEMORY;
-  }
-  return ngx_http_pxg_lua_add(data, d, trailers, name, value);
+  for (i = 0; i < l->n; i++)
+    if (ngx_http_pxg_lua_is(&l->at[i], name)) l->at[i].name.ptr = NULL, l->gone = 1;
+  return PXG_EDIT_DONE;
 }
 
-static pxg_edit ngx_http_pxg_lua_remove(void *data, int d, bool trailers, const pxg_str *name) {
-  ngx_http_pxg_lua_remove_from(ngx_http_pxg_lua_list(data, d, trailers), 0, name);
-  return PXG_EDIT_DONE;
+/* What had the name is gone for indices, too (PXG-HDR-004). */
+static pxg_edit ngx_http_pxg_lua_set(void *data, int d, bool trailers, const pxg_str *name, const pxg_str *value) {
+  (void)ngx_http_pxg_lua_remove(data, d, trailers, name);
+  return ngx_http_pxg_lua_add(data, d, trailers, name, value);
 }
 
 static pxg_edit ngx_http_pxg_lua_set_at(void *data, int d, bool trailers, size_t index, const pxg_str *value) {

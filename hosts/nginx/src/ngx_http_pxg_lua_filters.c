@@ -7,33 +7,36 @@
 #include "ngx_http_pxg_lua.h"
 
 #define NGX_HTTP_PXG_LUA_BIT(f) (1ull << ((f) % 64))
+#define NGX_HTTP_PXG_LUA_BOTH(f) (NGX_HTTP_PXG_LUA_BIT(PXG_F_##f##_REQUEST) | NGX_HTTP_PXG_LUA_BIT(PXG_F_##f##_RESPONSE))
+#define NGX_HTTP_PXG_LUA_PEND(d)                                                                                        \
+  (NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_HEADERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_BODY) |                      \
+   NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_TRAILERS))
 
 /* What a Lua program that keeps to the library's rules does for a stream. Cleared: APPLY, STREAM_REPLY, FLUSH and
  * BODY_INJECT (nothing wakes a program that is not waiting), ROUTE, SUBREQUESTS, UPGRADE_BODY, WIRE_ORDER and L4 (it has
  * none of them), EXACT_EOS of responses (a filter of nginx does not know). */
-#define NGX_HTTP_PXG_LUA_PEND                                                                                           \
-  (NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_REQUEST_HEADERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_REQUEST_BODY) |                  \
-   NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_REQUEST_TRAILERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_RESPONSE_HEADERS) |             \
-   NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_RESPONSE_BODY) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_RESPONSE_TRAILERS) |               \
-   NGX_HTTP_PXG_LUA_BIT(PXG_F_BATCH_END))
-
 static const uint64_t ngx_http_pxg_lua_features =
-    NGX_HTTP_PXG_LUA_PEND | NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_STREAM_REQUEST) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_STREAM_RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_WHOLE_REQUEST) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_WHOLE_RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_OBSERVE_REQUEST) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_OBSERVE_RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_HOLD_REQUEST) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_HOLD_RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_RESIZE_REQUEST) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_RESIZE_RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_EXACT_EOS_REQUEST) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_TRAILERS_IN_REQUEST) | NGX_HTTP_PXG_LUA_BIT(PXG_F_TRAILERS_IN_RESPONSE) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_TRAILERS_OUT_REQUEST) | NGX_HTTP_PXG_LUA_BIT(PXG_F_TRAILERS_OUT_RESPONSE) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_PARTIAL_RELEASE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_CONTINUE_GATE) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_REPLY_REFILTER) | NGX_HTTP_PXG_LUA_BIT(PXG_F_METADATA) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_ORPHAN) | NGX_HTTP_PXG_LUA_BIT(PXG_F_THREAD_AFFINE) |
+    NGX_HTTP_PXG_LUA_PEND(REQUEST) | NGX_HTTP_PXG_LUA_PEND(RESPONSE) | NGX_HTTP_PXG_LUA_BOTH(BODY_STREAM) |
+    NGX_HTTP_PXG_LUA_BOTH(BODY_WHOLE) | NGX_HTTP_PXG_LUA_BOTH(BODY_OBSERVE) | NGX_HTTP_PXG_LUA_BOTH(HOLD) |
+    NGX_HTTP_PXG_LUA_BOTH(RESIZE) | NGX_HTTP_PXG_LUA_BOTH(TRAILERS_IN) | NGX_HTTP_PXG_LUA_BOTH(TRAILERS_OUT) |
+    NGX_HTTP_PXG_LUA_BIT(PXG_F_EXACT_EOS_REQUEST) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PARTIAL_RELEASE) |
+    NGX_HTTP_PXG_LUA_BIT(PXG_F_CONTINUE_GATE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_REPLY_REFILTER) |
+    NGX_HTTP_PXG_LUA_BIT(PXG_F_METADATA) | NGX_HTTP_PXG_LUA_BIT(PXG_F_ORPHAN) |
+    NGX_HTTP_PXG_LUA_BIT(PXG_F_THREAD_AFFINE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_BATCH_END) |
     NGX_HTTP_PXG_LUA_BIT(PXG_F_CONFIG_REJECT);
+
+static const uint64_t ngx_http_pxg_lua_not_sync =
+    NGX_HTTP_PXG_LUA_PEND(REQUEST) | NGX_HTTP_PXG_LUA_PEND(RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_BATCH_END);
+
+/* Requests are read whole before they are fed; nothing of them has trailers. */
+static const uint64_t ngx_http_pxg_lua_not_phases =
+    NGX_HTTP_PXG_LUA_PEND(RESPONSE) | NGX_HTTP_PXG_LUA_BOTH(TRAILERS_IN) | NGX_HTTP_PXG_LUA_BOTH(TRAILERS_OUT) |
+    NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_REQUEST_TRAILERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_HOLD_RESPONSE) |
+    NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_WHOLE_RESPONSE);
 
 typedef struct {
   char *name;
-  uint32_t flags; /* SYNC. */
+  uint32_t variant;
   pxg_config *config;
 } ngx_http_pxg_lua_filter_t;
 
@@ -49,7 +52,7 @@ static int ngx_http_pxg_lua_refuse(char *err, size_t *errlen, const char *text, 
 static int ngx_http_pxg_lua_find(const char *name, uint32_t flags) {
   int i;
   for (i = 0; i < ngx_http_pxg_lua_n_filters; i++)
-    if (ngx_http_pxg_lua_filters[i].flags == (flags & NGX_HTTP_PXG_LUA_SYNC) &&
+    if (ngx_http_pxg_lua_filters[i].variant == (flags & NGX_HTTP_PXG_LUA_VARIANT) &&
         ngx_strcmp(ngx_http_pxg_lua_filters[i].name, name) == 0)
       return i;
   return -1;
@@ -70,7 +73,7 @@ static int ngx_http_pxg_lua_keep(const char *name, uint32_t flags, pxg_config *c
   all = realloc(ngx_http_pxg_lua_filters, ((size_t)i + 1) * sizeof(*all));
   if (all == NULL) return pxg_config_unref(c), -1;
   ngx_http_pxg_lua_filters = all;
-  all[i] = (ngx_http_pxg_lua_filter_t){.name = strdup(name), .flags = flags & NGX_HTTP_PXG_LUA_SYNC, .config = c};
+  all[i] = (ngx_http_pxg_lua_filter_t){.name = strdup(name), .variant = flags & NGX_HTTP_PXG_LUA_VARIANT, .config = c};
   if (all[i].name == NULL) return pxg_config_unref(c), -1;
   return ngx_http_pxg_lua_n_filters++;
 }
@@ -82,7 +85,8 @@ static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint32_t flags, char *er
 
   ngx_memzero(spec->features, sizeof(spec->features));
   spec->features[0] = ngx_http_pxg_lua_features & pxg_host_driver()->features[0];
-  if (flags & NGX_HTTP_PXG_LUA_SYNC) spec->features[0] &= ~NGX_HTTP_PXG_LUA_PEND;
+  if (flags & NGX_HTTP_PXG_LUA_SYNC) spec->features[0] &= ~ngx_http_pxg_lua_not_sync;
+  if (flags & NGX_HTTP_PXG_LUA_PHASES) spec->features[0] &= ~ngx_http_pxg_lua_not_phases;
   c = ngx_http_pxg_config_new(spec, &why);
   if (c == NULL) return ngx_http_pxg_lua_refuse(err, errlen, "%s", why.text);
   i = ngx_http_pxg_lua_keep(spec->instance, flags, c);

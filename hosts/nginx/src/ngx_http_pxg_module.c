@@ -10,7 +10,14 @@ static ngx_int_t ngx_http_pxg_phase(ngx_conf_t *cf, ngx_uint_t phase, ngx_http_h
   return NGX_OK;
 }
 
+static ngx_int_t ngx_http_pxg_preconfiguration(ngx_conf_t *cf) {
+  if (ngx_http_pxg_attributes_init(cf) != NGX_OK) return NGX_ERROR;
+  if (ngx_http_pxg_routing_variables(cf) != NGX_OK) return NGX_ERROR;
+  return ngx_http_pxg_add_variables(cf);
+}
+
 static ngx_int_t ngx_http_pxg_postconfiguration(ngx_conf_t *cf) {
+  if (ngx_http_pxg_phase(cf, NGX_HTTP_PREACCESS_PHASE, ngx_http_pxg_strip_handler) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_phase(cf, NGX_HTTP_ACCESS_PHASE, ngx_http_pxg_access_handler) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_phase(cf, NGX_HTTP_LOG_PHASE, ngx_http_pxg_log_handler) != NGX_OK) return NGX_ERROR;
   ngx_http_pxg_request_body_init();
@@ -19,10 +26,10 @@ static ngx_int_t ngx_http_pxg_postconfiguration(ngx_conf_t *cf) {
 }
 
 static ngx_http_module_t ngx_http_pxg_module_ctx = {
-    NULL, /* preconfiguration */
+    ngx_http_pxg_preconfiguration,
     ngx_http_pxg_postconfiguration,
     ngx_http_pxg_create_main_conf,
-    NULL, /* init main configuration */
+    ngx_http_pxg_init_main_conf,
     NULL, /* create server configuration */
     NULL, /* merge server configuration */
     ngx_http_pxg_create_loc_conf,
@@ -35,7 +42,7 @@ ngx_module_t ngx_http_proxy_golang_module = {
     ngx_http_pxg_commands,
     NGX_HTTP_MODULE,
     NULL, /* init master */
-    NULL, /* init module */
+    ngx_http_pxg_init_module,
     ngx_http_pxg_init_process,
     NULL, /* init thread */
     NULL, /* exit thread */

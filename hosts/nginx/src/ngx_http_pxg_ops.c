@@ -86,4 +86,6 @@ const pxg_stream_ops ngx_http_pxg_ops = {
     .commit = ngx_http_pxg_op_commit,
     .length = ngx_http_pxg_op_length,
     .replace = ngx_http_pxg_op_replace,
+    .attribute = ngx_http_pxg_op_attribute,
+    .cluster = ngx_http_pxg_op_cluster,
 };

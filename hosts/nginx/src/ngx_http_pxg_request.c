@@ -16,6 +16,8 @@ static ngx_int_t ngx_http_pxg_start_stream(ngx_http_request_t *r, ngx_http_pxg_c
 
   if (rc != NGX_OK) return rc;
   ctx = *to;
+  ngx_http_pxg_attributes_open(ctx);
+  if (ngx_http_pxg_fields_normalize(r) != NGX_OK) return NGX_ERROR;
   ngx_uint_t bodiless = r->headers_in.content_length_n <= 0 && !r->headers_in.chunked;
   ctx->request_fed = bodiless;
   pxg_stream_head(ctx->stream, PXG_DIR_REQUEST, bodiless ? PXG_HEAD_ENDS : 0);
@@ -44,7 +46,7 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
     ngx_http_pxg_send_reply(ctx);
     return NGX_DONE;
   }
-  if (ctx->request_head) return NGX_DECLINED;
+  if (ctx->request_head) return ngx_http_pxg_reroute(ctx);
 
   if (!ctx->request_fed && r->request_body == NULL && pxg_stream_wants_body_first(ctx->stream, PXG_DIR_REQUEST)) {
     ctx->reading = 1;
@@ -75,6 +77,7 @@ static uint32_t ngx_http_pxg_why(ngx_http_request_t *r, ngx_http_pxg_ctx_t *ctx)
 /* Subrequests that are logged come here, too; they are no streams. */
 ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
+  if (ctx) ngx_http_pxg_check_route(ctx);
   if (ctx) ngx_http_pxg_finish(ctx, ngx_http_pxg_why(r, ctx));
   return NGX_OK;
 }

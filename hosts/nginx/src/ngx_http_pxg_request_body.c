@@ -44,6 +44,7 @@ static ngx_int_t ngx_http_pxg_request_body_filter(ngx_http_request_t *r, ngx_cha
   ngx_int_t rc, fed;
 
   if (ctx == NULL || ctx->finished) return ngx_http_pxg_next_request_body_filter(r, in);
+  ngx_http_pxg_count_body(ctx, PXG_DIR_REQUEST, in);
 
   if (ctx->request_head && !ctx->local && !ctx->reset && ngx_http_pxg_unseen(ctx, PXG_DIR_REQUEST)) {
     (void)ngx_http_pxg_worker();

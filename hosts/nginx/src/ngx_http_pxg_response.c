@@ -121,6 +121,7 @@ static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in
   ngx_http_request_t *r = ctx->request;
   ngx_int_t rc = NGX_OK;
 
+  ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, in);
   if (in || ngx_http_pxg_below(r)) rc = ngx_http_pxg_next_body_filter(r, in);
   ngx_http_pxg_reap(ctx, PXG_DIR_RESPONSE);
   return rc;

@@ -4,8 +4,11 @@
 
 /* ---- Contexts ------------------------------------------------------------------------------------------------------ */
 
+static ngx_queue_t ngx_http_pxg_streams; /* Of this process. */
+
 static void ngx_http_pxg_cleanup(void *data) {
   ngx_http_pxg_ctx_t *ctx = data;
+  if (ctx->stream) { ngx_queue_remove(&ctx->queue); }
   if (ctx->timer.timer_set) ngx_del_timer(&ctx->timer);
   if (ctx->after.posted) { ngx_delete_posted_event(&ctx->after); }
   if (ctx->send) ctx->request->connection->send = ctx->send;
@@ -70,6 +73,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
   ctx->stream = pxg_stream_open(w, chain, l->chain->nelts, &ngx_http_pxg_ops, ctx, r->connection->number,
                                 r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0);
   if (ctx->stream == NULL) return NGX_ERROR;
+  if (ngx_http_pxg_streams.next == NULL) { ngx_queue_init(&ngx_http_pxg_streams); }
+  ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);
   cln->handler = ngx_http_pxg_cleanup;
   cln->data = ctx;
   ctx->timer.handler = ngx_http_pxg_timer;
@@ -110,6 +115,15 @@ ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_pxg_set_timer(ctx);
   ngx_http_pxg_batch();
   return rc;
+}
+
+void ngx_http_pxg_end_all(void) {
+  ngx_queue_t *q;
+
+  while (ngx_http_pxg_streams.next && !ngx_queue_empty(&ngx_http_pxg_streams)) {
+    q = ngx_queue_head(&ngx_http_pxg_streams);
+    ngx_http_pxg_cleanup(ngx_queue_data(q, ngx_http_pxg_ctx_t, queue));
+  }
 }
 
 /* ---- Resumption ---------------------------------------------------------------------------------------------------- */

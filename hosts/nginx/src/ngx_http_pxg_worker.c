@@ -4,7 +4,6 @@
 #define _GNU_SOURCE
 #endif
 
-#include "ngx_http_pxg.h"
 #include "ngx_http_pxg_lua.h"
 
 #include <sched.h>
@@ -12,8 +11,18 @@
 
 #define NGX_HTTP_PXG_BIT(f) (1ull << ((f) % 64))
 
-/* Cleared: trailers of requests, which nginx drops; of responses, which not every module of nginx brings; what comes
- * from outside a response's own bytes. */
+/* Cleared, because nginx has no way to it:
+ *   PEND_REQUEST_TRAILERS, TRAILERS_IN_REQUEST, TRAILERS_OUT_REQUEST   nginx drops trailers of requests
+ *   PEND_RESPONSE_TRAILERS, TRAILERS_IN_RESPONSE   most of its modules drop an upstream's trailers
+ *   BODY_INJECT     a response that nginx passes on is moved by its upstream's events only
+ *   FLUSH           a request under proxy_request_buffering reaches no transport before its end
+ *   OWNED_BUF       bytes of a guest are copied once
+ *   WIRE_ORDER      nginx joins cookies of HTTP/2, and keeps some fields outside its list
+ *   SUBREQUESTS     the access phase, where a chain starts, does not run for them
+ *   UPGRADE_BODY    an upgraded connection passes no filter
+ *   CONFIG_THREAD   a worker has one thread
+ *   L4              the module is one of http
+ * Per configuration: ngx_http_pxg_grants. */
 const uint64_t ngx_http_pxg_features[4] = {
     NGX_HTTP_PXG_BIT(PXG_F_PEND_REQUEST_HEADERS) | NGX_HTTP_PXG_BIT(PXG_F_PEND_REQUEST_BODY) |
         NGX_HTTP_PXG_BIT(PXG_F_PEND_RESPONSE_HEADERS) | NGX_HTTP_PXG_BIT(PXG_F_PEND_RESPONSE_BODY) |
@@ -22,11 +31,20 @@ const uint64_t ngx_http_pxg_features[4] = {
         NGX_HTTP_PXG_BIT(PXG_F_BODY_OBSERVE_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_BODY_OBSERVE_RESPONSE) |
         NGX_HTTP_PXG_BIT(PXG_F_HOLD_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_HOLD_RESPONSE) |
         NGX_HTTP_PXG_BIT(PXG_F_EXACT_EOS_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_PARTIAL_RELEASE) |
-        NGX_HTTP_PXG_BIT(PXG_F_CONTINUE_GATE) | NGX_HTTP_PXG_BIT(PXG_F_THREAD_AFFINE) |
-        NGX_HTTP_PXG_BIT(PXG_F_BATCH_END),
+        NGX_HTTP_PXG_BIT(PXG_F_CONTINUE_GATE) | NGX_HTTP_PXG_BIT(PXG_F_REPLY_REFILTER) |
+        NGX_HTTP_PXG_BIT(PXG_F_ROUTE) | NGX_HTTP_PXG_BIT(PXG_F_METADATA) | NGX_HTTP_PXG_BIT(PXG_F_ORPHAN) |
+        NGX_HTTP_PXG_BIT(PXG_F_THREAD_AFFINE) | NGX_HTTP_PXG_BIT(PXG_F_BATCH_END) |
+        NGX_HTTP_PXG_BIT(PXG_F_CONFIG_REJECT) | NGX_HTTP_PXG_BIT(PXG_F_APPLY),
 };
 
+void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, uint64_t features[4]) {
+  ngx_memcpy(features, ngx_http_pxg_features, sizeof(ngx_http_pxg_features));
+  if (policy->n_clusters == 0) features[0] &= ~NGX_HTTP_PXG_BIT(PXG_F_ROUTE);
+  if (!reply_refilter) features[0] &= ~NGX_HTTP_PXG_BIT(PXG_F_REPLY_REFILTER);
+}
+
 static pxg_worker *ngx_http_pxg_the_worker;
+static ngx_uint_t ngx_http_pxg_drains;
 static ngx_connection_t *ngx_http_pxg_bell;
 static ngx_event_t ngx_http_pxg_batch_event;
 
@@ -36,11 +54,18 @@ uint64_t ngx_http_pxg_now(void) {
   return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
+static void ngx_http_pxg_drain(void) {
+  if (ngx_http_pxg_drains) return;
+  ngx_http_pxg_drains = 1;
+  pxg_page_draining(true);
+}
+
 pxg_worker *ngx_http_pxg_worker(void) {
   ngx_time_t *tp = ngx_timeofday();
   uint64_t now;
 
   if (ngx_http_pxg_the_worker) {
+    if (ngx_exiting || ngx_terminate) ngx_http_pxg_drain();
     now = ngx_http_pxg_now();
     pxg_worker_clock(ngx_http_pxg_the_worker, now);
     pxg_page_clock(now, (uint64_t)tp->sec * 1000000000 + (uint64_t)tp->msec * 1000000);
@@ -62,23 +87,35 @@ static void ngx_http_pxg_mail(ngx_event_t *ev) {
   pxg_stream *s;
   uint64_t n;
 
+  /* A graceful shutdown closes what is idle, and this connection says that it is: nginx has no other word for modules. */
+  if (c->close) {
+    c->close = 0;
+    ngx_http_pxg_drain();
+    return;
+  }
   while (read(c->fd, &n, sizeof(n)) == -1 && ngx_errno == NGX_EINTR) { /* void */
   }
   if (ngx_handle_read_event(ev, 0) != NGX_OK)
     ngx_log_error(NGX_LOG_ALERT, ev->log, 0, "proxy_golang: the wake-up event of this worker was lost");
 
   w = ngx_http_pxg_worker();
-  while (w && (s = pxg_worker_next(w)) != NULL)
+  (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->wakes, 1);
+  while (w && (s = pxg_worker_next(w)) != NULL) {
+    (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->mails, 1);
     if (!ngx_http_pxg_lua_resume(s)) ngx_http_pxg_resume(pxg_stream_data(s));
+  }
   ngx_http_pxg_batch();
 }
 
 static void ngx_http_pxg_batch_handler(ngx_event_t *ev) {
   pxg_worker *w = ngx_http_pxg_worker();
-  if (w && pxg_worker_batch_due(w)) pxg_worker_batch_end(w);
+  if (w == NULL || !pxg_worker_batch_due(w)) return;
+  (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->batch_ends, 1);
+  pxg_worker_batch_end(w);
 }
 
 void ngx_http_pxg_batch(void) {
+  if (pxg_configs_to_drop()) (void)pxg_configs_drop();
   if (ngx_http_pxg_the_worker == NULL || !pxg_worker_batch_due(ngx_http_pxg_the_worker)) return;
   if (!ngx_http_pxg_batch_event.posted) { ngx_post_event(&ngx_http_pxg_batch_event, &ngx_posted_events); }
 }
@@ -93,7 +130,15 @@ static void ngx_http_pxg_log(void *data, uint32_t level, const char *line, size_
   ngx_log_error(levels[level < 5 ? level : 4], &log, 0, "proxy_golang: %V", &s);
 }
 
-ngx_int_t ngx_http_pxg_start(ngx_log_t *log) {
+/* The level of the main error_log, which is the first of its list: guests format nothing that nobody writes. */
+static uint32_t ngx_http_pxg_level(const ngx_log_t *log) {
+  if (log->log_level >= NGX_LOG_DEBUG) return PXG_LOG_DEBUG;
+  if (log->log_level >= NGX_LOG_INFO) return PXG_LOG_INFO;
+  if (log->log_level >= NGX_LOG_WARN) return PXG_LOG_WARN;
+  return log->log_level >= NGX_LOG_ERR ? PXG_LOG_ERROR : PXG_LOG_OFF;
+}
+
+ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone) {
   static ngx_uint_t started;
   pxg_driver d;
   pxg_error why;
@@ -103,10 +148,14 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log) {
   d.name = "nginx";
   d.version = NGINX_VERSION;
   d.n_workers = 1; /* Of this process. */
+  d.zone = zone;
   ngx_memcpy(d.features, ngx_http_pxg_features, sizeof(d.features));
-  d.log_level = PXG_LOG_INFO;
+  d.log_level = ngx_http_pxg_level(log);
   d.log = ngx_http_pxg_log;
+  d.attribute = ngx_http_pxg_attribute;
   d.complete = pxg_complete;
+  d.apply = pxg_apply;
+  d.wake = pxg_wake;
   if (!pxg_host_start(&d, &why)) {
     ngx_log_error(NGX_LOG_EMERG, log, 0, "proxy_golang: %s", why.text);
     return NGX_ERROR;
@@ -115,7 +164,9 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log) {
   return NGX_OK;
 }
 
-/* A runtime takes the processors that its first thread may use for all that it will ever have, so guests are loaded with
+/* ---- Loading ------------------------------------------------------------------------------------------------------- */
+
+/* A runtime takes the processors that its first thread may use for all that it will ever have: a guest is loaded with
  * those of the machine, although nginx has pinned this thread before. */
 pxg_config *ngx_http_pxg_config_new(const pxg_config_spec *spec, pxg_error *why) {
   cpu_set_t mine, all;
@@ -130,28 +181,72 @@ pxg_config *ngx_http_pxg_config_new(const pxg_config_spec *spec, pxg_error *why)
   return c;
 }
 
-static void ngx_http_pxg_load(ngx_http_pxg_main_conf_t *m) {
-  ngx_http_pxg_filter_t **f = m->filters.elts;
+static void ngx_http_pxg_make(ngx_http_pxg_filter_t *f) {
   pxg_config_spec spec;
   pxg_error why;
-  ngx_uint_t i;
 
-  for (i = 0; i < m->filters.nelts; i++) {
-    ngx_http_pxg_filter_spec(f[i], &spec);
-    f[i]->config = ngx_http_pxg_config_new(&spec, &why);
-    if (f[i]->config == NULL)
-      ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0, "proxy_golang_filter \"%V\" is refused, its requests fail: %s",
-                    &f[i]->name, why.text);
+  ngx_http_pxg_filter_spec(f, &spec);
+  if (f->parent) {
+    spec.parent = f->parent->config;
+    if (spec.parent == NULL) return; /* Said of the parent. */
   }
+  f->config = f->all_cpus ? ngx_http_pxg_config_new(&spec, &why) : pxg_config_new(&spec, &why);
+  if (f->config) return;
+  (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->refusals, 1);
+  ngx_log_error(NGX_LOG_CRIT, ngx_cycle->log, 0, "%s \"%V\" in %V:%ui is refused by this worker, its requests fail: %s",
+                f->parent ? "proxy_golang_override" : "proxy_golang_filter", &f->name, &f->file, f->line, why.text);
 }
 
-ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
-  ngx_connection_t *c;
-  int fd;
+/* The references of a cycle, given up with it. */
+static void ngx_http_pxg_forget(void *data) {
+  ngx_http_pxg_main_conf_t *m = data;
+  ngx_array_t *lists[2] = {&m->overrides, &m->filters};
+  ngx_http_pxg_filter_t **f;
+  ngx_uint_t i, k;
 
-  if (ngx_http_pxg_the_worker) return NGX_OK;
-  if (ngx_http_pxg_start(cycle->log) != NGX_OK) return NGX_ERROR;
-  fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  for (k = 0; k < 2; k++) {
+    f = lists[k]->elts;
+    for (i = 0; i < lists[k]->nelts; i++) {
+      if (f[i]->config) pxg_config_unref(f[i]->config);
+      f[i]->config = NULL;
+    }
+  }
+  if (pxg_configs_to_drop()) (void)pxg_configs_drop();
+}
+
+/* Makes all configurations of a cycle in the process that will use them. */
+static ngx_int_t ngx_http_pxg_load(ngx_cycle_t *cycle, ngx_http_pxg_main_conf_t *m) {
+  ngx_array_t *lists[2] = {&m->filters, &m->overrides};
+  ngx_pool_cleanup_t *cln = ngx_pool_cleanup_add(cycle->pool, 0);
+  ngx_http_pxg_filter_t **f;
+  ngx_uint_t i, k, n = 0;
+  pxg_worker *w;
+
+  if (cln == NULL) return NGX_ERROR;
+  cln->handler = ngx_http_pxg_forget;
+  cln->data = m;
+  for (k = 0; k < 2; k++) {
+    f = lists[k]->elts;
+    for (i = 0; i < lists[k]->nelts; i++) {
+      if (!ngx_http_pxg_is_made(f[i])) continue;
+      ngx_http_pxg_make(f[i]);
+      if (f[i]->config) n++;
+    }
+  }
+  w = ngx_http_pxg_worker();
+  f = m->filters.elts;
+  for (i = 0; w && i < m->filters.nelts; i++)
+    if (f[i]->warm_up && f[i]->config) pxg_worker_warm_up(w, f[i]->config->lib);
+  ngx_log_error(NGX_LOG_NOTICE, cycle->log, 0, "proxy_golang: worker ready, %ui filters", n);
+  return NGX_OK;
+}
+
+/* ---- The process --------------------------------------------------------------------------------------------------- */
+
+static ngx_int_t ngx_http_pxg_open_bell(ngx_cycle_t *cycle) {
+  int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  ngx_connection_t *c;
+
   if (fd == -1) {
     ngx_log_error(NGX_LOG_EMERG, cycle->log, ngx_errno, "eventfd() failed");
     return NGX_ERROR;
@@ -169,33 +264,67 @@ ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
     (void)close(fd);
     return NGX_ERROR;
   }
+  c->idle = 1;
   ngx_http_pxg_bell = c;
+  return NGX_OK;
+}
+
+static ngx_http_pxg_main_conf_t *ngx_http_pxg_main_conf(ngx_cycle_t *cycle) {
+  if (cycle->conf_ctx[ngx_http_module.index] == NULL) return NULL;
+  return ngx_http_cycle_get_module_main_conf(cycle, ngx_http_proxy_golang_module);
+}
+
+ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
+  ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
+
+  if (m == NULL || ngx_http_pxg_start(cycle->log, ngx_http_pxg_zone(m)) != NGX_OK) return NGX_ERROR;
+  if (ngx_http_pxg_the_worker) return NGX_OK;
+  ngx_http_pxg_use_zone(m);
+  (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->workers, 1);
+  if (ngx_http_pxg_bell == NULL && ngx_http_pxg_open_bell(cycle) != NGX_OK) return NGX_ERROR;
   ngx_http_pxg_batch_event.handler = ngx_http_pxg_batch_handler;
   ngx_http_pxg_batch_event.log = cycle->log;
-  ngx_http_pxg_the_worker = pxg_worker_new(0, ngx_http_pxg_ring, (void *)(intptr_t)fd);
+  ngx_http_pxg_the_worker = pxg_worker_new(0, ngx_http_pxg_ring, (void *)(intptr_t)ngx_http_pxg_bell->fd);
   return ngx_http_pxg_the_worker ? NGX_OK : NGX_ERROR;
 }
 
-ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
-  ngx_http_pxg_main_conf_t *m;
+static ngx_int_t ngx_http_pxg_serve(ngx_cycle_t *cycle) {
+  ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
 
-  /* Cache manager and loader come here, too. */
-  if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) return NGX_OK;
-  if (cycle->conf_ctx[ngx_http_module.index] == NULL) return NGX_OK;
-  m = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_proxy_golang_module);
   if (m == NULL || m->filters.nelts == 0) return NGX_OK;
-
   ngx_http_pxg_response_gate();
-  if (ngx_http_pxg_start(cycle->log) != NGX_OK) return NGX_ERROR;
-  ngx_http_pxg_load(m);
-  return ngx_http_pxg_worker_start(cycle);
+  return ngx_http_pxg_worker_start(cycle) == NGX_OK ? ngx_http_pxg_load(cycle, m) : NGX_ERROR;
 }
 
-/* The descriptor stays open: threads of guests may still ring. Only nginx forgets its connection, so that it does not
- * take it for one that was left. */
+/* Whether init_process has been here in a process that has no master: a reload does not call it again there. */
+static ngx_uint_t ngx_http_pxg_single;
+
+/* Every process that reads a configuration comes here; only one that serves already may load guests (PXG-LOAD-004). */
+ngx_int_t ngx_http_pxg_init_module(ngx_cycle_t *cycle) {
+  return ngx_http_pxg_single ? ngx_http_pxg_serve(cycle) : NGX_OK;
+}
+
+ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
+  /* Cache manager and loader come here, too. */
+  if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) return NGX_OK;
+  ngx_http_pxg_single = ngx_process == NGX_PROCESS_SINGLE;
+  return ngx_http_pxg_serve(cycle);
+}
+
+/* The order of 12.8: streams, configurations, the worker. */
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle) {
+  ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
+
+  if (ngx_http_pxg_the_worker == NULL) return;
+  ngx_http_pxg_drain();
+  ngx_http_pxg_end_all();
   ngx_http_pxg_lua_exit();
-  if (ngx_http_pxg_bell == NULL) return;
+  if (m) ngx_http_pxg_forget(m);
+  (void)pxg_configs_drop();
+  pxg_worker_free(ngx_http_pxg_the_worker);
+  ngx_http_pxg_the_worker = NULL;
+  /* The descriptor stays open: threads of guests may still ring. Only nginx forgets its connection, so that it does not
+   * take it for one that was left. */
   (void)ngx_del_event(ngx_http_pxg_bell->read, NGX_READ_EVENT, 0);
   ngx_http_pxg_bell->fd = (ngx_socket_t)-1;
   ngx_free_connection(ngx_http_pxg_bell);

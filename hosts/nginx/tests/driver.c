@@ -79,6 +79,28 @@ bool pxg_validate(const pxg_validation *v, size_t *which, pxg_error *why) {
   return true;
 }
 pxg_config *pxg_config_new(const pxg_config_spec *spec, pxg_error *why) { return calloc(1, sizeof(pxg_config)); }
+void pxg_config_unref(pxg_config *c) { free(c); }
+bool pxg_configs_to_drop(void) { return false; }
+size_t pxg_configs_drop(void) { return 0; }
+void pxg_page_draining(bool draining) {}
+const pxg_driver *pxg_host_driver(void) {
+  static const pxg_driver none;
+  return &none;
+}
+pxg_zone *pxg_zone_open(void *memory, size_t size) { return memory; }
+void pxg_zone_attach(pxg_zone *z) {}
+bool pxg_zone_walk(pxg_zone *z, bool (*each)(void *data, const pxg_sample *s), void *data) { return true; }
+bool pxg_zone_prometheus(pxg_zone *z, bool (*put)(void *data, const char *text, size_t len), void *data) {
+  return true;
+}
+int32_t pxg_apply(uint64_t ctx, uint64_t stream, const pxg_result *r) { return PXG_E_STALE; }
+int32_t pxg_wake(uint64_t ctx, uint64_t stream, uint64_t arg) { return PXG_E_STALE; }
+const char *pxg_stream_cluster(const pxg_stream *s, bool *recompute) {
+  *recompute = false;
+  return NULL;
+}
+void pxg_stream_metadata(const pxg_stream *s,
+                         bool (*each)(void *data, const char *key, size_t len, const pxg_str *value), void *data) {}
 int32_t pxg_complete(uint64_t ctx, uint64_t token, const pxg_result *r) { return PXG_E_STALE; }
 
 pxg_worker *pxg_worker_new(uint32_t index, void (*bell)(void *data), void *data) {
@@ -86,6 +108,9 @@ pxg_worker *pxg_worker_new(uint32_t index, void (*bell)(void *data), void *data)
   return &the_worker;
 }
 void pxg_worker_free(pxg_worker *w) {}
+void pxg_worker_warm_up(pxg_worker *w, pxg_guest_lib *lib) {}
+bool pxg_stream_place(const pxg_stream *s, size_t i, pxg_place_info *info) { return false; }
+const char *pxg_stream_details(const pxg_stream *s) { return NULL; }
 void pxg_worker_clock(pxg_worker *w, uint64_t now_ns) {}
 bool pxg_worker_batch_due(const pxg_worker *w) { return false; }
 void pxg_worker_batch_end(pxg_worker *w) {}

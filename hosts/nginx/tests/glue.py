@@ -350,9 +350,9 @@ class Directives(Glue):
             ("failure_status 404;", 'invalid value "404" in "failure_status"'),
             ("pend_limit soon;", 'invalid value "soon" in "pend_limit"'),
             ("colour red;", 'unknown directive "colour" in proxy_golang_filter "one"'),
-            ("config a; config b;", 'the configuration of proxy_golang_filter "one" is given twice in'),
+            ("config a; config b;", '"config" of "one" is duplicate'),
             ("config_file none.conf;", "none.conf"),
-            ("max_body;", '"max_body" in proxy_golang_filter "one" takes one value, found 0 in'),
+            ("max_body;", '"max_body" of "one" has 0 values, expected one in'),
             ("config bad;", "refused by the driver in"),
         ):
             with self.subTest(inside=inside):

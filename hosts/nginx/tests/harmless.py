@@ -44,8 +44,8 @@ FORMAT = "|".join(f"${v}" for v in """request status body_bytes_sent bytes_sent 
     request_completion upstream_status upstream_cache_status upstream_response_length sent_http_content_type
     sent_http_content_length sent_http_transfer_encoding uri pipe remote_user""".split())
 CODING = 12
-# What nginx was about when the upstream was gone depends on which came first.
-ACTION = re.compile(r"(upstream prematurely closed connection) while (?:reading upstream|sending to client)")
+# What nginx was about when the upstream was gone, and how far a limit was exceeded, depend on which came first.
+TIMING = re.compile(r"(upstream prematurely closed connection while|excess:) (?:reading upstream|sending to client|[\d.]+)")
 SLOW = float(os.environ.get("PXG_TEST_SLOW", "0"))  # Names behaviours that take longer, in seconds.
 
 
@@ -145,7 +145,7 @@ def errors_of(text, path):
     for line in text.splitlines():
         m = re.match(r"\S+ \S+ \[(error|crit|alert|emerg)\] \d+#\d+: (?:\*\d+ )?(.*)", line)
         if m:
-            found.append(f"[{m[1]}] {ACTION.sub(r"\1", behaviours.masked(m[2], path))}")
+            found.append(f"[{m[1]}] " + TIMING.sub(r"\1", behaviours.masked(m[2], path)))
     return found
 
 

@@ -26,6 +26,7 @@ const ROUTE: &[&str] = &[
     "route",
     "prefix",
     "chain",
+    "own",
     "absent",
     "overrides",
     "chain_arguments",
@@ -255,6 +256,7 @@ impl Adapter {
             &c.chain_override,
             vec![INSTANCE],
         ));
+        all.push(("config.own".into(), &c.own, vec![INSTANCE]));
         all.push(("config.absent".into(), &c.absent, vec![INSTANCE]));
         for (key, v) in c.options.iter().chain(&c.host_options) {
             all.push((format!("config.options.{key}"), v, vec![&["value"]]));

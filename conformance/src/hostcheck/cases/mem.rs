@@ -7,19 +7,20 @@ use super::own::{self, Own};
 use super::prelude::*;
 
 /// How often each owned buffer that the case handed over was released.
-fn releases(cx: &Cx) -> BTreeMap<u64, usize> {
+fn releases(cx: &Cx) -> BTreeMap<(u32, u64), usize> {
     let records = cx.records();
     let gives = |r: &Record| {
         (r.function == "on_event" && r.edge == Edge::Exit)
             || (matches!(r.function.as_str(), "complete" | "apply") && r.edge == Edge::Enter)
     };
-    let mut out: BTreeMap<u64, usize> = records
+    let mut out: BTreeMap<(u32, u64), usize> = records
         .iter()
         .filter(|r| gives(r))
         .flat_map(|r| {
             r.result
                 .iter()
                 .flat_map(|a| a.owned.clone())
+                .map(|id| (r.pid, id))
                 .collect::<Vec<_>>()
         })
         .map(|id| (id, 0))
@@ -31,7 +32,7 @@ fn releases(cx: &Cx) -> BTreeMap<u64, usize> {
         .iter()
         .filter(|r| r.function == "release")
     {
-        if let Some(n) = r.owned.and_then(|id| out.get_mut(&id)) {
+        if let Some(n) = r.owned.and_then(|id| out.get_mut(&(r.pid, id))) {
             *n += 1;
         }
     }
@@ -160,7 +161,7 @@ pub(super) fn cases() -> Vec<Case> {
             cx.settle().await?;
             let of = releases(&cx);
             cx.check("PXG-MEM-006", of.len() >= 15, || format!("{} buffers were handed over, expected at least 15", of.len()));
-            for (id, n) in of {
+            for ((_, id), n) in of {
                 cx.equal("PXG-MEM-006", &format!("releases of the buffer {id}"), n, 1);
             }
             Ok(())

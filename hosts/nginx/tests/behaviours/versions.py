@@ -233,7 +233,7 @@ FIELDS = ("Upgrade: websocket", "Connection: upgrade", "Sec-WebSocket-Key: abc")
 def upgraded(r):
     with r.connect() as c:
         c.send(request("GET", "/ws", FIELDS))
-        r.note(c.until(b"\r\n\r\n"))
+        r.note((c.until(b"\r\n\r\n") or b"(none)").decode("latin1").replace("\r\n", "\n"))
         r.note(c.exactly(6))
         for part in (b"one", b"two" * 20_000, b"bye"):
             c.send(part)
@@ -245,7 +245,7 @@ def upgraded(r):
 def early(r):
     with r.connect() as c:
         c.send(request("GET", "/ws", FIELDS) + b"early bye")
-        r.note(c.until(b"\r\n\r\n"))
+        r.note((c.until(b"\r\n\r\n") or b"(none)").decode("latin1").replace("\r\n", "\n"))
         r.note(c.rest())
 
 

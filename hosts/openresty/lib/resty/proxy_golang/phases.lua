@@ -1,0 +1,363 @@
+-- SPDX-License-Identifier: Apache-2.0
+
+-- The request that nginx is serving, put through a stream phase by phase.
+
+local core = require "resty.proxy_golang.stream"
+
+local ngx = ngx
+local type = type
+local pairs = pairs
+local tonumber = tonumber
+local sub = string.sub
+local find = string.find
+local upper = string.upper
+local gsub = string.gsub
+local format = string.format
+local byte = string.byte
+local char = string.char
+
+local _M = {}
+
+-- In ngx.ctx, which an internal redirect empties: the stream then ends with its request.
+local KEY = "resty.proxy_golang"
+
+-- nginx's own: Lua neither sees their final values nor may set them.
+local NGINX_OWNS = {
+    ["connection"] = true,
+    ["keep-alive"] = true,
+    ["transfer-encoding"] = true,
+}
+
+
+local function set_response(status, headers)
+    ngx.status = status
+    for name in pairs(ngx.resp.get_headers(0)) do
+        if not headers[name] and not NGINX_OWNS[name] then
+            ngx.header[name] = nil
+        end
+    end
+    if not headers["content-type"] then
+        ngx.header["content-type"] = nil
+    end
+    for name, value in pairs(headers) do
+        if not NGINX_OWNS[name] and sub(name, 1, 1) ~= ":" then
+            ngx.header[name] = value
+        end
+    end
+end
+
+
+-- Ends the request with a guest's reply. Returns only with an error, or where the phase goes on.
+function _M.respond(reply)
+    if type(reply) ~= "table" or not tonumber(reply.status) then
+        error("bad reply: expected the member \"reply\" of an outcome", 2)
+    end
+    if ngx.headers_sent then
+        return nil, "the response's headers have been sent"
+    end
+    set_response(reply.status, reply.headers or {})
+    local sent, err
+    if reply.body and #reply.body > 0 then
+        sent, err = ngx.print(reply.body)
+    else
+        sent, err = ngx.send_headers()
+    end
+    if not sent then
+        return nil, err
+    end
+    return ngx.exit(ngx.HTTP_OK)
+end
+
+
+-- ---- Requests -------------------------------------------------------------------------------------------------------
+
+local function escape(c)
+    return format("%%%02X", byte(c))
+end
+
+
+-- The path that nginx has chosen the location by, so that a guest judges what is served and not another spelling of it.
+local function path()
+    local args = ngx.var.args
+    return gsub(ngx.var.uri, "[^%w/%-._~!$&'()*+,;=:@]", escape) .. (args and "?" .. args or "")
+end
+
+
+local function request_head()
+    local headers = ngx.req.get_headers(0)
+    local view = {
+        [":method"] = ngx.req.get_method(),
+        [":scheme"] = ngx.var.scheme,
+        [":path"] = path(),
+        [":authority"] = type(headers.host) == "string" and headers.host ~= "" and headers.host or ngx.var.host,
+    }
+    for name, value in pairs(headers) do
+        if name ~= "host" then
+            view[name] = value == true and "" or value
+        end
+    end
+    return view
+end
+
+
+local function has_body(view)
+    local length = view["content-length"]
+    if length then
+        return tonumber(length) ~= 0
+    end
+    -- Of HTTP/2 and later Lua does not know; then the end comes as an empty body.
+    return view["transfer-encoding"] ~= nil or ngx.req.http_version() ~= 1.1 and ngx.req.http_version() ~= 1.0
+end
+
+
+local function read_body()
+    ngx.req.read_body()
+    local bytes = ngx.req.get_body_data()
+    if bytes then
+        return bytes
+    end
+    local path = ngx.req.get_body_file()
+    if not path then
+        return ""
+    end
+    local file, err = io.open(path, "rb")
+    if not file then
+        return nil, err
+    end
+    bytes, err = file:read("*a")
+    file:close()
+    return bytes, err
+end
+
+
+local function same(a, b)
+    if type(a) ~= "table" or type(b) ~= "table" then
+        return a == b
+    end
+    if #a ~= #b then
+        return false
+    end
+    for i = 1, #a do
+        if a[i] ~= b[i] then
+            return false
+        end
+    end
+    return true
+end
+
+
+local function unescape(s)
+    return (gsub(s, "%%(%x%x)", function(hex)
+        return char(tonumber(hex, 16))
+    end))
+end
+
+
+local function set_pseudo(view, headers)
+    local path_now, method, authority = headers[":path"], headers[":method"], headers[":authority"]
+    -- What goes upstream is what the guests have seen (PXG-SEC-007): nginx would forward the client's spelling.
+    if path_now ~= ngx.var.request_uri then
+        local mark = find(path_now, "?", 1, true)
+        ngx.req.set_uri_args(mark and sub(path_now, mark + 1) or "")
+        ngx.req.set_uri(unescape(mark and sub(path_now, 1, mark - 1) or path_now))
+    end
+    if method ~= view[":method"] then
+        local id = ngx["HTTP_" .. upper(method)]
+        if not id then
+            return nil, "the guest set the method " .. method .. ", which nginx's Lua module cannot set"
+        end
+        ngx.req.set_method(id)
+    end
+    if authority ~= view[":authority"] then
+        ngx.req.set_header("host", authority)
+    end
+    return true
+end
+
+
+local function set_request(view, headers)
+    for name in pairs(view) do
+        if headers[name] == nil and sub(name, 1, 1) ~= ":" and not NGINX_OWNS[name] then
+            ngx.req.clear_header(name)
+        end
+    end
+    for name, value in pairs(headers) do
+        if sub(name, 1, 1) ~= ":" and name ~= "content-length" and not NGINX_OWNS[name]
+           and not same(value, view[name]) then
+            ngx.req.set_header(name, value)
+        end
+    end
+    return set_pseudo(view, headers)
+end
+
+
+local function fail(stream, err)
+    stream:finish("error")
+    if err == "reset" then
+        return ngx.exit(444)
+    end
+    ngx.log(ngx.ERR, "proxy_golang: ", err)
+    return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
+end
+
+
+local function chain_of(names)
+    if type(names) ~= "table" or names.number then
+        names = { names }
+    end
+    local chain = {}
+    for i = 1, #names do
+        if type(names[i]) == "string" then
+            local filter, err = core.filter(names[i], { phases = true })
+            if not filter then
+                return nil, err
+            end
+            chain[i] = filter
+        else
+            chain[i] = names[i]
+        end
+    end
+    return chain
+end
+
+
+-- For rewrite_by_lua* and access_by_lua*: asks the chain about the request, applies what it changed, ends the request
+-- with its reply.
+function _M.access(names)
+    local chain, err = chain_of(names)
+    if not chain then
+        ngx.log(ngx.ERR, "proxy_golang: ", err)
+        return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
+    end
+    local stream = core.stream(chain, { trailers = false })
+    local view = request_head()
+    local body_follows = has_body(view)
+    local outcome
+    ngx.ctx[KEY] = { stream = stream }
+    outcome, err = stream:request_headers(view, not body_follows)
+    if outcome and outcome.action ~= "reply" and body_follows then
+        local head = outcome.headers
+        local before
+        if stream:sees_request_body() then
+            before, err = read_body()
+            if not before then
+                return fail(stream, err)
+            end
+        end
+        outcome, err = stream:request_body(before, true)
+        if outcome and outcome.action ~= "reply" then
+            outcome.headers = outcome.headers or head
+            if before and outcome.body ~= before then
+                ngx.req.set_body_data(outcome.body)
+            end
+        end
+    end
+    if not outcome then
+        return fail(stream, err)
+    end
+    if outcome.action == "reply" then
+        ngx.ctx[KEY].done = true
+        return _M.respond(outcome.reply)
+    end
+    local applied
+    applied, err = set_request(view, outcome.headers)
+    if not applied then
+        return fail(stream, err)
+    end
+    return true
+end
+
+
+-- ---- Responses ------------------------------------------------------------------------------------------------------
+
+local function response_head()
+    local view = { [":status"] = ngx.status }
+    for name, value in pairs(ngx.resp.get_headers(0)) do
+        if not NGINX_OWNS[name] then
+            view[name] = value == true and "" or value
+        end
+    end
+    return view
+end
+
+
+-- For header_filter_by_lua*.
+function _M.header_filter()
+    local ctx = ngx.ctx[KEY]
+    if not ctx or ctx.done then
+        return
+    end
+    local view = response_head()
+    -- nginx may rewrite the length behind this filter; a HEAD response keeps it.
+    local outcome, err = ctx.stream:response_headers(view, ngx.req.get_method() == "HEAD")
+    if not outcome then
+        ctx.done, ctx.replacement = true, ""
+        if err ~= "reset" then
+            ngx.log(ngx.ERR, "proxy_golang: ", err)
+        end
+        set_response(ngx.HTTP_INTERNAL_SERVER_ERROR, { ["content-length"] = "0" })
+        return
+    end
+    if outcome.action == "reply" then
+        ctx.done, ctx.replacement = true, outcome.reply.body or ""
+        set_response(outcome.reply.status, outcome.reply.headers)
+        return
+    end
+    set_response(tonumber(outcome.headers[":status"]), outcome.headers)
+    if ctx.stream:sees_response_body() then
+        -- Ranges and lengths are of what the upstream sent.
+        ngx.header["accept-ranges"] = nil
+    end
+end
+
+
+-- For body_filter_by_lua*.
+function _M.body_filter()
+    local ctx = ngx.ctx[KEY]
+    if not ctx then
+        return
+    end
+    if ctx.replacement then
+        ngx.arg[1] = ctx.replacement
+        ngx.arg[2] = true
+        ctx.replacement = nil
+        ctx.replaced = true
+        return
+    end
+    if ctx.replaced then
+        ngx.arg[1] = nil
+        return
+    end
+    if ctx.done then
+        return
+    end
+    local bytes, last = ngx.arg[1], ngx.arg[2]
+    local outcome, err = ctx.stream:response_body(bytes, last)
+    if last then
+        ctx.done = true
+    end
+    if not outcome or outcome.action == "reply" then
+        ctx.done = true
+        if err ~= "reset" then
+            ngx.log(ngx.ERR, "proxy_golang: ", err or "a reply after the headers have left")
+        end
+        ngx.arg[1] = nil
+        return ngx.ERROR
+    end
+    if outcome.body ~= bytes then
+        ngx.arg[1] = outcome.body
+    end
+end
+
+
+-- For log_by_lua*: the end of the stream, with its cause.
+function _M.log()
+    local ctx = ngx.ctx[KEY]
+    if not ctx then
+        return
+    end
+    ctx.stream:finish(ngx.status == 499 and "client_abort" or "complete")
+end
+
+
+return _M
