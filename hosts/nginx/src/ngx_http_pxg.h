@@ -24,7 +24,7 @@ typedef struct {
   ngx_http_request_t *request;
   pxg_stream *stream;
   ngx_queue_t queue; /* Of the worker: all that have a stream. */
-  ngx_http_pxg_fields_t fields[2];
+  ngx_http_pxg_fields_t fields[2], trailers; /* `trailers`: of the response. */
   ngx_event_t timer;
 
   /* What the engine let go and nginx has not taken yet, and buffers to use again; by direction. */
@@ -47,6 +47,7 @@ typedef struct {
   unsigned local : 1;   /* The response is a guest's reply. */
   unsigned swallow : 1; /* What still comes as a response is dropped. */
   unsigned flush : 1;
+  unsigned resized : 1;  /* A guest changes the length of the request's body: all of it is read before it is sent on. */
   unsigned rerouted : 1; /* The location was chosen again for a guest. */
   unsigned reset : 1;
   unsigned finished : 1;
