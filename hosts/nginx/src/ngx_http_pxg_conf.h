@@ -112,6 +112,15 @@ char *ngx_http_pxg_status(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 ngx_int_t ngx_http_pxg_add_variables(ngx_conf_t *cf);
 
+/* ---- Log: ngx_http_pxg_log.c --------------------------------------------------------------------------------------- */
+
+/* pxg_driver.log */
+void ngx_http_pxg_log(void *data, uint32_t level, const char *line, size_t len);
+/* The calling thread is the loop from now on: others ring `bell` when there is something for ngx_http_pxg_log_take. A
+ * null `bell` ends that. */
+void ngx_http_pxg_log_loop(void (*bell)(void *data), void *data);
+void ngx_http_pxg_log_take(void);
+
 /* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
 
 /* What this host can do at all (3.2), and what a configuration of the operator's gets of it. ROUTE needs clusters that

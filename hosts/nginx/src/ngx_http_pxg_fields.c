@@ -27,8 +27,10 @@ ngx_int_t ngx_http_pxg_gone(ngx_uint_t direction, const ngx_table_elt_t *e) {
   return direction == PXG_DIR_REQUEST ? e->key.len == 0 : e->hash == 0;
 }
 
-static ngx_list_t *ngx_http_pxg_list(ngx_http_request_t *r, ngx_uint_t direction) {
-  return direction == PXG_DIR_REQUEST ? &r->headers_in.headers : &r->headers_out.headers;
+static ngx_list_t *ngx_http_pxg_list(ngx_http_pxg_fields_t *f) {
+  ngx_http_request_t *r = f->request;
+  if (f->trailers) return &r->headers_out.trailers;
+  return f->direction == PXG_DIR_REQUEST ? &r->headers_in.headers : &r->headers_out.headers;
 }
 
 /* Walks a list; start with *part NULL. */
@@ -104,7 +106,7 @@ ngx_int_t ngx_http_pxg_push_list(ngx_http_pxg_fields_t *f) {
   ngx_uint_t i = 0;
   ngx_str_t name;
 
-  while ((e = ngx_http_pxg_next(ngx_http_pxg_list(f->request, f->direction), &part, &i)) != NULL) {
+  while ((e = ngx_http_pxg_next(ngx_http_pxg_list(f), &part, &i)) != NULL) {
     if (ngx_http_pxg_gone(f->direction, e) || e->key.len == 0) continue;
     if (ngx_http_pxg_lower(f, e, &name) != NGX_OK) return NGX_ERROR;
     if (f->direction == PXG_DIR_REQUEST && ngx_http_pxg_same(&name, "host")) continue;
@@ -115,6 +117,7 @@ ngx_int_t ngx_http_pxg_push_list(ngx_http_pxg_fields_t *f) {
 
 ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t *r, ngx_uint_t direction) {
   f->request = r, f->direction = direction, f->n = 0;
+  if (f->trailers) return ngx_http_pxg_push_list(f);
   return direction == PXG_DIR_REQUEST ? ngx_http_pxg_request_view(f) : ngx_http_pxg_response_view(f);
 }
 
@@ -127,7 +130,7 @@ static ngx_int_t ngx_http_pxg_set_pseudo(ngx_http_pxg_fields_t *f, const ngx_str
 /* Whether nginx keeps more of a field than its element in the list. */
 static void ngx_http_pxg_derive(ngx_http_pxg_fields_t *f, const ngx_str_t *name) {
   f->edited = 1;
-  if (!f->derived)
+  if (!f->derived && !f->trailers)
     f->derived = f->direction == PXG_DIR_REQUEST ? ngx_http_pxg_request_derives(f->request, name)
                                                  : ngx_http_pxg_response_derives(name);
 }
@@ -135,7 +138,7 @@ static void ngx_http_pxg_derive(ngx_http_pxg_fields_t *f, const ngx_str_t *name)
 /* True if the name lives outside the list; `v` NULL removes it. */
 static ngx_int_t ngx_http_pxg_outside(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *v,
                                       ngx_int_t *rc) {
-  if (f->direction != PXG_DIR_RESPONSE || !ngx_http_pxg_same(name, "content-type")) return 0;
+  if (f->trailers || f->direction != PXG_DIR_RESPONSE || !ngx_http_pxg_same(name, "content-type")) return 0;
   ngx_str_t none = ngx_null_string;
   *rc = ngx_http_pxg_set_content_type(f->request, v ? v : &none);
   return 1;
@@ -145,7 +148,7 @@ static ngx_int_t ngx_http_pxg_outside(ngx_http_pxg_fields_t *f, const ngx_str_t 
 
 static ngx_int_t ngx_http_pxg_append(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *value) {
   ngx_pool_t *pool = f->request->pool;
-  ngx_table_elt_t *e = ngx_list_push(ngx_http_pxg_list(f->request, f->direction));
+  ngx_table_elt_t *e = ngx_list_push(ngx_http_pxg_list(f));
   if (e == NULL) return NGX_ERROR;
 
   ngx_memzero(e, sizeof(*e));
@@ -172,12 +175,12 @@ void ngx_http_pxg_remove_name(ngx_http_pxg_fields_t *f, const ngx_str_t *name) {
   ngx_table_elt_t *e;
   ngx_uint_t i = 0;
 
-  while ((e = ngx_http_pxg_next(ngx_http_pxg_list(f->request, f->direction), &part, &i)) != NULL)
+  while ((e = ngx_http_pxg_next(ngx_http_pxg_list(f), &part, &i)) != NULL)
     if (!ngx_http_pxg_gone(f->direction, e) && e->key.len == name->len &&
         ngx_strncasecmp(e->key.data, name->data, name->len) == 0)
       ngx_http_pxg_remove(f, e);
 
-  if (f->direction == PXG_DIR_RESPONSE && ngx_http_pxg_same(name, "last-modified")) {
+  if (!f->trailers && f->direction == PXG_DIR_RESPONSE && ngx_http_pxg_same(name, "last-modified")) {
     f->request->headers_out.last_modified_time = -1;
     f->request->headers_out.last_modified = NULL;
   }
@@ -266,7 +269,7 @@ ngx_int_t ngx_http_pxg_fields_commit(ngx_http_pxg_fields_t *f) {
   if (!f->edited) return NGX_OK;
   if (f->direction == PXG_DIR_REQUEST)
     rc = ngx_http_pxg_request_commit(f);
-  else if (f->derived)
+  else if (f->derived && !f->trailers)
     rc = ngx_http_pxg_response_commit(f->request);
   f->edited = f->derived = f->removed = 0;
   return rc;

@@ -31,7 +31,8 @@ typedef struct {
 
 typedef struct {
   ngx_http_request_t *request;
-  ngx_uint_t direction; /* PXG_DIR_*. */
+  ngx_uint_t direction;  /* PXG_DIR_*. */
+  unsigned trailers : 1; /* Those of the response. */
   pxg_field *fields;
   ngx_http_pxg_slot_t *slots; /* As many as `fields`. */
   size_t n, cap;
@@ -44,7 +45,10 @@ typedef struct {
  * or slashes that nginx merges, is forwarded as nginx decoded it; $request_uri stays what came. */
 ngx_int_t ngx_http_pxg_fields_normalize(ngx_http_request_t *r);
 
-/* Fills the view anew; memory comes from the request's pool and is used again by the next call. NGX_ERROR: no memory. */
+/* Whether the client takes trailers: with HTTP/1.1 it has to say so. */
+ngx_uint_t ngx_http_pxg_receives_trailers(ngx_http_request_t *r);
+
+/* Fills the view anew, of `f->trailers` where that is set; memory comes from the request's pool and is used again by the next call. NGX_ERROR: no memory. */
 ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t *r, ngx_uint_t direction);
 
 /* Edits. The caller has checked the grammar and that the name is not one that the host owns. Name and value are copied.

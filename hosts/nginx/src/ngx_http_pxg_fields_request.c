@@ -208,6 +208,15 @@ static ngx_uint_t ngx_http_pxg_is_rewritten(ngx_http_request_t *r) {
   return p != end || u != last;
 }
 
+ngx_uint_t ngx_http_pxg_receives_trailers(ngx_http_request_t *r) {
+  ngx_table_elt_t *te = r->headers_in.te;
+
+  if (r->http_version >= NGX_HTTP_VERSION_20) return 1;
+  return r->http_version == NGX_HTTP_VERSION_11 && te &&
+         ngx_strlcasestrn(te->value.data, te->value.data + te->value.len, (u_char *)"trailers",
+                          sizeof("trailers") - 1 - 1) != NULL;
+}
+
 ngx_int_t ngx_http_pxg_fields_normalize(ngx_http_request_t *r) {
   ngx_str_t authority;
   u_char *end;

@@ -93,9 +93,10 @@ static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint32_t flags, char *er
   return i >= 0 ? i : ngx_http_pxg_lua_refuse(err, errlen, "no memory%s", "");
 }
 
-/* The engine runs in workers only: a guest that was loaded before the fork could not serve after it (PXG-LOAD-004). */
+/* The engine runs in workers only: a guest that was loaded before the fork could not serve after it (PXG-LOAD-004). While
+ * the first configuration is read nginx does not say yet that this is the master, but there are no connections. */
 static bool ngx_http_pxg_lua_ready(char *err, size_t *errlen) {
-  if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE)
+  if ((ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) || ngx_cycle->connections == NULL)
     return ngx_http_pxg_lua_refuse(err, errlen,
                                    "guests run in worker processes: call this in init_worker_by_lua* or later%s", ""),
            false;

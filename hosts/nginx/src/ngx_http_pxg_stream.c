@@ -71,7 +71,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
   if (ctx == NULL || cln == NULL) return NGX_ERROR;
   ctx->request = r;
   ctx->stream = pxg_stream_open(w, chain, l->chain->nelts, &ngx_http_pxg_ops, ctx, r->connection->number,
-                                r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0);
+                                (r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0) |
+                                    (ngx_http_pxg_receives_trailers(r) ? PXG_STREAM_RECEIVES_TRAILERS : 0));
   if (ctx->stream == NULL) return NGX_ERROR;
   if (ngx_http_pxg_streams.next == NULL) { ngx_queue_init(&ngx_http_pxg_streams); }
   ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);

@@ -31,10 +31,9 @@ const uint64_t ngx_http_pxg_features[4] = {
         NGX_HTTP_PXG_BIT(PXG_F_BODY_OBSERVE_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_BODY_OBSERVE_RESPONSE) |
         NGX_HTTP_PXG_BIT(PXG_F_HOLD_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_HOLD_RESPONSE) |
         NGX_HTTP_PXG_BIT(PXG_F_EXACT_EOS_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_PARTIAL_RELEASE) |
-        NGX_HTTP_PXG_BIT(PXG_F_CONTINUE_GATE) | NGX_HTTP_PXG_BIT(PXG_F_REPLY_REFILTER) |
-        NGX_HTTP_PXG_BIT(PXG_F_ROUTE) | NGX_HTTP_PXG_BIT(PXG_F_METADATA) | NGX_HTTP_PXG_BIT(PXG_F_ORPHAN) |
-        NGX_HTTP_PXG_BIT(PXG_F_THREAD_AFFINE) | NGX_HTTP_PXG_BIT(PXG_F_BATCH_END) |
-        NGX_HTTP_PXG_BIT(PXG_F_CONFIG_REJECT) | NGX_HTTP_PXG_BIT(PXG_F_APPLY),
+        NGX_HTTP_PXG_BIT(PXG_F_CONTINUE_GATE) | NGX_HTTP_PXG_BIT(PXG_F_REPLY_REFILTER) | NGX_HTTP_PXG_BIT(PXG_F_ROUTE) |
+        NGX_HTTP_PXG_BIT(PXG_F_METADATA) | NGX_HTTP_PXG_BIT(PXG_F_ORPHAN) | NGX_HTTP_PXG_BIT(PXG_F_THREAD_AFFINE) |
+        NGX_HTTP_PXG_BIT(PXG_F_BATCH_END) | NGX_HTTP_PXG_BIT(PXG_F_CONFIG_REJECT) | NGX_HTTP_PXG_BIT(PXG_F_APPLY),
 };
 
 void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, uint64_t features[4]) {
@@ -98,6 +97,7 @@ static void ngx_http_pxg_mail(ngx_event_t *ev) {
   if (ngx_handle_read_event(ev, 0) != NGX_OK)
     ngx_log_error(NGX_LOG_ALERT, ev->log, 0, "proxy_golang: the wake-up event of this worker was lost");
 
+  ngx_http_pxg_log_take();
   w = ngx_http_pxg_worker();
   (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->wakes, 1);
   while (w && (s = pxg_worker_next(w)) != NULL) {
@@ -120,20 +120,11 @@ void ngx_http_pxg_batch(void) {
   if (!ngx_http_pxg_batch_event.posted) { ngx_post_event(&ngx_http_pxg_batch_event, &ngx_posted_events); }
 }
 
-/* [any-thread] ngx_log_error formats on the stack and writes with one call. */
-static void ngx_http_pxg_log(void *data, uint32_t level, const char *line, size_t len) {
-  static const ngx_uint_t levels[] = {NGX_LOG_DEBUG, NGX_LOG_INFO, NGX_LOG_NOTICE, NGX_LOG_WARN, NGX_LOG_ERR};
-  ngx_log_t log = *ngx_cycle->log;
-  ngx_str_t s = {len, (u_char *)(uintptr_t)line};
-
-  log.handler = NULL, log.action = NULL;
-  ngx_log_error(levels[level < 5 ? level : 4], &log, 0, "proxy_golang: %V", &s);
-}
-
 /* The level of the main error_log, which is the first of its list: guests format nothing that nobody writes. */
 static uint32_t ngx_http_pxg_level(const ngx_log_t *log) {
-  if (log->log_level >= NGX_LOG_DEBUG) return PXG_LOG_DEBUG;
-  if (log->log_level >= NGX_LOG_INFO) return PXG_LOG_INFO;
+  if (log->log_level >= NGX_LOG_DEBUG) return PXG_LOG_TRACE;
+  if (log->log_level >= NGX_LOG_INFO) return PXG_LOG_DEBUG;
+  if (log->log_level >= NGX_LOG_NOTICE) return PXG_LOG_INFO;
   if (log->log_level >= NGX_LOG_WARN) return PXG_LOG_WARN;
   return log->log_level >= NGX_LOG_ERR ? PXG_LOG_ERROR : PXG_LOG_OFF;
 }
@@ -266,6 +257,7 @@ static ngx_int_t ngx_http_pxg_open_bell(ngx_cycle_t *cycle) {
   }
   c->idle = 1;
   ngx_http_pxg_bell = c;
+  ngx_http_pxg_log_loop(ngx_http_pxg_ring, (void *)(intptr_t)fd);
   return NGX_OK;
 }
 
@@ -274,11 +266,25 @@ static ngx_http_pxg_main_conf_t *ngx_http_pxg_main_conf(ngx_cycle_t *cycle) {
   return ngx_http_cycle_get_module_main_conf(cycle, ngx_http_proxy_golang_module);
 }
 
+/* nginx reaps every child of a process at SIGCHLD, also in workers, which have none of its own: one that a guest started
+ * and waits for would be lost (PXG-RT-002). Another module's handler stays. */
+static void ngx_http_pxg_leave_children(void) {
+  struct sigaction chld, hup, preset;
+
+  if (sigaction(SIGCHLD, NULL, &chld) == -1 || sigaction(SIGHUP, NULL, &hup) == -1) return;
+  if (chld.sa_sigaction != hup.sa_sigaction) return;
+  ngx_memzero(&preset, sizeof(preset));
+  preset.sa_handler = SIG_DFL;
+  (void)sigemptyset(&preset.sa_mask);
+  (void)sigaction(SIGCHLD, &preset, NULL);
+}
+
 ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
   ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
 
   if (m == NULL || ngx_http_pxg_start(cycle->log, ngx_http_pxg_zone(m)) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_the_worker) return NGX_OK;
+  ngx_http_pxg_leave_children();
   ngx_http_pxg_use_zone(m);
   (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->workers, 1);
   if (ngx_http_pxg_bell == NULL && ngx_http_pxg_open_bell(cycle) != NGX_OK) return NGX_ERROR;
@@ -323,6 +329,7 @@ void ngx_http_pxg_exit_process(ngx_cycle_t *cycle) {
   (void)pxg_configs_drop();
   pxg_worker_free(ngx_http_pxg_the_worker);
   ngx_http_pxg_the_worker = NULL;
+  ngx_http_pxg_log_loop(NULL, NULL);
   /* The descriptor stays open: threads of guests may still ring. Only nginx forgets its connection, so that it does not
    * take it for one that was left. */
   (void)ngx_del_event(ngx_http_pxg_bell->read, NGX_READ_EVENT, 0);

@@ -244,7 +244,7 @@ def main():
         for k, d in new.items():
             print(f"RED {v}: {k}")
             for line in d[:o.lines]:
-                print(f"    {line[:400]}")
+                print(f"    {''.join(c if c.isprintable() else '.' for c in line[:400])}")
         for k in gone:
             print(f"RED {v}: {k}: behaviours/known.py expects a difference ({limits[k]}), and there is none: take it out")
         red += len(new) + len(gone)

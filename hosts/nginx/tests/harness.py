@@ -25,7 +25,7 @@ import threading
 import time
 
 NGINX = os.environ.get("PXG_NGINX", "/usr/sbin/nginx")
-MODULE = os.environ.get("PXG_NGINX_MODULE", "")
+MODULE = os.environ.get("PXG_NGINX_MODULE", "") and os.path.abspath(os.environ["PXG_NGINX_MODULE"])
 DEADLINE = float(os.environ.get("PXG_TEST_DEADLINE", "20"))
 PRELOAD = os.environ.get("PXG_TEST_PRELOAD", "")
 
@@ -110,10 +110,10 @@ def folder():
             shutil.rmtree(path, ignore_errors=True)
 
 
-def head(path, more=""):
+def head(path, more="", daemon="off"):
     """The first lines of a configuration: everything that nginx would put elsewhere goes into `path`."""
     return f"""{more}
-daemon off; pid {path}/nginx.pid; error_log {path}/logs/error.log info;
+daemon {daemon}; pid {path}/nginx.pid; error_log {path}/logs/error.log info;
 """
 
 
@@ -153,18 +153,21 @@ class Nginx:
         self.out = open(f"{self.path}/logs/out.log", "ab")
         self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out,
                                         env=self.env, preexec_fn=self.rlimit)
-        self.masters = [self.process.pid]
+        self.master, self.masters = self.process.pid, [self.process.pid]
         try:
             wait_for("nginx serves", self.serves, DEADLINE * 3)
+            self.master = int(read(f"{self.path}/nginx.pid"))
+            self.masters.append(self.master)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def serves(self):
-        if self.process.poll() is not None:
+        if self.process.poll():
             raise RuntimeError(f"nginx ended with {self.process.returncode}: {self.log()}{self.output()}")
-        return os.path.exists(f"{self.path}/nginx.pid") and (self.listens is None or os.path.exists(self.listens))
+        pid = f"{self.path}/nginx.pid"
+        return os.path.exists(pid) and os.path.getsize(pid) and (self.listens is None or os.path.exists(self.listens))
 
     def __exit__(self, *_):
         for sign, patience in ((signal.SIGTERM, DEADLINE), (signal.SIGKILL, DEADLINE)):
@@ -183,20 +186,22 @@ class Nginx:
         self.out.close()
 
     def log(self):
-        with contextlib.suppress(FileNotFoundError), open(self.error_log, errors="replace") as f:
-            return f.read()
-        return ""
+        return read(self.error_log) if os.path.exists(self.error_log) else ""
 
     def output(self):
-        with open(f"{self.path}/logs/out.log", errors="replace") as f:
-            return f.read()
+        return read(f"{self.path}/logs/out.log")
 
     def signal(self, sign):
-        os.kill(self.process.pid, sign)
+        os.kill(self.master, sign)
+
+    def ended(self):
+        """Waits for the end of the master; the exit status, None if it is not known."""
+        wait_for("the master ends", lambda: self.process.poll() is not None and not alive(self.master), DEADLINE * 3)
+        return self.process.returncode if self.master == self.process.pid else None
 
     def workers(self, master=None):
         """Pids of the workers that accept; those that shut down say so in their title."""
-        return [p for p in children(master or self.process.pid) if b"worker process" in title(p)
+        return [p for p in children(master or self.master) if b"worker process" in title(p)
                 and b"shutting down" not in title(p)]
 
     def reload(self, wait=True):
@@ -217,7 +222,12 @@ class Nginx:
     def quit(self):
         """Graceful shutdown of all, so that every log line is written."""
         self.signal(signal.SIGQUIT)
-        self.process.wait(DEADLINE * 3)
+        self.ended()
+
+
+def read(path):
+    with open(path, errors="replace") as f:
+        return f.read()
 
 
 def alive(pid):
@@ -293,6 +303,13 @@ class Client:
 
     def send(self, data):
         self.socket.sendall(data)
+
+    def send_aside(self, data):
+        """Sends on a thread, for what nginx may not read before something else has happened."""
+        def run():
+            with contextlib.suppress(OSError):
+                self.socket.sendall(data)
+        threading.Thread(target=run, daemon=True).start()
 
     def fill(self):
         """More bytes; false at the end of the connection."""

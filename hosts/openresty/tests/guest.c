@@ -6,7 +6,7 @@
  *   pend      the same, by a thread of its own where the phase may pend
  *   must-pend the same, and requires the features for it
  *   never     answers PENDING to requests and forgets it
- *   hang      the same, and completes all that it forgot at the end of its next stream: too late
+ *   hang      the same, and completes what was cancelled: too late
  *   whole     puts both bodies in upper case and a line feed behind them, in mode WHOLE where it may, else unchanged
  *   stream    replaces each letter a by b in both bodies, in mode STREAM
  *   trailers  adds x-trailer to both trailers
@@ -15,7 +15,8 @@
  *   error     fails at requests
  *   reset     resets at requests
  *   path      sets :path to /changed?q=1, :method to PUT and :authority to guest.example, and deletes x-drop
- *   counts    replies with how often the library was called: cancels, ends, late completions that were stale
+ *   counts    replies with how often the library was called (cancels, ends, late completions that were stale), and the
+ *             features of its configuration
  *   refuse    is no configuration */
 
 #define _GNU_SOURCE
@@ -38,7 +39,7 @@ enum { HEADERS = 1, PEND, MUST_PEND, NEVER, HANG, WHOLE, STREAM, TRAILERS, DENY,
 static const pxg_str filters[] = {S("lua-test")};
 static const pxg_host *host;
 static _Atomic unsigned cancels, ends, stale;
-static _Atomic uint64_t hanging;
+static uint64_t features; /* Of the last `counts`. */
 static _Atomic uint32_t configs; /* Values of configurations are never used again: word | number << 8. */
 
 typedef struct job {
@@ -99,8 +100,8 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
     out->error = (pxg_str)S("must-pend needs PEND_RESPONSE_HEADERS");
     return PXG_E_UNSUPPORTED;
   }
+  if (word == COUNTS) features = in->features[0];
   out->subscribe = heads;
-  if (word <= HANG && word >= PEND) out->pend_phases = heads;
   if (word == NEVER || word == HANG || (word >= DENY && word != LATE)) out->subscribe = BIT(PXG_PHASE_REQUEST_HEADERS);
   if (word == LATE) out->subscribe = BIT(PXG_PHASE_RESPONSE_HEADERS);
   if (word == WHOLE || word == STREAM) {
@@ -109,6 +110,9 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
     if (word == WHOLE && !has(in, PXG_F_BODY_WHOLE_RESPONSE)) out->body_mode[1] = PXG_BODY_SKIP;
     out->max_body[0] = out->max_body[1] = 4 << 20;
   }
+  if (word <= HANG && word >= PEND) out->pend_phases = out->subscribe;
+  if (word == PEND && !has(in, PXG_F_PEND_REQUEST_HEADERS)) out->pend_phases &= ~BIT(PXG_PHASE_REQUEST_HEADERS);
+  if (word == PEND && !has(in, PXG_F_PEND_RESPONSE_HEADERS)) out->pend_phases &= ~BIT(PXG_PHASE_RESPONSE_HEADERS);
   if (word == TRAILERS) out->subscribe = BIT(PXG_PHASE_REQUEST_TRAILERS) | BIT(PXG_PHASE_RESPONSE_TRAILERS);
   return PXG_OK;
 }
@@ -150,7 +154,7 @@ static void reply(pxg_result *out, uint32_t status, pxg_str text) {
 }
 
 static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
-  static char text[100];
+  static char text[128];
   uint64_t word = ev->config & 0xff;
   int sync = word == HEADERS || ev->token == 0;
 
@@ -169,7 +173,7 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->scratch_ops[0].val.bytes = (pxg_str)S("sync");
     out->ops = out->scratch_ops, out->n_ops = 1;
     break;
-  case HANG: hanging = ev->token; /* fall through */
+  case HANG:
   case NEVER: out->action = PXG_ACT_PENDING; break;
   case WHOLE: change(ev, out, to_upper, 1); break;
   case STREAM: change(ev, out, a_to_b, 0); break;
@@ -191,7 +195,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     out->scratch_ops[out->n_ops++] = (pxg_op){.kind = PXG_OP_HEADER_DELETE, .key = S("x-drop")};
     break;
   case COUNTS: {
-    uint32_t n = (uint32_t)snprintf(text, sizeof text, "cancels %u ends %u stale %u\n", cancels, ends, stale);
+    uint32_t n = (uint32_t)snprintf(text, sizeof text, "cancels %u ends %u stale %u features %llu\n", cancels, ends,
+                                  stale, (unsigned long long)features);
     reply(out, 200, (pxg_str){(uint8_t *)text, n, 0});
     break;
   }
@@ -202,12 +207,11 @@ static void drop(uint64_t ctx, uint64_t config) {}
 
 static void cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint64_t token, uint32_t w) {
   cancels++;
+  if ((config & 0xff) == HANG) push(token);
 }
 
 static void end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint32_t worker) {
-  uint64_t token = atomic_exchange(&hanging, 0);
   ends++;
-  if (token) push(token);
 }
 
 int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {

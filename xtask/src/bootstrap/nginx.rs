@@ -18,6 +18,27 @@ pub(crate) enum Nginx {
     Stable,
 }
 
+/// How the stable version is configured.
+const WITH: &[&str] = &[
+    "--with-compat",
+    "--with-debug",
+    "--with-threads",
+    "--with-pcre-jit",
+    "--with-http_ssl_module",
+    "--with-http_v2_module",
+    "--with-http_stub_status_module",
+    "--with-http_realip_module",
+    "--with-http_auth_request_module",
+    "--with-http_dav_module",
+    "--with-http_secure_link_module",
+    "--with-http_slice_module",
+    "--with-http_addition_module",
+    "--with-http_sub_module",
+    "--with-http_gzip_static_module",
+    "--with-http_gunzip_module",
+    "--with-cc-opt=-g1 -O2",
+];
+
 /// Runs a command and says where its output is if it fails.
 pub(crate) type Runner<'a> = dyn Fn(&mut Command) -> Result<()> + 'a;
 
@@ -65,6 +86,12 @@ const PACKAGES: &[Tool] = &[
         name: "nginx's JavaScript module",
         probe: || exists("/usr/lib/nginx/modules/ngx_http_js_module.so"),
         package: "libnginx-mod-http-js",
+        need: Need::Nginx,
+    },
+    Tool {
+        name: "HTTP/2 for Python",
+        probe: || exists("/usr/lib/python3/dist-packages/h2/__init__.py"),
+        package: "python3-h2",
         need: Need::Nginx,
     },
     Tool {
@@ -168,7 +195,8 @@ fn build_stable(run: &Runner) -> Result<()> {
     let package = sources()?;
     let stamp = nginx.folder().join("version");
     let there = std::fs::read_to_string(&stamp).unwrap_or_default();
-    if there == package.version && nginx.binary().is_file() {
+    let wanted = format!("{} {}", package.version, WITH.join(" "));
+    if there == wanted && nginx.binary().is_file() {
         return Ok(());
     }
     let sources = nginx.sources();
@@ -181,29 +209,12 @@ fn build_stable(run: &Runner) -> Result<()> {
     run(Command::new("auto/configure")
         .current_dir(&sources)
         .arg(format!("--prefix={}", prefix.display()))
-        .args([
-            "--with-compat",
-            "--with-debug",
-            "--with-threads",
-            "--with-pcre-jit",
-            "--with-http_ssl_module",
-            "--with-http_v2_module",
-            "--with-http_stub_status_module",
-            "--with-http_realip_module",
-            "--with-http_auth_request_module",
-            "--with-http_dav_module",
-            "--with-http_slice_module",
-            "--with-http_addition_module",
-            "--with-http_sub_module",
-            "--with-http_gzip_static_module",
-            "--with-http_gunzip_module",
-            "--with-cc-opt=-g1 -O2",
-        ]))?;
+        .args(WITH))?;
     run(Command::new("make").arg("-j2").current_dir(&sources))?;
     std::fs::rename(sources.join("objs/nginx"), nginx.binary())
         .context("move nginx to its place")?;
     // Last: what says the version is whole.
-    std::fs::write(&stamp, &package.version).context("note the version that was built")
+    std::fs::write(&stamp, wanted).context("note the version that was built")
 }
 
 /// The package with the sources, as Cargo unpacked it.

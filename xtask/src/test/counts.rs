@@ -66,6 +66,43 @@ pub(super) fn cargo(log: &str) -> Counts {
     sum
 }
 
+/// Sums unittest's lines `Ran 9 tests in 1.2s` and `FAILED (failures=1, errors=2, skipped=3)`, and the last lines of
+/// programs that count for themselves: `RESULT {"cases": 160, "red": 1, ...}`.
+pub(super) fn python(log: &str) -> Counts {
+    #[derive(Deserialize)]
+    struct Said {
+        #[serde(alias = "behaviours")]
+        cases: u64,
+        red: u64,
+    }
+    let mut sum = Counts::default();
+    for line in log.lines() {
+        if let Some(rest) = line.strip_prefix("Ran ") {
+            let n = rest.split(' ').next().and_then(|n| n.parse().ok());
+            sum.passed += n.unwrap_or(0);
+        } else if let Some(rest) = line
+            .strip_prefix("FAILED (")
+            .or_else(|| line.strip_prefix("OK ("))
+        {
+            for part in rest.trim_end_matches(')').split(", ") {
+                let (what, n) = part.split_once('=').unwrap_or_default();
+                let n: u64 = n.parse().unwrap_or(0);
+                sum.passed = sum.passed.saturating_sub(n);
+                match what {
+                    "skipped" | "expected failures" => sum.ignored += n,
+                    _ => sum.failed += n,
+                }
+            }
+        } else if let Some(rest) = line.strip_prefix("RESULT ")
+            && let Ok(said) = serde_json::from_str::<Said>(rest)
+        {
+            sum.passed += said.cases.saturating_sub(said.red);
+            sum.failed += said.red;
+        }
+    }
+    sum
+}
+
 /// A line of `go test -json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -155,6 +192,14 @@ mod tests {
         let counts = cargo(log);
         assert_eq!(counts.to_string(), "7 passed, 1 failed, 1 ignored");
         assert!(cargo("test result: ok. 0 passed; 0 failed; 2 ignored;").is_empty());
+    }
+
+    #[test]
+    fn pythons_results_are_summed() {
+        let log = "Ran 9 tests in 1.2s\n\nFAILED (failures=1, errors=2, skipped=3)\nRan 1 test in 0.1s\n\nOK\n\
+                   RESULT {\"what\": \"harmless\", \"behaviours\": 160, \"red\": 1}\n";
+        assert_eq!(python(log).to_string(), "163 passed, 4 failed, 3 ignored");
+        assert!(python("Running\n").is_empty());
     }
 
     #[test]

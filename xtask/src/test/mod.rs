@@ -5,6 +5,7 @@ mod counts;
 mod failures;
 mod licences;
 mod links;
+mod nginx;
 mod report;
 mod schedule;
 mod stages;
@@ -17,7 +18,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::bootstrap::{self, Need, Tools, envoy, nginx};
+use crate::bootstrap::{self, Need, Tools, envoy};
 use crate::proc::{cpu_of_this_thread, end_children_on_interrupt, run_logged};
 use crate::root::{logs, root};
 use failures::Failed;
@@ -167,7 +168,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{error:#}");
     }
     if chosen.iter().any(|s| WITH_NGINX.contains(&s.name))
-        && let Err(error) = nginx::bring()
+        && let Err(error) = bootstrap::nginx::bring()
     {
         println!("{error:#}");
     }

@@ -6,8 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::counts::{self, Counts};
-use super::{Run, conformance, files, generated, licences, links};
-use crate::bootstrap::{envoy, nginx};
+use super::{Run, conformance, files, generated, licences, links, nginx};
+use crate::bootstrap::envoy;
 use crate::lab::Lab;
 use crate::proc::run_logged;
 use crate::root::{root, target};
@@ -37,12 +37,14 @@ const GO: &str = "guest-sdk/go";
 const LOOM: &str = "loom";
 const ENVOY: &str = "envoy";
 const NGINX_BUILD: &str = "nginx-build";
+const NGINX: &str = "nginx";
+const OPENRESTY: &str = "openresty";
 const LAYER: &str = "conformance-layer";
 const DEMO: &str = "demo";
 /// The stages that need Envoys.
 pub(super) const WITH_ENVOY: [&str; 3] = [ENVOY, DEMO, LAYER];
 /// The stages that need nginx.
-pub(super) const WITH_NGINX: [&str; 1] = [NGINX_BUILD];
+pub(super) const WITH_NGINX: [&str; 3] = [NGINX_BUILD, NGINX, OPENRESTY];
 
 /// Quick ones first.
 pub(super) const STAGES: &[Stage] = &[
@@ -162,13 +164,29 @@ pub(super) const STAGES: &[Stage] = &[
         name: NGINX_BUILD,
         about: "the stable nginx from its sources, and the module for it and for Debian's, warnings denied",
         needs: &["hosts/nginx"],
-        run: |c| {
-            let run = |command: &mut Command| c.finish(command);
-            nginx::BOTH
-                .iter()
-                .try_for_each(|nginx| nginx.build(c.tools, &run))
-        },
+        run: nginx::build,
         counts: None,
+    },
+    Stage {
+        name: "nginx-engine",
+        about: "the engine of the module for nginx: its unit tests under valgrind",
+        needs: &["hosts/nginx/engine"],
+        run: nginx::engine,
+        counts: None,
+    },
+    Stage {
+        name: NGINX,
+        about: "guests in the nginx of each version: all tests of the module, and that it does no harm",
+        needs: &["hosts/nginx/tests"],
+        run: nginx::host,
+        counts: Some(("Python tests", counts::python)),
+    },
+    Stage {
+        name: OPENRESTY,
+        about: "guests called from Lua in Debian's nginx, and luacheck",
+        needs: &["hosts/openresty/tests"],
+        run: nginx::openresty,
+        counts: Some(("Python tests", counts::python)),
     },
     Stage {
         name: LOOM,
@@ -430,7 +448,7 @@ fn go_race(c: &Run) -> Result<()> {
 }
 
 /// A stage of tests that ran none has not passed.
-fn some_ran(c: &Run, read: Reader) -> Result<()> {
+pub(super) fn some_ran(c: &Run, read: Reader) -> Result<()> {
     let log = std::fs::read(&c.log).context("read the log")?;
     ensure!(
         !read(&String::from_utf8_lossy(&log)).is_empty(),

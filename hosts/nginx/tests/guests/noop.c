@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /* A guest of the do-no-harm run. It looks at all it gets and changes nothing: filter `heads` at headers, `stream` also at
- * the bytes of bodies. Filter `touch` changes the first byte of each response's body, which the run has to notice. */
+ * the bytes of bodies, `whole` at requests' bodies once they are whole. Filter `touch` changes the first byte of each
+ * response's body, which the run has to notice. */
 
 #include "proxy_golang_guest.h"
 
-enum { HEADS = 1, STREAM, TOUCH };
-static pxg_str filters[3];
+enum { HEADS = 1, STREAM, TOUCH, WHOLE, FILTERS = WHOLE };
+static pxg_str filters[FILTERS];
 static volatile uint64_t sum; /* So that nothing read is optimised away. */
 
 static uint64_t look(pxg_str s) {
@@ -18,13 +19,18 @@ static uint64_t look(pxg_str s) {
 static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) {
   uint64_t heads = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS) | PXG_PHASE_BIT(PXG_PHASE_RESPONSE_HEADERS);
   (void)ctx;
-  for (uint64_t i = 0; i < 3; i++)
+  for (uint64_t i = 0; i < FILTERS; i++)
     if (pxgg_eq(in->filter, filters[i])) out->config = i + 1;
   if (out->config == 0) return PXG_E_NOTFOUND;
   out->subscribe = heads;
   if (out->config >= STREAM) {
     out->subscribe |= PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY) | PXG_PHASE_BIT(PXG_PHASE_RESPONSE_BODY);
     out->body_mode[0] = out->body_mode[1] = PXG_BODY_STREAM;
+  }
+  if (out->config == WHOLE) {
+    out->subscribe = PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY);
+    out->body_mode[0] = PXG_BODY_WHOLE, out->body_mode[1] = PXG_BODY_SKIP;
+    out->max_body[0] = 1 << 30;
   }
   return PXG_OK;
 }
@@ -49,8 +55,9 @@ PXGG_EXPORT int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   int32_t status = pxgg_init(host, out, PXGG_LIT("no-op"), PXGG_LIT("1.0"));
   if (status != PXG_OK) return status;
   filters[0] = PXGG_LIT("heads"), filters[1] = PXGG_LIT("stream"), filters[2] = PXGG_LIT("touch");
+  filters[3] = PXGG_LIT("whole");
   out->filters = filters;
-  out->n_filters = 3;
+  out->n_filters = FILTERS;
   out->on_config_new = on_config_new;
   out->on_config_drop = on_config_drop;
   out->on_event = on_event;
