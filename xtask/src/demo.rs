@@ -1,8 +1,9 @@
 //! `cargo xtask demo`: filters in three languages at work in a proxy.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use crate::bootstrap::{self, Need, envoy};
+use crate::bootstrap::nginx::Nginx;
+use crate::bootstrap::{self, Need, envoy, nginx};
 use crate::lab::Lab;
 use crate::proc::end_children_on_interrupt;
 
@@ -28,29 +29,51 @@ enum Host {
     PxgHost,
     /// A stock Envoy, as it was released
     Envoy,
+    /// Debian's nginx, with the module
+    Nginx,
+    /// The same guest files in each of them, one after the other, in every version that is supported
+    All,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(
+        !(args.serve && args.host == Host::All),
+        "--serve keeps one proxy running: choose it by --host"
+    );
     end_children_on_interrupt()?;
     let tools = bootstrap::bring(Need::Guests)?;
     let lab = Lab::new(&tools);
-    let mut command = match args.host {
-        Host::PxgHost => {
-            lab.build(lab.steps())?;
-            let mut command = lab.laboratory();
-            command.arg("demo");
-            command
-        }
-        Host::Envoy => {
-            let [.., newest] = envoy::RELEASES;
-            envoy::bring(&[newest])?;
-            lab.build(lab.steps_for_envoy())?;
-            lab.demo_in_envoy(newest)
-        }
+    let [.., newest] = envoy::RELEASES;
+    let (envoys, nginxes): (&[_], &[_]) = match args.host {
+        Host::PxgHost => (&[], &[]),
+        Host::Envoy => (&[newest], &[]),
+        Host::Nginx => (&[], &[Nginx::Debian]),
+        Host::All => (&envoy::RELEASES, &nginx::BOTH),
     };
-    println!();
-    if args.serve {
-        command.arg("--serve");
+    envoy::bring(envoys)?;
+    if !nginxes.is_empty() {
+        nginx::bring()?;
     }
-    Lab::run(&mut command)
+    lab.build(if envoys.is_empty() {
+        lab.steps()
+    } else {
+        lab.steps_for_envoy()
+    })?;
+    let mut commands = Vec::new();
+    if matches!(args.host, Host::PxgHost | Host::All) {
+        commands.push(lab.demo());
+    }
+    commands.extend(envoys.iter().map(|envoy| lab.demo_in_envoy(*envoy)));
+    for nginx in nginxes {
+        lab.build_nginx(*nginx)?;
+        commands.push(lab.demo_in_nginx(*nginx));
+    }
+    for mut command in commands {
+        println!();
+        if args.serve {
+            command.arg("--serve");
+        }
+        Lab::run(&mut command)?;
+    }
+    Ok(())
 }

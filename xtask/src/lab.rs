@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::bootstrap::Tools;
 use crate::bootstrap::envoy::Release;
+use crate::bootstrap::nginx::Nginx;
 use crate::proc::{Group, run_logged};
 use crate::root::{logs, root, target};
 
@@ -187,6 +188,39 @@ impl<'a> Lab<'a> {
             .env("PXG_LAB_GO_BENCH", self.go_bench())
             .env("PXG_LAB_RUST", self.rust())
             .env("PXG_LAB_C", self.c("header-policy.so"));
+        command
+    }
+
+    /// The demonstration in pxg-host.
+    pub(crate) fn demo(&self) -> Command {
+        let mut command = self.laboratory();
+        command.arg("demo");
+        command
+    }
+
+    /// Builds this nginx and the module for it, with a line.
+    pub(crate) fn build_nginx(&self, nginx: Nginx) -> Result<()> {
+        let log = logs().join("nginx-build.log");
+        let _ = std::fs::remove_file(&log);
+        print!("building the module for {}'s nginx ... ", nginx.name());
+        std::io::stdout().flush()?;
+        let begin = Instant::now();
+        nginx.build(self.tools, &|command: &mut Command| {
+            let status = run_logged(command, &log)?;
+            ensure!(status.success(), "{command:?}: {status}\n{}", end_of(&log));
+            Ok(())
+        })?;
+        println!("{:.1} s", begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// The demonstration in this nginx.
+    pub(crate) fn demo_in_nginx(&self, nginx: Nginx) -> Command {
+        let mut command = self.laboratory();
+        command
+            .arg("demo-nginx")
+            .env("PXG_LAB_NGINX", nginx.binary())
+            .env("PXG_LAB_NGINX_MODULE", nginx.module());
         command
     }
 

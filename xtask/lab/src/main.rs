@@ -19,6 +19,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     DemoEnvoy(demo::envoy::Args),
+    DemoNginx(demo::nginx::Args),
     BenchEnvoy(bench_envoy::Args),
     BenchHost(bench_host::Args),
     Memory(memory::Args),
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Demo(args) => block_on(demo::run(&args)),
         Command::DemoEnvoy(args) => block_on(demo::envoy::run(&args)),
+        Command::DemoNginx(args) => block_on(demo::nginx::run(&args)),
         Command::BenchEnvoy(args) => bench_envoy::run(&args),
         Command::BenchHost(args) => bench_host::run(&args),
         Command::Memory(args) => block_on(memory::run(&args)),

@@ -93,7 +93,10 @@ fn message(log: &str, name: &str) -> String {
         return String::new();
     }
     let end = |line: &&str| {
-        !(line.starts_with("---- ") || *line == "failures:" || line.starts_with("====="))
+        !(line.starts_with("---- ")
+            || line.starts_with("=====")
+            || line.starts_with("Ran ")
+            || *line == "failures:")
             && self::name(line).is_none()
     };
     let text: Vec<_> = lines
@@ -147,7 +150,7 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured
         assert_eq!(names(go), ["TestA", "TestA/sub"]);
         let python = "=====\nFAIL: test_x (__main__.Module.test_x)\n-----\nTraceback\nRan 3 tests";
         assert_eq!(names(python), ["__main__.Module.test_x"]);
-        assert_eq!(read(python)[0].message, "Traceback\nRan 3 tests");
+        assert_eq!(read(python)[0].message, "Traceback");
         let suite = "  FAIL  l4/connection  80 ms  [PXG-L4-003]\n    it was reset\n";
         assert_eq!(names(suite), ["l4/connection"]);
         assert_eq!(read(suite)[0].message, "    it was reset");

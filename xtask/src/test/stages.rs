@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::counts::{self, Counts};
 use super::{Run, conformance, files, generated, licences, links, nginx};
 use crate::bootstrap::envoy;
+use crate::bootstrap::nginx::BOTH;
 use crate::lab::Lab;
 use crate::proc::run_logged;
 use crate::root::{root, target};
@@ -253,16 +254,19 @@ pub(super) const STAGES: &[Stage] = &[
     },
     Stage {
         name: DEMO,
-        about: "the demonstration in pxg-host and in Envoy, whose checks all hold",
+        about: "the demonstration in pxg-host, Envoy and each nginx, whose checks all hold",
         needs: &["xtask/lab"],
         run: |c| {
             let lab = Lab::for_tests(c.tools);
             for (_, mut command) in lab.steps_for_envoy() {
                 c.finish(&mut command)?;
             }
-            c.finish(lab.laboratory().arg("demo"))?;
+            c.finish(&mut lab.demo())?;
             let [.., newest] = envoy::RELEASES;
-            c.finish(&mut lab.demo_in_envoy(newest))
+            c.finish(&mut lab.demo_in_envoy(newest))?;
+            // The stage nginx-build has built them.
+            BOTH.iter()
+                .try_for_each(|nginx| c.finish(&mut lab.demo_in_nginx(*nginx)))
         },
         counts: None,
     },

@@ -2,8 +2,11 @@
 
 pub mod envoy;
 mod envoy_host;
+pub mod nginx;
+mod nginx_host;
 mod print;
 mod shows;
+mod stock;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -212,7 +215,7 @@ impl Demo {
         let p = self.printer.paint;
         println!();
         println!("{}", p.bold("It keeps running. Try:"));
-        for line in curl_lines(address) {
+        for line in curl_lines(address, address) {
             println!("   {line}");
         }
         println!("   curl http://{admin}/");
@@ -278,10 +281,10 @@ fn checksums(paint: Paint, guests: &Guests) -> Result<()> {
 }
 
 /// What to try while it keeps running.
-fn curl_lines(address: SocketAddr) -> [String; 7] {
+fn curl_lines(address: SocketAddr, h2c: SocketAddr) -> [String; 7] {
     [
         format!("curl -i http://{address}/trace/orders"),
-        format!("curl -i --http2-prior-knowledge http://{address}/trace/orders"),
+        format!("curl -i --http2-prior-knowledge http://{h2c}/trace/orders"),
         format!("curl -i -H 'x-debug: 1' http://{address}/policy/orders"),
         format!("curl -i http://{address}/account/me"),
         format!("curl -i -H 'authorization: Bearer good-alice' http://{address}/account/me"),
