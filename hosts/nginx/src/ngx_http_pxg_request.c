@@ -46,9 +46,12 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
     ngx_http_pxg_send_reply(ctx);
     return NGX_DONE;
   }
-  if (ctx->request_head) return ngx_http_pxg_reroute(ctx);
+  /* A client's framing is not that of a request which a guest resizes: nginx gets it whole, with its new length. */
+  ngx_uint_t resized = ctx->request_head && ctx->resized;
+  if (ctx->request_head && !(resized && !ctx->request_fed && r->request_body == NULL)) return ngx_http_pxg_reroute(ctx);
 
-  if (!ctx->request_fed && r->request_body == NULL && pxg_stream_wants_body_first(ctx->stream, PXG_DIR_REQUEST)) {
+  if (!ctx->request_fed && r->request_body == NULL &&
+      (resized || pxg_stream_wants_body_first(ctx->stream, PXG_DIR_REQUEST))) {
     ctx->reading = 1;
     rc = ngx_http_read_client_request_body(r, ngx_http_pxg_body_read);
     if (rc >= NGX_HTTP_SPECIAL_RESPONSE) return rc;
