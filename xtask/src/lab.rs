@@ -20,8 +20,7 @@ use crate::root::{logs, root, target};
 pub(crate) struct Lab<'a> {
     tools: &'a Tools,
     guests: PathBuf,
-    /// Cargo's profile, and the folder with what is built by it.
-    profile: &'static str,
+    /// What cargo built.
     built: PathBuf,
 }
 
@@ -45,20 +44,19 @@ pub(crate) type Step = (&'static str, Command);
 
 impl<'a> Lab<'a> {
     pub(crate) fn new(tools: &'a Tools) -> Self {
-        Self::of(tools, "release", "release")
+        Self::of(tools, "release")
     }
 
     /// The same as it is built for tests: with the assertions of the debug profile, and without a second build of all
     /// dependencies.
     pub(crate) fn for_tests(tools: &'a Tools) -> Self {
-        Self::of(tools, "dev", "debug")
+        Self::of(tools, "debug")
     }
 
-    fn of(tools: &'a Tools, profile: &'static str, folder: &str) -> Self {
+    fn of(tools: &'a Tools, folder: &str) -> Self {
         Self {
             tools,
             guests: target().join("guests"),
-            profile,
             built: target().join(folder),
         }
     }
@@ -81,12 +79,10 @@ impl<'a> Lab<'a> {
 
     fn cargo(&self) -> Command {
         let mut cargo = self.command(".", "cargo");
-        cargo.args(["build", "--locked", "--profile", self.profile]);
+        cargo.args(["build", "--release", "--locked"]);
         cargo.args(PACKAGES.iter().flat_map(|name| ["-p", name]));
-        if self.profile == "release" {
-            // Incremental builds are cut into more units, and inline less: a guest took 13 % more instructions.
-            cargo.env("CARGO_INCREMENTAL", "0");
-        }
+        // Incremental builds are cut into more units, and inline less: a guest took 13 % more instructions.
+        cargo.env("CARGO_INCREMENTAL", "0");
         cargo
     }
 

@@ -45,10 +45,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Lab::run(&mut command)
 }
 
-/// The stage of `cargo xtask test`: a short one, each command run by `run`.
+/// The stage of `cargo xtask test`, once the workspace was built: a short one, each command run by `run`.
 pub(crate) fn stage(tools: &Tools, run: impl Fn(&mut Command) -> Result<()>) -> Result<()> {
     let lab = Lab::for_tests(tools);
-    for (_, mut command) in lab.steps() {
+    for (_, mut command) in lab.guest_steps() {
         run(&mut command)?;
     }
     run(lab.laboratory().args(["soak", "--for", "5s"]))

@@ -6,6 +6,7 @@
 
 #include "ngx_http_pxg_lua.h"
 
+#include <dlfcn.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 
@@ -279,11 +280,18 @@ static void ngx_http_pxg_leave_children(void) {
   (void)sigaction(SIGCHLD, &preset, NULL);
 }
 
+/* nginx unloads its modules at the end of a process, while threads of guests still call this one. */
+static void ngx_http_pxg_pin(void) {
+  Dl_info me;
+  if (dladdr(&ngx_http_proxy_golang_module, &me)) (void)dlopen(me.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+}
+
 ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
   ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
 
   if (m == NULL || ngx_http_pxg_start(cycle->log, ngx_http_pxg_zone(m)) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_the_worker) return NGX_OK;
+  ngx_http_pxg_pin();
   ngx_http_pxg_leave_children();
   ngx_http_pxg_use_zone(m);
   (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->workers, 1);

@@ -64,29 +64,8 @@ const GENERATORS: &[(&str, Generator)] = &[
     ("differences", |_| differences::made()),
 ];
 
-/// A file that is what a command prints.
-struct Printed {
-    path: &'static str,
-    /// The program and its arguments, run in the workspace. Skipped until `needs` exists.
-    command: &'static [&'static str],
-    needs: &'static str,
-}
-
-const PRINTED: &[Printed] = &[Printed {
-    path: "host-ref/config.schema.json",
-    command: &[
-        "cargo",
-        "run",
-        "--quiet",
-        "--package",
-        "proxy-golang-host",
-        "--bin",
-        "pxg-host",
-        "--",
-        "schema",
-    ],
-    needs: "host-ref/src/bin/pxg-host.rs",
-}];
+/// A file that is what pxg-host prints.
+const SCHEMA: &str = "host-ref/config.schema.json";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut complaints = Vec::new();
@@ -156,30 +135,29 @@ fn rules(_: &Args) -> Result<Made> {
     rules::made()
 }
 
+/// By the program that `PXG_HOST` names, else by one that is built for it.
 fn printed(_: &Args) -> Result<Made> {
-    let mut made = Made::default();
-    for Printed {
-        path,
-        command,
-        needs,
-    } in PRINTED
-    {
-        if !exists(needs) {
-            continue;
+    let mut command = match std::env::var_os("PXG_HOST") {
+        Some(program) => std::process::Command::new(program),
+        None => {
+            let mut cargo = std::process::Command::new("cargo");
+            cargo.args(["run", "--quiet", "--package", "proxy-golang-host"]);
+            cargo.args(["--bin", "pxg-host", "--"]);
+            cargo
         }
-        let (program, args) = command.split_first().context("a command has a program")?;
-        let done = std::process::Command::new(program)
-            .args(args)
-            .current_dir(root())
-            .stderr(std::process::Stdio::inherit())
-            .output()
-            .with_context(|| format!("run {program}"))?;
-        if !done.status.success() {
-            bail!("`{}` for {path}: {}", command.join(" "), done.status);
-        }
-        let text = String::from_utf8(done.stdout).with_context(|| format!("{path}: no UTF-8"))?;
-        made.outputs.push(Output::new(*path, text));
+    };
+    let done = command
+        .arg("schema")
+        .current_dir(root())
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .with_context(|| format!("run {}", command.get_program().display()))?;
+    if !done.status.success() {
+        bail!("{command:?} for {SCHEMA}: {}", done.status);
     }
+    let text = String::from_utf8(done.stdout).with_context(|| format!("{SCHEMA}: no UTF-8"))?;
+    let mut made = Made::default();
+    made.outputs.push(Output::new(SCHEMA, text));
     Ok(made)
 }
 

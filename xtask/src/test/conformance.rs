@@ -56,7 +56,6 @@ pub(super) fn guests(c: &Run) -> Result<()> {
 /// The reference host, as it is built for tests, and the mini host, which shares no code with it.
 pub(super) fn hosts(c: &Run) -> Result<()> {
     let suite = suite(c)?;
-    c.run(".", "cargo build --locked -p proxy-golang-host")?;
     let minihost = mini_host(c)?;
     for (adapter, variable, program) in [
         (
@@ -84,10 +83,6 @@ pub(super) fn hosts(c: &Run) -> Result<()> {
 /// pxg-host, in the mini host and in the newest Envoy. What it finds on either side fails.
 pub(super) fn layer(c: &Run) -> Result<()> {
     let suite = suite(c)?;
-    c.run(
-        ".",
-        "cargo build --locked -p proxy-golang-host -p proxy-golang-envoy -p proxy-golang-layer",
-    )?;
     let debug = target().join("debug");
     let layer = debug.join("libpxg_layer.so");
     let minihost = mini_host(c)?;
@@ -151,7 +146,7 @@ pub(super) fn host_selftest(c: &Run) -> Result<()> {
 }
 
 fn suite(c: &Run) -> Result<String> {
-    c.run(".", "cargo build --locked -p proxy-golang-conformance")?;
+    c.build()?;
     let program = target().join("debug/pxg-conformance");
     Ok(program.display().to_string())
 }
@@ -171,7 +166,6 @@ fn examples(c: &Run) -> Result<Vec<(String, PathBuf)>> {
     for name in names("guest-sdk/examples", |path| {
         path.join("Cargo.toml").is_file()
     })? {
-        c.run(".", &format!("cargo build --locked -p {name}"))?;
         let library = format!("debug/lib{}.so", name.replace('-', "_"));
         found.push((name, target().join(library)));
     }

@@ -87,6 +87,25 @@ impl Run<'_> {
         command
     }
 
+    /// A line of cargo for the whole workspace with its tests. All stages have the same choice of packages, because
+    /// for another choice dependencies get other features, and are built once more.
+    fn cargo(&self, command: &str, targets: &str) -> String {
+        format!("cargo {command} --workspace --locked {targets}")
+    }
+
+    /// Builds what stages run.
+    fn build(&self) -> Result<()> {
+        self.run(".", &self.cargo("build", "--lib --bins --tests"))
+    }
+
+    /// Runs one test of the test program `program`.
+    fn test(&self, program: &str, name: &str) -> Command {
+        let line = self.cargo("test", &format!("--test {program} -- --exact"));
+        let mut command = self.line(".", &line);
+        command.arg(name);
+        command
+    }
+
     fn finish(&self, command: &mut Command) -> Result<()> {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
