@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -76,6 +77,7 @@ func (*probe) OnRequestHeaders(s proxyfilter.Stream, h proxyfilter.Headers) prox
 	// An event that was changed cannot be left to a goroutine: `pend` comes first.
 	if !strings.HasPrefix(script[0], "pend") {
 		h.Set("x-go-gone", strconv.FormatInt(gone.Load(), 10))
+		h.Set("x-go-process", strconv.Itoa(os.Getpid()))
 	}
 	rest, w := steps(script, h)
 	if w == nil {

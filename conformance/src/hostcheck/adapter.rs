@@ -233,6 +233,9 @@ pub(crate) struct Config {
     /// The same for options of the whole host.
     #[serde(default)]
     pub(crate) host_options: BTreeMap<String, String>,
+    /// And for those that stand elsewhere in its configuration: `{main_options}`.
+    #[serde(default)]
+    pub(crate) main_options: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -94,10 +94,13 @@ pub(super) fn write_config(
         }
         Ok(out.join(c.options_separator.as_deref().unwrap_or("\n")))
     };
-    values.insert(
-        "host_options".into(),
-        options(&setup.options, &c.host_options)?,
-    );
+    let (main, rest): (Vec<_>, Vec<_>) = setup
+        .options
+        .iter()
+        .cloned()
+        .partition(|(name, _)| c.main_options.contains_key(name));
+    values.insert("main_options".into(), options(&main, &c.main_options)?);
+    values.insert("host_options".into(), options(&rest, &c.host_options)?);
     let path_of = |guest: &str| -> Result<&PathBuf> {
         setup
             .guests

@@ -11,7 +11,14 @@ use super::{Adapter, PROTOCOL, ports};
 /// The variables that a template may name, by where it stands.
 const GENERAL: &[&str] = &["here", "dir", "upstream", "upstream_port", "workers"];
 const SIGNALS: &str = "expected one of HUP, TERM, INT, QUIT, USR1, USR2, WINCH";
-const PIECES: &[&str] = &["guests", "instances", "routes", "chains", "host_options"];
+const PIECES: &[&str] = &[
+    "guests",
+    "instances",
+    "routes",
+    "chains",
+    "host_options",
+    "main_options",
+];
 const INSTANCE: &[&str] = &[
     "instance",
     "filter",
@@ -258,7 +265,12 @@ impl Adapter {
         ));
         all.push(("config.own".into(), &c.own, vec![INSTANCE]));
         all.push(("config.absent".into(), &c.absent, vec![INSTANCE]));
-        for (key, v) in c.options.iter().chain(&c.host_options) {
+        for (key, v) in c
+            .options
+            .iter()
+            .chain(&c.host_options)
+            .chain(&c.main_options)
+        {
             all.push((format!("config.options.{key}"), v, vec![&["value"]]));
         }
         for (key, text, more) in all {

@@ -145,10 +145,14 @@ async fn exchanges(cx: &Cx) -> anyhow::Result<()> {
         c.reset();
     }
     let until = std::time::Instant::now() + cx.shared().patience;
+    // Each process of the host counts its own.
+    let mut by_process = std::collections::BTreeMap::<_, u32>::new();
     let mut gone = 0;
     while gone < 20 && std::time::Instant::now() < until {
         ask(cx, script("set x-a 1")).await?;
-        gone = up("x-go-gone").and_then(|n| n.parse().ok()).unwrap_or(0);
+        let here = up("x-go-gone").and_then(|n| n.parse().ok()).unwrap_or(0);
+        by_process.insert(up("x-go-process"), here);
+        gone = by_process.values().sum();
     }
     cx.equal(
         "PXG-ASY-008",

@@ -217,7 +217,9 @@ pub(super) fn cases() -> Vec<Case> {
             let x = cx.exchange(request()).await?;
             cx.equal("PXG-TRL-001", "the status", x.reply.status, 200);
             // A host that knows no request trailers may drop them.
-            let passed = cx.has(Feature::TRAILERS_IN_REQUEST).then(|| "1".to_string());
+            let passed = cx
+                .has(Feature::TRAILERS_IN_REQUEST)
+                .then(|| "1".to_string());
             cx.equal(
                 "PXG-TRL-001",
                 "x-t upstream",
