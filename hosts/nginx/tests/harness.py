@@ -125,15 +125,14 @@ def temp_paths(path):
 class Nginx:
     """A master with its workers. `listens`: a socket that is there once it serves."""
 
-    def __init__(self, path, conf, listens=None, nginx=None, env=None, rlimit=None):
+    def __init__(self, path, conf, listens=None, nginx=None):
         self.path, self.nginx = path, nginx or NGINX
         self.conf = f"{path}/nginx.conf"
         self.error_log = f"{path}/logs/error.log"
         self.write(conf)
-        self.env = dict(os.environ) | (env or {})
+        self.env = dict(os.environ)
         if PRELOAD:
             self.env["LD_PRELOAD"] = PRELOAD
-        self.rlimit = rlimit
         self.listens = listens
 
     def write(self, conf):
@@ -152,7 +151,7 @@ class Nginx:
     def __enter__(self):
         self.out = open(f"{self.path}/logs/out.log", "ab")
         self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=self.out, stderr=self.out,
-                                        env=self.env, preexec_fn=self.rlimit)
+                                        env=self.env)
         self.master, self.masters = self.process.pid, [self.process.pid]
         try:
             wait_for("nginx serves", self.serves, DEADLINE * 3)
