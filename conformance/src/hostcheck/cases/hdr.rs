@@ -229,7 +229,9 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.answer(Answer::status(200).body(b"0123456789"));
                 let x = cx.exchange(Request::post("/resizes/x", b"abc")).await?;
                 cx.equal("PXG-HDR-007", "the body upstream", x.up_text(), Some(">>abc".into()));
-                cx.equal("PXG-HDR-007", "content-length upstream", x.up_get("content-length"), None);
+                // A host that reads a request whole before it sends it on knows the new length.
+                let length = x.up_get("content-length");
+                cx.check("PXG-HDR-007", length.as_deref().is_none_or(|l| l == "5"), || format!("content-length upstream: {length:?}"));
                 cx.equal("PXG-HDR-007", "the body", x.reply.text(), "<<123456789".into());
                 Ok(())
             }),
