@@ -41,8 +41,8 @@ typedef struct {
   unsigned derived : 1; /* or fields of which nginx keeps more than an element. */
 } ngx_http_pxg_fields_t;
 
-/* Before the first guest: one authority, and a path that says what nginx understands (SEC-007). A path with dot segments,
- * or slashes that nginx merges, is forwarded as nginx decoded it; $request_uri stays what came. */
+/* Before the first guest: one authority, and a path in the normal form of RFC 3986 (SEC-007), for what follows and for
+ * $request_uri. What is in normal form stays as it came, byte for byte. */
 ngx_int_t ngx_http_pxg_fields_normalize(ngx_http_request_t *r);
 
 /* Whether the client takes trailers: with HTTP/1.1 it has to say so. */

@@ -190,22 +190,81 @@ ngx_int_t ngx_http_pxg_request_pseudo(ngx_http_pxg_fields_t *f, const ngx_str_t 
 
 /* ---- Before the first guest ---------------------------------------------------------------------------------------- */
 
-/* Whether nginx understands a path as another one than it says: dot segments, or slashes that it merges. */
-static ngx_uint_t ngx_http_pxg_is_rewritten(ngx_http_request_t *r) {
-  u_char *p = r->unparsed_uri.data, *end = p + r->unparsed_uri.len, *u = r->uri.data, *last = u + r->uri.len;
-  u_char *args = ngx_strlchr(p, end, '?');
+/* One character of a path at `*p`, decoded. */
+static u_char ngx_http_pxg_decode(u_char **p, u_char *end) {
   ngx_int_t c;
 
-  if (args) end = args;
-  while (p < end && u < last) {
-    c = *p++;
-    if (c == '%' && end - p >= 2) {
-      c = ngx_hextoi(p, 2);
-      p += 2;
+  if (**p != '%' || end - *p < 3 || (c = ngx_hextoi(*p + 1, 2)) == NGX_ERROR) return *(*p)++;
+  *p += 3;
+  return (u_char)c;
+}
+
+static ngx_uint_t ngx_http_pxg_is_unreserved(u_char c) {
+  u_char lower = (u_char)(c | 0x20);
+  return (lower >= 'a' && lower <= 'z') || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_' || c == '~';
+}
+
+/* The normal form of RFC 3986: unreserved characters are not escaped, dot segments are resolved, and slashes merged where
+ * the operator has not said otherwise; all other escapes stay. `to` has room for `len`. */
+static size_t ngx_http_pxg_normal(u_char *to, u_char *from, size_t len, ngx_flag_t merge_slashes) {
+  u_char *p = from, *end = from + len, *at = to, *next, c;
+
+  while (p < end) {
+    next = p;
+    c = ngx_http_pxg_decode(&next, end);
+    if (next - p == 1 || ngx_http_pxg_is_unreserved(c)) {
+      *at++ = c;
+    } else {
+      at = ngx_cpymem(at, p, next - p);
     }
-    if (c != *u++) return 1;
+    p = next;
+    if (p < end && *p != '/' && at[-1] != '/') continue;
+    /* The end of a segment, or of the path. */
+    if (at[-1] == '/') {
+      if (merge_slashes && at - to >= 2 && at[-2] == '/') at--;
+      continue;
+    }
+    if (at - to >= 2 && at[-1] == '.' && at[-2] == '/') {
+      at--;
+    } else if (at - to >= 3 && at[-1] == '.' && at[-2] == '.' && at[-3] == '/') {
+      for (at -= 3; at > to && at[-1] != '/'; at--) { /* void */
+      }
+      if (at == to) *at++ = '/';
+    } else {
+      continue;
+    }
+    if (p < end) p++; /* Its slash. */
   }
-  return p != end || u != last;
+  return (size_t)(at - to);
+}
+
+/* A path that says something else than what nginx chooses locations by gets its normal form; where escapes still hide
+ * a part of it, what nginx made of it. */
+static ngx_int_t ngx_http_pxg_normalize_path(ngx_http_request_t *r) {
+  ngx_http_core_srv_conf_t *cscf = ngx_http_get_module_srv_conf(r, ngx_http_core_module);
+  ngx_str_t raw = r->unparsed_uri;
+  u_char *args, *end, *to, *p, *u;
+  size_t n, rest;
+
+  end = ngx_strlchr(raw.data, raw.data + raw.len, '#');
+  if (end == NULL) end = raw.data + raw.len;
+  args = ngx_strlchr(raw.data, end, '?');
+  if (args == NULL) args = end;
+  rest = (size_t)(end - args);
+  to = ngx_pnalloc(r->pool, raw.len + 1);
+  if (to == NULL) return NGX_ERROR;
+  n = ngx_http_pxg_normal(to, raw.data, (size_t)(args - raw.data), cscf->merge_slashes);
+
+  for (p = to, u = r->uri.data; p < to + n && u < r->uri.data + r->uri.len; u++)
+    if (ngx_http_pxg_decode(&p, to + n) != *u) break;
+  if (p != to + n || u != r->uri.data + r->uri.len) {
+    r->valid_unparsed_uri = 0;
+    return NGX_OK;
+  }
+  ngx_memcpy(to + n, args, rest);
+  if (n + rest == raw.len && ngx_memcmp(to, raw.data, raw.len) == 0) return NGX_OK;
+  r->unparsed_uri.data = to, r->unparsed_uri.len = n + rest;
+  return NGX_OK;
 }
 
 ngx_uint_t ngx_http_pxg_receives_trailers(ngx_http_request_t *r) {
@@ -233,8 +292,7 @@ ngx_int_t ngx_http_pxg_fields_normalize(ngx_http_request_t *r) {
         ngx_http_pxg_set_authority(r, &authority) != NGX_OK)
       return NGX_ERROR;
   }
-  if (r->valid_unparsed_uri && (r->complex_uri || r->quoted_uri) && ngx_http_pxg_is_rewritten(r))
-    r->valid_unparsed_uri = 0;
+  if (r->valid_unparsed_uri && (r->complex_uri || r->quoted_uri)) return ngx_http_pxg_normalize_path(r);
   return NGX_OK;
 }
 
