@@ -51,6 +51,7 @@ typedef struct {
   ngx_event_t after; /* See ngx_http_pxg_after. */
   ngx_http_pxg_flow_t flow[2];
   ngx_chain_t *gate; /* The response's body, stopped before the first filter while its head is held. */
+  ngx_output_chain_ctx_t reader;
 
   off_t body_bytes[2]; /* Of the request as it came, of the response as it left; for attributes. */
   ngx_str_t raw_path;  /* As it came. */
@@ -71,8 +72,10 @@ typedef struct {
   unsigned response_head : 1; /* The response's head has left the engine. */
   unsigned head_sent : 1;     /* It was handed to the next filter. */
   unsigned response_ended : 1;
+  unsigned end_at_head : 1;
+  unsigned header_only : 1; /* r->header_only was set ahead of its time. */
   unsigned upgraded : 1;
-  unsigned aside : 1;    /* The end of the response went past this module. */
+  unsigned aside : 1;    /* Nothing of the response is the engine's business any more. */
   unsigned local : 1;    /* The response is a guest's reply, */
   unsigned open : 1;     /* a streamed one, */
   unsigned answered : 1; /* and in nginx's hands: what else comes as a response is dropped. */
@@ -157,7 +160,7 @@ ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r);
 void ngx_http_pxg_request_body_init(void);
 /* ngx_http_pxg_response.c */
 void ngx_http_pxg_response_init(void);
-/* In a worker, when all modules have put up their filters: one before the first of them. */
+/* In a worker, when all modules have put up their filters: that of bodies comes before the first of them. */
 void ngx_http_pxg_response_gate(void);
 /* Moves what there is of the response: what nginx lent to the engine, what left that to the next filters. */
 ngx_int_t ngx_http_pxg_move_response(ngx_http_pxg_ctx_t *ctx);

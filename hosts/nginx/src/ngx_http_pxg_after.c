@@ -43,19 +43,13 @@ void ngx_http_pxg_answer(ngx_http_pxg_ctx_t *ctx) {
 
 /* ---- An upstream that ended short ---------------------------------------------------------------------------------- */
 
-static ngx_uint_t ngx_http_pxg_has_last(ngx_chain_t *cl) {
-  for (; cl; cl = cl->next)
-    if (cl->buf->last_buf) return 1;
-  return 0;
-}
-
 /* nginx gives up a response that began by closing the connection, without a last buffer: what guests hold of it would
- * wait for the rest. */
+ * wait for the rest. What came before goes its way first. */
 static ngx_uint_t ngx_http_pxg_ended_short(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   return r->upstream && r->upstream->header_sent && !ngx_http_pxg_has_exchange(r) && !ctx->response_end_fed &&
-         !ctx->cut && !ctx->local && !(r->buffered & NGX_HTTP_COPY_BUFFERED) && !ngx_http_pxg_has_last(ctx->gate) &&
-         !ngx_http_pxg_has_last(ctx->flow[PXG_DIR_RESPONSE].in);
+         !ctx->cut && !ctx->local && ctx->gate == NULL && ctx->reader.in == NULL &&
+         ctx->flow[PXG_DIR_RESPONSE].in == NULL && !pxg_stream_pends(ctx->stream, PXG_DIR_RESPONSE);
 }
 
 static void ngx_http_pxg_cut(ngx_http_pxg_ctx_t *ctx) {

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* The response, as a filter of headers and bodies. A filter of headers cannot make its caller wait: while a guest holds
- * the head, the caller goes on with the body, which is stopped before the first filter of all (the gate), so that
- * ranges, copies of files and whatever else is decided by the head come after it. */
+/* The response. The filter of headers stands where modules outside nginx stand, behind that of conditions and before
+ * all that nginx makes of a response; the filter of bodies is the first of all, so that ranges are cut from what guests
+ * let go, and nothing of a body passes a filter before its head. A filter of headers cannot make its caller wait: while
+ * a guest holds the head, the caller goes on with the body, which is stopped here (the gate). */
 
 #include "ngx_http_pxg.h"
 
 static ngx_http_output_header_filter_pt ngx_http_pxg_next_header_filter;
 static ngx_http_output_body_filter_pt ngx_http_pxg_next_body_filter;
-static ngx_http_output_body_filter_pt ngx_http_pxg_first_body_filter;
+
+/* Room to read files for guests, as nginx's output_buffers are preset. */
+static const ngx_bufs_t ngx_http_pxg_buffers = {2, 32 << 10};
 
 static ngx_uint_t ngx_http_pxg_bodiless(ngx_http_request_t *r) {
   return r->method == NGX_HTTP_HEAD || r->headers_out.status == NGX_HTTP_NO_CONTENT ||
@@ -24,26 +27,24 @@ static ngx_int_t ngx_http_pxg_fail(ngx_http_pxg_ctx_t *ctx) {
 
 /* ---- The head ------------------------------------------------------------------------------------------------------ */
 
-/* Guests see bodies in memory, and ranges of what they may change are not those of the file. */
-static void ngx_http_pxg_in_memory(ngx_http_pxg_ctx_t *ctx) {
-  ngx_http_request_t *r = ctx->request;
-
-  if (!pxg_stream_sees_body(ctx->stream, PXG_DIR_RESPONSE)) return;
-  r->filter_need_in_memory = 1;
-  ngx_http_clear_accept_ranges(r);
-  r->allow_ranges = 0;
-}
-
 static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
+  ngx_http_pxg_flow_t *f = &ctx->flow[PXG_DIR_RESPONSE];
 
   ctx->head_sent = 1;
-  if (!ctx->local) ngx_http_pxg_in_memory(ctx);
+  if (ctx->header_only) r->header_only = ctx->header_only = 0;
   if (ctx->send) {
     r->connection->send = ctx->send;
     r->connection->write->ready = 1;
     ctx->send = NULL;
   }
+  /* A message that ends at its head still has nginx's own last buffer. */
+  if (!ctx->local && ctx->end_at_head && f->out && f->out == f->last_out && ngx_buf_size(&f->out->buf) == 0) {
+    ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
+    ctx->aside = 1;
+  }
+  /* Several ranges need the body in one buffer. */
+  if (pxg_stream_sees_body(ctx->stream, PXG_DIR_RESPONSE)) r->single_range = 1;
   return ngx_http_pxg_next_header_filter(r);
 }
 
@@ -53,15 +54,24 @@ static ssize_t ngx_http_pxg_no_send(ngx_connection_t *c, u_char *buf, size_t siz
   return NGX_AGAIN;
 }
 
+static void ngx_http_pxg_discard(ngx_chain_t *cl) {
+  for (; cl; cl = cl->next) cl->buf->pos = cl->buf->last, cl->buf->file_pos = cl->buf->file_last;
+}
+
+/* What came of the body and has not been looked at. */
+static void ngx_http_pxg_discard_body(ngx_http_pxg_ctx_t *ctx) {
+  ngx_http_pxg_discard(ctx->gate);
+  ngx_http_pxg_discard(ctx->reader.in);
+  ctx->gate = ctx->reader.in = NULL;
+  ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 0);
+}
+
 /* nginx answers in another's stead, by an error page for example. */
 static void ngx_http_pxg_head_again(ngx_http_pxg_ctx_t *ctx) {
-  ngx_chain_t *cl;
-
+  ngx_http_pxg_discard_body(ctx);
   ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
-  for (cl = ctx->gate; cl; cl = cl->next) cl->buf->pos = cl->buf->last, cl->buf->file_pos = cl->buf->file_last;
-  ctx->gate = NULL;
   ctx->response_head = ctx->head_sent = ctx->response_ended = ctx->response_end_fed = 0;
-  ctx->cut = ctx->upgraded = ctx->aside = 0;
+  ctx->cut = ctx->upgraded = ctx->aside = ctx->end_at_head = 0;
 }
 
 static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
@@ -78,7 +88,7 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
     flags |= PXG_HEAD_ENDS;
   else if (r->headers_out.content_length_n < 0)
     flags |= PXG_HEAD_EOS_UNKNOWN;
-  if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = 1;
+  if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = ctx->end_at_head = 1;
   if (r->err_status) flags |= PXG_HEAD_LOCAL;
   (void)ngx_http_pxg_worker();
   pxg_stream_head(ctx->stream, PXG_DIR_RESPONSE, flags);
@@ -90,12 +100,11 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
   if (ctx->response_head) return ngx_http_pxg_send_head(ctx);
 
   /* Held. Callers look at header_only next, which the last header filter would have set. */
-  if (ngx_http_pxg_bodiless(r)) r->header_only = 1;
+  if (ngx_http_pxg_bodiless(r) && !r->header_only) r->header_only = ctx->header_only = 1;
   if (ctx->upgraded && ctx->send == NULL) {
     ctx->send = r->connection->send;
     r->connection->send = ngx_http_pxg_no_send;
   }
-  if (pxg_stream_wants_body_first(ctx->stream, PXG_DIR_RESPONSE)) ngx_http_pxg_in_memory(ctx);
   r->buffered |= NGX_HTTP_PXG_BUFFERED;
   ctx->buffered = 1;
   ngx_http_pxg_after(ctx);
@@ -108,13 +117,13 @@ static ngx_uint_t ngx_http_pxg_withheld(ngx_http_pxg_ctx_t *ctx) {
   if (!ctx->response_fed || ctx->cut) return 0;
   if (!ctx->head_sent) return 1;
   if (ctx->response_ended) return 0;
-  return ctx->flow[PXG_DIR_RESPONSE].in || ctx->gate || ctx->local || ctx->response_end_fed ||
+  return ctx->flow[PXG_DIR_RESPONSE].in || ctx->reader.in || ctx->gate || ctx->local || ctx->response_end_fed ||
          pxg_stream_holds(ctx->stream, PXG_DIR_RESPONSE);
 }
 
 /* A filter that is called without bytes sends what it has; nginx's last one takes it amiss if that is nothing. */
 static ngx_uint_t ngx_http_pxg_below(ngx_http_request_t *r) {
-  return r->out || r->connection->buffered || r->postponed || (r->buffered & ~(NGX_HTTP_PXG_BUFFERED | NGX_HTTP_COPY_BUFFERED));
+  return r->out || r->connection->buffered || r->postponed || (r->buffered & ~NGX_HTTP_PXG_BUFFERED);
 }
 
 static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in) {
@@ -127,18 +136,44 @@ static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in
   return rc;
 }
 
+static ngx_int_t ngx_http_pxg_lend_response(void *data, ngx_chain_t *in) {
+  return ngx_http_pxg_lend(data, PXG_DIR_RESPONSE, in) == NGX_OK ? NGX_AGAIN : NGX_ERROR;
+}
+
+/* Lends the engine what it can have in memory: files are read as there is room. */
+static ngx_int_t ngx_http_pxg_read(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in) {
+  ngx_http_core_loc_conf_t *clcf;
+  ngx_chain_t *cl;
+
+  if (ctx->reader.pool == NULL) {
+    for (cl = in; cl && (ngx_buf_in_memory(cl->buf) || !cl->buf->in_file); cl = cl->next) { /* void */
+    }
+    if (cl == NULL) return ngx_http_pxg_lend(ctx, PXG_DIR_RESPONSE, in);
+    clcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_core_module);
+    ctx->reader.pool = ctx->request->pool;
+    ctx->reader.bufs = ngx_http_pxg_buffers;
+    ctx->reader.need_in_memory = 1;
+    ctx->reader.alignment = clcf->directio_alignment;
+    ctx->reader.tag = (ngx_buf_tag_t)&ngx_http_proxy_golang_module;
+    ctx->reader.output_filter = ngx_http_pxg_lend_response;
+    ctx->reader.filter_ctx = ctx;
+  }
+  return ngx_output_chain(&ctx->reader, in) == NGX_ERROR ? NGX_ERROR : NGX_OK;
+}
+
 /* One round: from what was lent to the engine, and what left that to the next filters. NGX_DECLINED: no more to do. */
 static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) {
-  ngx_http_request_t *r = ctx->request;
+  ngx_http_pxg_flow_t *f = &ctx->flow[PXG_DIR_RESPONSE];
   ngx_chain_t *out;
   ngx_int_t fed;
 
-  if (ctx->answered || ctx->cut || ctx->response_ended) ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, ctx->cut);
+  if (ctx->answered || ctx->cut) ngx_http_pxg_discard_body(ctx);
+  if (f->in == NULL && ctx->reader.in && ngx_http_pxg_read(ctx, NULL) != NGX_OK) return NGX_ERROR;
   fed = ngx_http_pxg_feed(ctx, PXG_DIR_RESPONSE);
   if (fed == NGX_ERROR || ctx->reset) return ngx_http_pxg_fail(ctx);
   if (ctx->local && !ctx->answered) {
     ctx->answered = ctx->abandon = 1;
-    ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 0);
+    ngx_http_pxg_discard_body(ctx);
     ngx_http_pxg_after(ctx);
   }
   if (!ctx->head_sent) {
@@ -146,35 +181,46 @@ static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) 
     *rc = ngx_http_pxg_send_head(ctx);
     if (*rc == NGX_ERROR || *rc > NGX_OK) return NGX_ERROR;
   }
-  if (r->header_only || ctx->upgraded) {
-    ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
-    return NGX_DECLINED;
-  }
+  if (ctx->request->header_only || ctx->upgraded || ctx->cut) ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
+  if (ctx->request->header_only || ctx->upgraded) return NGX_DECLINED;
   ngx_http_pxg_hand_on(ctx, PXG_DIR_RESPONSE, &out);
   *rc = ngx_http_pxg_next_body(ctx, out);
   if (*rc == NGX_ERROR) return NGX_ERROR;
+  if (ctx->response_ended && !ctx->answered) ctx->aside = 1;
   if (ctx->open && !ctx->response_ended) {
     pxg_stream_waiting(ctx->stream, ngx_http_pxg_waiting(ctx));
     if (ngx_http_pxg_pump(ctx) != NGX_OK || ctx->reset) return ngx_http_pxg_fail(ctx);
-    if (ctx->flow[PXG_DIR_RESPONSE].out) return NGX_OK;
+    if (f->out) return NGX_OK;
   }
-  return ctx->flow[PXG_DIR_RESPONSE].in ? fed : NGX_DECLINED;
+  return f->in || ctx->reader.in ? fed : NGX_DECLINED;
 }
 
-ngx_int_t ngx_http_pxg_move_response(ngx_http_pxg_ctx_t *ctx) {
-  ngx_http_request_t *r = ctx->request;
-  ngx_int_t rc = NGX_OK, more;
-
-  if (ctx->buffered) r->buffered &= ~NGX_HTTP_PXG_BUFFERED;
-  ctx->buffered = 0;
-  do more = ngx_http_pxg_move_some(ctx, &rc);
-  while (more == NGX_OK);
-  if (more == NGX_ERROR) return NGX_ERROR;
-  if (!ngx_http_pxg_withheld(ctx)) return rc;
-  r->buffered |= NGX_HTTP_PXG_BUFFERED;
+static ngx_int_t ngx_http_pxg_wait(ngx_http_pxg_ctx_t *ctx) {
+  ctx->request->buffered |= NGX_HTTP_PXG_BUFFERED;
   ctx->buffered = 1;
   ngx_http_pxg_after(ctx);
   return NGX_AGAIN;
+}
+
+static void ngx_http_pxg_no_wait(ngx_http_pxg_ctx_t *ctx) {
+  if (ctx->buffered) ctx->request->buffered &= ~NGX_HTTP_PXG_BUFFERED;
+  ctx->buffered = 0;
+}
+
+ngx_int_t ngx_http_pxg_move_response(ngx_http_pxg_ctx_t *ctx) {
+  ngx_int_t rc = NGX_OK, more;
+
+  ngx_http_pxg_no_wait(ctx);
+  do more = ngx_http_pxg_move_some(ctx, &rc);
+  while (more == NGX_OK);
+  if (more == NGX_ERROR) return NGX_ERROR;
+  return ngx_http_pxg_withheld(ctx) ? ngx_http_pxg_wait(ctx) : rc;
+}
+
+/* Whether the body has to wait for the head. */
+static ngx_uint_t ngx_http_pxg_shut(ngx_http_pxg_ctx_t *ctx) {
+  return !ctx->response_head && !ctx->head_sent && !ctx->answered && !ctx->reset &&
+         !pxg_stream_wants_body_first(ctx->stream, PXG_DIR_RESPONSE);
 }
 
 static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in) {
@@ -183,52 +229,35 @@ static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in
 
   if (ctx == NULL || ctx->finished || !ctx->response_fed || (ctx->upgraded && ctx->head_sent))
     return ngx_http_pxg_next_body_filter(r, in);
+
+  if (ctx->gate || ngx_http_pxg_shut(ctx)) {
+    if (in && ngx_chain_add_copy(r->pool, &ctx->gate, in) != NGX_OK) return NGX_ERROR;
+    if (ngx_http_pxg_shut(ctx)) return ngx_http_pxg_wait(ctx);
+    in = ctx->gate;
+    ctx->gate = NULL;
+  }
   if (ctx->aside) return ngx_http_pxg_next_body(ctx, in);
 
-  if (ctx->head_sent && !ctx->answered && !ctx->response_ended && !ctx->reset && !ctx->cut &&
+  if (ctx->head_sent && !ctx->answered && !ctx->reset && !ctx->cut && ctx->reader.in == NULL &&
       ngx_http_pxg_unseen(ctx, PXG_DIR_RESPONSE)) {
     (void)ngx_http_pxg_worker();
     rc = ngx_http_pxg_pass_by(ctx, PXG_DIR_RESPONSE, in);
     if (rc == NGX_ERROR || ctx->reset) return ngx_http_pxg_fail(ctx);
     if (rc == NGX_DECLINED) {
-      if (ctx->buffered) r->buffered &= ~NGX_HTTP_PXG_BUFFERED;
-      ctx->buffered = 0;
+      ngx_http_pxg_no_wait(ctx);
       ctx->aside = ctx->response_ended;
       return ngx_http_pxg_next_body(ctx, in);
     }
-  } else if (ngx_http_pxg_lend(ctx, PXG_DIR_RESPONSE, in) != NGX_OK) {
+  } else if (ngx_http_pxg_read(ctx, in) != NGX_OK) {
     return NGX_ERROR;
   }
   return ngx_http_pxg_move_response(ctx);
 }
 
-/* ---- The gate ------------------------------------------------------------------------------------------------------ */
-
-static ngx_uint_t ngx_http_pxg_shut(ngx_http_pxg_ctx_t *ctx) {
-  return ctx->response_fed && !ctx->response_head && !ctx->head_sent && !ctx->answered && !ctx->reset &&
-         !pxg_stream_wants_body_first(ctx->stream, PXG_DIR_RESPONSE);
-}
-
-static ngx_int_t ngx_http_pxg_gate(ngx_http_request_t *r, ngx_chain_t *in) {
-  ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
-
-  if (ctx == NULL || ctx->finished || !ctx->response_fed || (ctx->gate == NULL && ctx->head_sent))
-    return ngx_http_pxg_first_body_filter(r, in);
-  if (in && ngx_chain_add_copy(r->pool, &ctx->gate, in) != NGX_OK) return NGX_ERROR;
-  if (ngx_http_pxg_shut(ctx)) {
-    ngx_http_pxg_after(ctx);
-    return NGX_AGAIN;
-  }
-  if (!ctx->head_sent) ngx_http_pxg_in_memory(ctx);
-  in = ctx->gate;
-  ctx->gate = NULL;
-  return ngx_http_pxg_first_body_filter(r, in);
-}
-
 void ngx_http_pxg_response_gate(void) {
-  if (ngx_http_top_body_filter == ngx_http_pxg_gate) return;
-  ngx_http_pxg_first_body_filter = ngx_http_top_body_filter;
-  ngx_http_top_body_filter = ngx_http_pxg_gate;
+  if (ngx_http_top_body_filter == ngx_http_pxg_body_filter) return;
+  ngx_http_pxg_next_body_filter = ngx_http_top_body_filter;
+  ngx_http_top_body_filter = ngx_http_pxg_body_filter;
 }
 
 /* ---- Outside the filters ------------------------------------------------------------------------------------------- */
@@ -237,7 +266,7 @@ void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   ngx_int_t rc = ngx_http_pxg_move_response(ctx);
 
-  if (rc != NGX_ERROR && ctx->gate) rc = ngx_http_pxg_gate(r, NULL);
+  if (rc != NGX_ERROR && ctx->gate) rc = ngx_http_pxg_body_filter(r, NULL);
   if (rc == NGX_ERROR) {
     if (!ctx->reset) ngx_http_finalize_request(r, NGX_ERROR);
     return;
@@ -276,6 +305,4 @@ void ngx_http_pxg_send_reply(ngx_http_pxg_ctx_t *ctx) {
 void ngx_http_pxg_response_init(void) {
   ngx_http_pxg_next_header_filter = ngx_http_top_header_filter;
   ngx_http_top_header_filter = ngx_http_pxg_header_filter;
-  ngx_http_pxg_next_body_filter = ngx_http_top_body_filter;
-  ngx_http_top_body_filter = ngx_http_pxg_body_filter;
 }
