@@ -61,6 +61,7 @@ typedef struct {
   ngx_http_event_handler_pt read_handler, write_handler;
   ngx_http_client_body_handler_pt body_handler;
   ngx_send_pt send;
+  ngx_int_t refused; /* The status that nginx's filters have in the place of a head that was held. */
 
   unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
   unsigned reading : 1;       /* It reads the body while headers are held. */
@@ -126,6 +127,8 @@ ngx_int_t ngx_http_pxg_take_one(ngx_http_pxg_ctx_t *ctx, pxg_out *out);
 ngx_int_t ngx_http_pxg_lend(ngx_http_pxg_ctx_t *ctx, int d, ngx_chain_t *in);
 /* Gives some of it to the engine and takes what may leave. NGX_DECLINED: there was nothing, or no more is wanted now. */
 ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int d);
+/* Whether it would give some. */
+ngx_uint_t ngx_http_pxg_can_feed(ngx_http_pxg_ctx_t *ctx, int d);
 /* Whether no guest looks at the body, now and from here on: it may go past the engine. */
 ngx_uint_t ngx_http_pxg_unseen(ngx_http_pxg_ctx_t *ctx, int d);
 /* Such a body. NGX_DECLINED: `in` is to be handed on as it is; NGX_OK: what may leave is in the context. */

@@ -134,6 +134,17 @@ static ngx_int_t ngx_http_pxg_feed_end(ngx_http_pxg_ctx_t *ctx, int d) {
   return ngx_http_pxg_pump(ctx);
 }
 
+/* What nginx stores before it asks an upstream does not wait for a receiver. */
+static ngx_uint_t ngx_http_pxg_crowded(ngx_http_pxg_ctx_t *ctx, int d) {
+  return ctx->flow[d].owned >= NGX_HTTP_PXG_OWNED &&
+         (d == PXG_DIR_RESPONSE || ctx->request->request_body_no_buffering);
+}
+
+ngx_uint_t ngx_http_pxg_can_feed(ngx_http_pxg_ctx_t *ctx, int d) {
+  ngx_chain_t *in = ctx->flow[d].in;
+  return in && !ngx_http_pxg_crowded(ctx, d) && (ngx_buf_size(in->buf) == 0 || pxg_stream_wants(ctx->stream, d));
+}
+
 ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int d) {
   ngx_http_pxg_flow_t *f = &ctx->flow[d];
   ngx_http_pxg_lent_t lent[NGX_HTTP_PXG_BATCH];
@@ -144,9 +155,7 @@ ngx_int_t ngx_http_pxg_feed(ngx_http_pxg_ctx_t *ctx, int d) {
 
   if (f->in == NULL) return NGX_DECLINED;
   (void)ngx_http_pxg_worker();
-  /* What nginx stores before it asks an upstream does not wait for a receiver. */
-  if (f->owned >= NGX_HTTP_PXG_OWNED && (d == PXG_DIR_RESPONSE || ctx->request->request_body_no_buffering))
-    return NGX_DECLINED;
+  if (ngx_http_pxg_crowded(ctx, d)) return NGX_DECLINED;
   while (f->in && n < NGX_HTTP_PXG_BATCH && len < NGX_HTTP_PXG_BATCH_BYTES && !last) {
     b = f->in->buf;
     if (ngx_buf_size(b) > 0) {
@@ -216,10 +225,14 @@ void ngx_http_pxg_hand_on(ngx_http_pxg_ctx_t *ctx, int d, ngx_chain_t **chain) {
   ngx_http_pxg_piece_t *p;
 
   *chain = NULL;
-  if (f->flush && f->out == NULL && d == PXG_DIR_RESPONSE) (void)ngx_http_pxg_piece(ctx, d);
+  if (f->flush) {
+    /* What it came behind may still be held: then it stays due. */
+    ngx_uint_t due = f->in || pxg_stream_holds(ctx->stream, d);
+    if (f->out == NULL && d == PXG_DIR_RESPONSE && !due) (void)ngx_http_pxg_piece(ctx, d);
+    if (f->out) f->last_out->buf.flush = 1;
+    f->flush = due;
+  }
   if (f->out == NULL) return;
-  if (f->flush) f->last_out->buf.flush = 1;
-  f->flush = 0;
   *chain = &f->out->link;
   for (p = f->out; p; p = p->next) p->link.next = p->next ? &p->next->link : NULL;
   *(f->busy ? &f->last_busy->next : &f->busy) = f->out;

@@ -69,7 +69,7 @@ static ngx_int_t ngx_http_pxg_request_body_filter(ngx_http_request_t *r, ngx_cha
     rc = ngx_http_pxg_next_request_body_filter(r, out);
     if (rc != NGX_OK) return rc;
     ngx_http_pxg_reap(ctx, PXG_DIR_REQUEST);
-  } while (fed == NGX_OK && ctx->flow[PXG_DIR_REQUEST].in);
+  } while (ngx_http_pxg_can_feed(ctx, PXG_DIR_REQUEST));
   if (!ctx->request_ended) ngx_http_pxg_after(ctx);
   return NGX_OK;
 }

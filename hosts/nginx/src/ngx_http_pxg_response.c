@@ -72,6 +72,7 @@ static void ngx_http_pxg_head_again(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
   ctx->response_head = ctx->head_sent = ctx->response_ended = ctx->response_end_fed = 0;
   ctx->cut = ctx->upgraded = ctx->aside = ctx->end_at_head = 0;
+  ctx->refused = NGX_OK;
 }
 
 static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
@@ -100,7 +101,8 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
   if (ctx->response_head) return ngx_http_pxg_send_head(ctx);
 
   /* Held. Callers look at header_only next, which the last header filter would have set. */
-  if (ngx_http_pxg_bodiless(r) && !r->header_only) r->header_only = ctx->header_only = 1;
+  if (!r->header_only && (r->method == NGX_HTTP_HEAD || (ngx_http_pxg_bodiless(r) && r->headers_out.status_line.len == 0)))
+    r->header_only = ctx->header_only = 1;
   if (ctx->upgraded && ctx->send == NULL) {
     ctx->send = r->connection->send;
     r->connection->send = ngx_http_pxg_no_send;
@@ -115,7 +117,7 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
 
 static ngx_uint_t ngx_http_pxg_withheld(ngx_http_pxg_ctx_t *ctx) {
   if (!ctx->response_fed || ctx->cut) return 0;
-  if (!ctx->head_sent) return 1;
+  if (!ctx->head_sent || ctx->refused) return 1;
   if (ctx->response_ended) return 0;
   return ctx->flow[PXG_DIR_RESPONSE].in || ctx->reader.in || ctx->gate || ctx->local || ctx->response_end_fed ||
          pxg_stream_holds(ctx->stream, PXG_DIR_RESPONSE);
@@ -167,7 +169,8 @@ static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) 
   ngx_chain_t *out;
   ngx_int_t fed;
 
-  if (ctx->answered || ctx->cut) ngx_http_pxg_discard_body(ctx);
+  if (ctx->answered || ctx->cut || ctx->refused) ngx_http_pxg_discard_body(ctx);
+  if (ctx->refused) return NGX_DECLINED;
   if (f->in == NULL && ctx->reader.in && ngx_http_pxg_read(ctx, NULL) != NGX_OK) return NGX_ERROR;
   fed = ngx_http_pxg_feed(ctx, PXG_DIR_RESPONSE);
   if (fed == NGX_ERROR || ctx->reset) return ngx_http_pxg_fail(ctx);
@@ -177,9 +180,15 @@ static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) 
     ngx_http_pxg_after(ctx);
   }
   if (!ctx->head_sent) {
-    if (!ctx->response_head) return fed;
+    if (!ctx->response_head) return fed == NGX_OK && (f->in || ctx->reader.in) ? NGX_OK : NGX_DECLINED;
     *rc = ngx_http_pxg_send_head(ctx);
-    if (*rc == NGX_ERROR || *rc > NGX_OK) return NGX_ERROR;
+    if (*rc == NGX_ERROR) return NGX_ERROR;
+    if (*rc > NGX_OK) { /* A range that cannot be satisfied, for example. */
+      ctx->refused = *rc;
+      ngx_http_pxg_discard_body(ctx);
+      ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
+      return NGX_DECLINED;
+    }
   }
   if (ctx->request->header_only || ctx->upgraded || ctx->cut) ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
   if (ctx->request->header_only || ctx->upgraded) return NGX_DECLINED;
@@ -192,7 +201,8 @@ static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) 
     if (ngx_http_pxg_pump(ctx) != NGX_OK || ctx->reset) return ngx_http_pxg_fail(ctx);
     if (f->out) return NGX_OK;
   }
-  return f->in || ctx->reader.in ? fed : NGX_DECLINED;
+  if (f->in == NULL && ctx->reader.in && ngx_http_pxg_read(ctx, NULL) != NGX_OK) return NGX_ERROR;
+  return ngx_http_pxg_can_feed(ctx, PXG_DIR_RESPONSE) ? NGX_OK : NGX_DECLINED;
 }
 
 static ngx_int_t ngx_http_pxg_wait(ngx_http_pxg_ctx_t *ctx) {
@@ -227,8 +237,7 @@ static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
   ngx_int_t rc;
 
-  if (ctx == NULL || ctx->finished || !ctx->response_fed || (ctx->upgraded && ctx->head_sent))
-    return ngx_http_pxg_next_body_filter(r, in);
+  if (ctx == NULL || ctx->finished || !ctx->response_fed) return ngx_http_pxg_next_body_filter(r, in);
 
   if (ctx->gate || ngx_http_pxg_shut(ctx)) {
     if (in && ngx_chain_add_copy(r->pool, &ctx->gate, in) != NGX_OK) return NGX_ERROR;
@@ -236,7 +245,10 @@ static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in
     in = ctx->gate;
     ctx->gate = NULL;
   }
-  if (ctx->aside) return ngx_http_pxg_next_body(ctx, in);
+  if (ctx->aside || ctx->upgraded) {
+    ngx_http_pxg_no_wait(ctx);
+    return ngx_http_pxg_next_body(ctx, in);
+  }
 
   if (ctx->head_sent && !ctx->answered && !ctx->reset && !ctx->cut && ctx->reader.in == NULL &&
       ngx_http_pxg_unseen(ctx, PXG_DIR_RESPONSE)) {
