@@ -61,7 +61,7 @@ local ERR_SIZE = 1600
 local OUT_RESET, OUT_HEAD, OUT_BYTES = 1, 2, 3
 local OUT_LOCAL, OUT_TRAILERS = 0x2, 0x8
 -- Flags of a head.
-local HEAD_ENDS, HEAD_LOCAL = 0x1, 0x4
+local HEAD_ENDS, HEAD_EOS_UNKNOWN, HEAD_LOCAL = 0x1, 0x2, 0x4
 -- Flags of a stream.
 local RECEIVES_TRAILERS, UPSTREAM_TRAILERS, HEAD_METHOD = 0x2, 0x4, 0x8
 -- Variants of a filter.
@@ -497,7 +497,8 @@ end
 
 
 function Stream:response_headers(headers, end_stream, by_host)
-    return head(self, RESPONSE, headers, (end_stream and HEAD_ENDS or 0) + (by_host and HEAD_LOCAL or 0))
+    -- A filter of nginx does not know; so nobody is told that a body follows.
+    return head(self, RESPONSE, headers, (end_stream and HEAD_ENDS or HEAD_EOS_UNKNOWN) + (by_host and HEAD_LOCAL or 0))
 end
 
 
