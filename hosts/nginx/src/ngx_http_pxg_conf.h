@@ -130,7 +130,9 @@ void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, ui
 
 /* Tells the engine about this host, once per process: a worker, or the child that validates. */
 ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone);
-ngx_int_t ngx_http_pxg_init_module(ngx_cycle_t *cycle);
+/* Whether this is the one process of `master_process off`. After a reload there nginx accepts no connection any more,
+ * module or not, so no guest is loaded for one. */
+ngx_uint_t ngx_http_pxg_serves_alone(void);
 ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle);
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle);
 /* The worker's engine, its clock brought up to date; null in processes that serve no requests. */

@@ -6,6 +6,7 @@
 #include "ngx_http_pxg.h"
 
 #include <grp.h>
+#include <pwd.h>
 
 void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec) {
   ngx_memzero(spec, sizeof(*spec));
@@ -26,19 +27,40 @@ typedef struct {
   size_t zone_size;
 } ngx_http_pxg_child_t;
 
+/* Without the directive `user` nginx finds out later who its workers are. */
+static bool ngx_http_pxg_user(const ngx_core_conf_t *ccf, uid_t *user, gid_t *group, const char **name) {
+  struct passwd *pwd;
+  struct group *grp;
+
+  if (ccf->user != (ngx_uid_t)NGX_CONF_UNSET_UINT) {
+    *user = ccf->user, *group = ccf->group, *name = ccf->username;
+    return true;
+  }
+  *name = NGX_USER;
+  pwd = getpwnam(NGX_USER);
+  grp = getgrnam(NGX_GROUP);
+  if (pwd == NULL || grp == NULL) return false;
+  *user = pwd->pw_uid, *group = grp->gr_gid;
+  return true;
+}
+
 /* As a worker will: what its user may not open is to be found now. */
 static bool ngx_http_pxg_become(void *data, pxg_error *why) {
   ngx_http_pxg_child_t *child = data;
-  ngx_core_conf_t *ccf = child->core;
+  const char *name;
   void *memory = NULL;
+  uid_t user;
+  gid_t group;
 
   /* Guests that define metrics find what they will find in a worker. */
   if (child->zone_size && posix_memalign(&memory, 64, child->zone_size) == 0) ngx_memzero(memory, child->zone_size);
   if (ngx_http_pxg_start(ngx_cycle->log, memory ? pxg_zone_open(memory, child->zone_size) : NULL) != NGX_OK)
     return pxg_fail(why, PXG_E_INTERNAL, "the host could not start");
-  if (geteuid() != 0 || ccf->user == (ngx_uid_t)NGX_CONF_UNSET_UINT) return true;
-  if (setgid(ccf->group) == -1 || initgroups(ccf->username, ccf->group) == -1 || setuid(ccf->user) == -1)
-    return pxg_fail(why, PXG_E_INTERNAL, "cannot become the worker's user %s: %s", ccf->username, strerror(ngx_errno));
+  /* A process without a master stays what it is. */
+  if (geteuid() != 0 || !child->core->master) return true;
+  if (!ngx_http_pxg_user(child->core, &user, &group, &name) || setgid(group) == -1 || initgroups(name, group) == -1 ||
+      setuid(user) == -1)
+    return pxg_fail(why, PXG_E_INTERNAL, "cannot become the worker's user %s: %s", name, strerror(ngx_errno));
   return true;
 }
 
@@ -82,6 +104,12 @@ ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf) {
   int *parents;
 
   if (n == 0) return NGX_OK;
+  if (ngx_http_pxg_serves_alone()) {
+    ngx_log_error(NGX_LOG_WARN, cf->log, 0,
+                  "proxy_golang: no guest is loaded by a reload with \"master_process off\", after which nginx itself "
+                  "does not serve on: restart nginx");
+    return NGX_OK;
+  }
   ngx_http_pxg_warn_unused(cf, m);
   specs = ngx_pcalloc(cf->temp_pool, n * sizeof(*specs));
   parents = ngx_pcalloc(cf->temp_pool, n * sizeof(*parents));

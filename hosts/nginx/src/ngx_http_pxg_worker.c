@@ -47,6 +47,7 @@ void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, ui
 
 static pxg_worker *ngx_http_pxg_the_worker;
 static ngx_uint_t ngx_http_pxg_drains;
+static ngx_http_pxg_main_conf_t *ngx_http_pxg_served; /* Whose configurations were made here. */
 static ngx_connection_t *ngx_http_pxg_bell;
 static ngx_event_t ngx_http_pxg_batch_event;
 
@@ -219,6 +220,7 @@ static ngx_int_t ngx_http_pxg_load(ngx_cycle_t *cycle, ngx_http_pxg_main_conf_t 
   if (cln == NULL) return NGX_ERROR;
   cln->handler = ngx_http_pxg_forget;
   cln->data = m;
+  ngx_http_pxg_served = m;
   for (k = 0; k < 2; k++) {
     f = lists[k]->elts;
     for (i = 0; i < lists[k]->nelts; i++) {
@@ -312,30 +314,23 @@ static ngx_int_t ngx_http_pxg_serve(ngx_cycle_t *cycle) {
   return ngx_http_pxg_worker_start(cycle) == NGX_OK ? ngx_http_pxg_load(cycle, m) : NGX_ERROR;
 }
 
-/* Whether init_process has been here in a process that has no master: a reload does not call it again there. */
-static ngx_uint_t ngx_http_pxg_single;
-
-/* Every process that reads a configuration comes here; only one that serves already may load guests (PXG-LOAD-004). */
-ngx_int_t ngx_http_pxg_init_module(ngx_cycle_t *cycle) {
-  return ngx_http_pxg_single ? ngx_http_pxg_serve(cycle) : NGX_OK;
+ngx_uint_t ngx_http_pxg_serves_alone(void) {
+  return ngx_http_pxg_the_worker != NULL && ngx_process == NGX_PROCESS_SINGLE;
 }
 
 ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
   /* Cache manager and loader come here, too. */
   if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) return NGX_OK;
-  ngx_http_pxg_single = ngx_process == NGX_PROCESS_SINGLE;
   return ngx_http_pxg_serve(cycle);
 }
 
 /* The order of 12.8: streams, configurations, the worker. */
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle) {
-  ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
-
   if (ngx_http_pxg_the_worker == NULL) return;
   ngx_http_pxg_drain();
   ngx_http_pxg_end_all();
   ngx_http_pxg_lua_exit();
-  if (m) ngx_http_pxg_forget(m);
+  if (ngx_http_pxg_served) ngx_http_pxg_forget(ngx_http_pxg_served);
   (void)pxg_configs_drop();
   pxg_worker_free(ngx_http_pxg_the_worker);
   ngx_http_pxg_the_worker = NULL;
