@@ -6,8 +6,10 @@
 """
 
 import concurrent.futures
+import contextlib
 import os
 import signal
+import socket
 import tempfile
 import threading
 import unittest
@@ -475,6 +477,66 @@ class Lua(unittest.TestCase):
         self.assertEqual((got.status, got.body, got.get("x-up"), got.get("content-length")),
                          (403, b"denied\n", [], ["7"]))
         self.none_left()
+
+    # ---- Guests of the SDKs --------------------------------------------------------------------------------------------
+
+    def test_go_guests(self):
+        """hello answers at once, token-check asks an authority over HTTP from a goroutine."""
+        go = common.go_bundle()
+
+        def authority(connection):
+            with connection:
+                f = connection.makefile("rb")
+                while f.readline():
+                    token = b""
+                    while (line := f.readline()) not in (b"\r\n", b""):
+                        if line.lower().startswith(b"authorization:"):
+                            token = line.split(b":", 1)[1].strip()
+                    status = b"200 OK" if token == b"good" else b"403 Forbidden"
+                    connection.sendall(b"HTTP/1.1 " + status + b"\r\nX-Subject: alice\r\nContent-Length: 0\r\n\r\n")
+
+        def accept(listener):
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=authority, args=(listener.accept()[0],), daemon=True).start()
+
+        with harness.folder() as path, socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=accept, args=(listener,), daemon=True).start()
+            port = listener.getsockname()[1]
+            conf = common.conf(path, self.guest, more=f"""
+                proxy_golang_filter token-check {{ guest {go};
+                    config '{{"authority": "http://127.0.0.1:{port}/check", "timeout_ms": 20000}}'; }}""")
+            with harness.Nginx(path, conf, f"{path}/n.sock") as nginx:
+                lua = common.Console(path)
+                code = """
+                    local said = {}
+                    local function ask(token)
+                        local o, err = pxg.filter("token-check"):request_headers(head{authorization = token})
+                        said[#said + 1] = err or o.action .. " " .. tostring(o.headers and o.headers["x-subject"]
+                                                                             or o.reply and o.reply.status)
+                    end
+                    local threads = {}
+                    for i = 1, 50 do threads[i] = ngx.thread.spawn(ask, i % 2 == 0 and "good" or "bad") end
+                    for i = 1, 50 do ngx.thread.wait(threads[i]) end
+                    table.sort(said)
+                    return said[1], said[25], said[26], said[50], pxg.streams()"""
+                for phase in YIELD:
+                    self.assertEqual(lua.run(code, phase), ["continue alice"] * 2 + ["reply 403"] * 2 + ["0"], nginx.log())
+            listener.shutdown(socket.SHUT_RDWR)
+
+    def test_rust_guest(self):
+        """async-echo: a request waits in the guest until another one comes."""
+        guest = common.rust_guest()
+        if not guest:
+            self.skipTest("no libbody_rewrite.so: cargo build -p body-rewrite")
+        got = self.lua.run(f"""
+            local f = assert(pxg.load{{guest = "{guest}", filter = "async-echo"}})
+            local held = ngx.thread.spawn(function() return f:request_headers(head{{["x-wait-for"] = "k"}}) end)
+            local before = coroutine.status(held)
+            f:request_headers(head{{["x-release"] = "k", [":path"] = "/b"}})
+            local ok, o = ngx.thread.wait(held)
+            return before, o.headers["x-released-by"]""")
+        self.assertEqual(got, ["running", "/b"])
 
     # ---- Workers -----------------------------------------------------------------------------------------------------
 
