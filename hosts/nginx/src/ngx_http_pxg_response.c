@@ -76,10 +76,9 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
     flags |= PXG_HEAD_UPGRADED, ctx->upgraded = 1;
   else if (ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)
     flags |= PXG_HEAD_ENDS;
-  else if (r->headers_out.content_length_n < 0)
-    flags |= PXG_HEAD_EOS_UNKNOWN;
   if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = 1;
   if (r->err_status) flags |= PXG_HEAD_LOCAL;
+  if (ctx->may_trail && !(flags & PXG_HEAD_ENDS) && ngx_http_pxg_receives_trailers(r)) r->expect_trailers = 1;
   (void)ngx_http_pxg_worker();
   pxg_stream_head(ctx->stream, PXG_DIR_RESPONSE, flags);
   if (ngx_http_pxg_pump(ctx) != NGX_OK || ctx->reset) return ngx_http_pxg_fail(ctx);

@@ -15,8 +15,7 @@ void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *s
   spec->instance = (char *)f->name.data;
   spec->bytes = f->bytes.data;
   spec->n_bytes = (uint32_t)f->bytes.len;
-  ngx_http_pxg_grants(&f->policy, f->reply_refilter, spec->features);
-  if (!f->batch_end) spec->features[PXG_F_BATCH_END / 64] &= ~(1ull << (PXG_F_BATCH_END % 64));
+  ngx_http_pxg_grants(f, spec->features);
   spec->policy = f->policy;
 }
 
