@@ -155,6 +155,8 @@ class Lua(unittest.TestCase):
         self.assertEqual(self.lua.run('return (pxg.filter("must-pend")) ~= nil'), ["true"])
         _, err = self.lua.run('return pxg.filter("must-pend", {sync = true})')
         self.assertIn("must-pend needs PEND_RESPONSE_HEADERS", err)
+        _, err = self.lua.run('return pxg.filter("whole", {without = {"BODY_WHOLE_REQUEST"}})')
+        self.assertIn("BODY_WHOLE", err)
 
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
@@ -268,6 +270,7 @@ class Lua(unittest.TestCase):
             ('pxg.load{guest = "x", filter = "x", pend_limit = -1}', 'bad option "pend_limit"'),
             ('pxg.load{guest = "x", filter = "x", max_body = 0/0}', 'bad option "max_body"'),
             ('pxg.load{guest = "x", filter = "x", config = {}}', 'bad option "config"'),
+            ('pxg.filter("headers", {without = {"SPEED"}})', "found SPEED"),
             ('pxg.filter("headers"):stream():request_headers("x")', "bad headers"),
             ('pxg.filter("headers"):stream():finish("why")', "bad cause"),
             ('local s = pxg.filter("headers"):stream() s:request_headers(head()) s:request_body(7)', "bad bytes"),

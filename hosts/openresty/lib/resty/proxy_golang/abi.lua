@@ -103,16 +103,6 @@ typedef int32_t (*pxg_lua_init)(const pxg_lua_host *host, pxg_lua_guest *out);
 ]]
 
 return {
-    PHASE = { "request_headers", "request_body", "request_trailers", "response_headers", "response_body",
-              "response_trailers", "log", "wake" },
     STATUS = { [-1] = "STALE", [-2] = "STATE", [-3] = "ARG", [-4] = "UNSUPPORTED", [-5] = "LIMIT", [-6] = "THREAD",
                [-7] = "VERSION", [-8] = "NOTFOUND", [-9] = "INTERNAL" },
-    -- The numbers of 3.2, by name.
-    FEATURE = {
-        BODY_WHOLE_REQUEST = 10,
-        BODY_WHOLE_RESPONSE = 11,
-        EXACT_EOS_REQUEST = 18,
-        EXACT_EOS_RESPONSE = 19,
-        THREAD_AFFINE = 37,
-    },
 }

@@ -19,7 +19,7 @@ local type = type
 local setmetatable = setmetatable
 local find = string.find
 local band, bor, lshift, bnot = bit.band, bit.bor, bit.lshift, bit.bnot
-local FEATURE = abi.FEATURE
+local FEATURE = require "resty.proxy_golang.features"
 
 ffi.cdef [[
 void *dlopen(const char *path, int flags);
