@@ -83,6 +83,9 @@ local function path()
 end
 
 
+_M.path = path
+
+
 local function request_head()
     local headers = ngx.req.get_headers(0)
     local view = {
