@@ -249,7 +249,11 @@ void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx) {
 static ngx_int_t ngx_http_pxg_leave_body(ngx_http_request_t *r) {
   ngx_http_request_body_t *rb = r->request_body;
 
-  if (rb == NULL) return ngx_http_discard_request_body(r);
+  if (rb == NULL) {
+    /* nginx would ask for the body with 100 Continue, to discard it. Whether it comes now is the client's choice. */
+    if (r->headers_in.expect && !r->expect_tested) { r->keepalive = 0, r->expect_tested = 1; }
+    return ngx_http_discard_request_body(r);
+  }
   if (rb->last_saved || (rb->rest == 0 && (rb->buf == NULL || rb->buf->pos == rb->buf->last))) return NGX_OK;
   r->keepalive = 0;
   r->lingering_close = 1;

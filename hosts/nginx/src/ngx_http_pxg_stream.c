@@ -143,6 +143,7 @@ void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx) {
   r->main->count++;
   if (ctx->reset) {
     c->error = 1;
+    r->keepalive = 0; /* The end of an upstream's request leaves this one to be finalized as if it had been answered. */
     ngx_http_finalize_request(r, NGX_HTTP_CLOSE);
   } else if (ctx->local && !ctx->answered) {
     ngx_http_pxg_answer(ctx);
