@@ -43,6 +43,9 @@ static bool ngx_http_pxg_user(const ngx_core_conf_t *ccf, uid_t *user, gid_t *gr
   return true;
 }
 
+/* A process without a master stays what it is. */
+static bool ngx_http_pxg_changes_user(const ngx_core_conf_t *ccf) { return geteuid() == 0 && ccf->master; }
+
 /* As a worker will: what its user may not open is to be found now. */
 static bool ngx_http_pxg_become(void *data, pxg_error *why) {
   ngx_http_pxg_child_t *child = data;
@@ -55,8 +58,7 @@ static bool ngx_http_pxg_become(void *data, pxg_error *why) {
   if (child->zone_size && posix_memalign(&memory, 64, child->zone_size) == 0) ngx_memzero(memory, child->zone_size);
   if (ngx_http_pxg_start(ngx_cycle->log, memory ? pxg_zone_open(memory, child->zone_size) : NULL) != NGX_OK)
     return pxg_fail(why, PXG_E_INTERNAL, "the host could not start");
-  /* A process without a master stays what it is. */
-  if (geteuid() != 0 || !child->core->master) return true;
+  if (!ngx_http_pxg_changes_user(child->core)) return true;
   if (!ngx_http_pxg_user(child->core, &user, &group, &name) || setgid(group) == -1 || initgroups(name, group) == -1 ||
       setuid(user) == -1)
     return pxg_fail(why, PXG_E_INTERNAL, "cannot become the worker's user %s: %s", name, strerror(ngx_errno));
@@ -99,8 +101,11 @@ ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf) {
   pxg_config_spec *specs;
   pxg_validation v;
   pxg_error *why;
+  const char *name;
   size_t which = 0;
   int *parents;
+  uid_t user;
+  gid_t group;
 
   if (n == 0) return NGX_OK;
   if (ngx_http_pxg_serves_alone()) {
@@ -128,8 +133,10 @@ ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf) {
   v.become = ngx_http_pxg_become, v.data = &child;
   if (pxg_validate(&v, &which, why)) return NGX_OK;
   f = of[which < v.n ? which : 0];
-  ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "%s \"%V\" with guest \"%V\" is refused: %s in %V:%ui",
-                f->parent ? "proxy_golang_override" : "proxy_golang_filter", &f->name, &f->guest, why->text, &f->file,
-                f->line);
+  (void)ngx_http_pxg_user(child.core, &user, &group, &name);
+  ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                "%s \"%V\" with guest \"%V\" is refused, tried as the worker's user %s: %s in %V:%ui",
+                f->parent ? "proxy_golang_override" : "proxy_golang_filter", &f->name, &f->guest,
+                ngx_http_pxg_changes_user(child.core) ? name : "of this process", why->text, &f->file, f->line);
   return NGX_ERROR;
 }
