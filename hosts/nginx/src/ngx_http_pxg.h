@@ -60,6 +60,8 @@ typedef struct {
   ngx_http_event_handler_pt read_handler, write_handler;
   ngx_http_client_body_handler_pt body_handler;
   ngx_send_pt send;
+  off_t range_first, range_end, range_at; /* Of the response's body; range_at: what went by. */
+  ngx_int_t refused;                      /* The status by which nginx refused to send a head that was held. */
 
   unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
   unsigned reading : 1;       /* It reads the body while headers are held. */
@@ -77,6 +79,8 @@ typedef struct {
   unsigned open : 1;     /* a streamed one, */
   unsigned answered : 1; /* and in nginx's hands: what else comes as a response is dropped. */
   unsigned abandon : 1;  /* The upstream's exchange is of no use any more. */
+  unsigned ranges : 1;   /* Ranges are cut here, not by nginx, */
+  unsigned ranged : 1;   /* and one is. */
   unsigned cut : 1;      /* The upstream's response ends short. */
   unsigned buffered : 1; /* NGX_HTTP_PXG_BUFFERED is set. */
   unsigned resized : 1;  /* A guest changes the length of the request's body: all of it is read before it is sent on. */
@@ -156,6 +160,10 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r);
 /* ngx_http_pxg_request_body.c */
 void ngx_http_pxg_request_body_init(void);
+/* ngx_http_pxg_range.c: before nginx's filters of the head, after them, and for each chain of the body. */
+void ngx_http_pxg_range_allow(ngx_http_pxg_ctx_t *ctx);
+ngx_int_t ngx_http_pxg_range_take(ngx_http_pxg_ctx_t *ctx);
+ngx_int_t ngx_http_pxg_range_cut(ngx_http_pxg_ctx_t *ctx, ngx_chain_t **chain);
 /* ngx_http_pxg_response.c */
 void ngx_http_pxg_response_init(void);
 /* In a worker, when all modules have put up their filters: one before the first of them. */

@@ -146,6 +146,10 @@ void ngx_http_pxg_after_handler(ngx_event_t *ev) {
     ngx_http_finalize_request(r, NGX_HTTP_CLOSE);
   } else if (ctx->local && !ctx->answered) {
     ngx_http_pxg_answer(ctx);
+  } else if (ctx->refused) {
+    ngx_int_t rc = ctx->refused;
+    ngx_http_pxg_end_exchange(r);
+    ngx_http_finalize_request(r, rc);
   } else if (ctx->abandon) {
     ctx->abandon = 0;
     if (ngx_http_pxg_has_exchange(r)) {

@@ -24,18 +24,18 @@ static ngx_int_t ngx_http_pxg_fail(ngx_http_pxg_ctx_t *ctx) {
 
 /* ---- The head ------------------------------------------------------------------------------------------------------ */
 
-/* Guests see bodies in memory, and ranges of what they may change are not those of the file. */
+/* Guests see bodies in memory. */
 static void ngx_http_pxg_in_memory(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
 
   if (!pxg_stream_sees_body(ctx->stream, PXG_DIR_RESPONSE)) return;
   r->filter_need_in_memory = 1;
-  ngx_http_clear_accept_ranges(r);
-  r->allow_ranges = 0;
+  ngx_http_pxg_range_allow(ctx);
 }
 
 static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
+  ngx_int_t rc;
 
   ctx->head_sent = 1;
   if (!ctx->local) ngx_http_pxg_in_memory(ctx);
@@ -44,7 +44,8 @@ static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
     r->connection->write->ready = 1;
     ctx->send = NULL;
   }
-  return ngx_http_pxg_next_header_filter(r);
+  rc = ngx_http_pxg_next_header_filter(r);
+  return ngx_http_pxg_range_take(ctx) == NGX_OK ? rc : NGX_ERROR;
 }
 
 /* The tunnel that follows an upgrade does not pass the filters: while the head is held, nothing may be written past it. */
@@ -61,7 +62,8 @@ static void ngx_http_pxg_head_again(ngx_http_pxg_ctx_t *ctx) {
   for (cl = ctx->gate; cl; cl = cl->next) cl->buf->pos = cl->buf->last, cl->buf->file_pos = cl->buf->file_last;
   ctx->gate = NULL;
   ctx->response_head = ctx->head_sent = ctx->response_ended = ctx->response_end_fed = 0;
-  ctx->cut = ctx->upgraded = ctx->aside = 0;
+  ctx->cut = ctx->upgraded = ctx->aside = ctx->ranges = ctx->ranged = 0;
+  ctx->refused = 0;
 }
 
 static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
@@ -121,6 +123,7 @@ static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in
   ngx_int_t rc = NGX_OK;
 
   ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, in);
+  if (ngx_http_pxg_range_cut(ctx, &in) != NGX_OK) return NGX_ERROR;
   if (in || ngx_http_pxg_below(r)) rc = ngx_http_pxg_next_body_filter(r, in);
   ngx_http_pxg_reap(ctx, PXG_DIR_RESPONSE);
   return rc;
@@ -132,7 +135,7 @@ static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) 
   ngx_chain_t *out;
   ngx_int_t fed;
 
-  if (ctx->answered || ctx->cut || ctx->response_ended) ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, ctx->cut);
+  if (ctx->refused || ctx->answered || ctx->cut || ctx->response_ended) ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, ctx->cut);
   fed = ngx_http_pxg_feed(ctx, PXG_DIR_RESPONSE);
   if (fed == NGX_ERROR || ctx->reset) return ngx_http_pxg_fail(ctx);
   if (ctx->local && !ctx->answered) {
@@ -140,10 +143,19 @@ static ngx_int_t ngx_http_pxg_move_some(ngx_http_pxg_ctx_t *ctx, ngx_int_t *rc) 
     ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 0);
     ngx_http_pxg_after(ctx);
   }
-  if (!ctx->head_sent) {
+  if (!ctx->head_sent && !ctx->refused) {
     if (!ctx->response_head) return fed;
     *rc = ngx_http_pxg_send_head(ctx);
-    if (*rc == NGX_ERROR || *rc > NGX_OK) return NGX_ERROR;
+    if (*rc == NGX_ERROR) return NGX_ERROR;
+    if (*rc > NGX_OK) { /* A range that is not there. Whoever sent the head has gone on, so this is said later. */
+      ctx->refused = *rc;
+      ctx->head_sent = 0;
+      ngx_http_pxg_after(ctx);
+    }
+  }
+  if (ctx->refused) {
+    ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
+    return NGX_DECLINED;
   }
   if (r->header_only || ctx->upgraded) {
     ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
