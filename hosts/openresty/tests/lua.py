@@ -8,6 +8,7 @@
 import concurrent.futures
 import contextlib
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -480,6 +481,50 @@ class Lua(unittest.TestCase):
         self.assertEqual((got.status, got.body, got.get("x-up"), got.get("content-length")),
                          (403, b"denied\n", [], ["7"]))
         self.none_left()
+
+    # ---- What is written beside the code -----------------------------------------------------------------------------
+
+    def test_example_configuration(self):
+        policy = common.build(f"{common.ROOT}/guest-sdk/c/examples/header-policy.c", "header-policy")
+        go = common.go_bundle()
+        with harness.folder() as path, harness.Upstream(f"{path}/up.sock", self.answer):
+            with open(f"{common.HERE}/../examples/nginx.conf") as f:
+                conf = f.read()
+            for was, now in (
+                ("events {}", f"daemon off; user root; pid {path}/nginx.pid; error_log {path}/logs/error.log info; events {{}}"),
+                ("/usr/lib/nginx/modules/ngx_http_proxy_golang_module.so", harness.MODULE),
+                ("/usr/lib/nginx/modules", common.LUA_MODULES),
+                ("/usr/share/lua-resty-proxy-golang/lib", f"{common.HERE}/../lib"),
+                ("/usr/lib/proxy_golang/header-policy.so", policy),
+                ("/usr/lib/proxy_golang/bundle.so", go),
+                ("listen 127.0.0.1:8080", f"listen unix:{path}/n.sock"),
+                ("http://127.0.0.1:9000", f"http://unix:{path}/up.sock"),
+            ):
+                self.assertIn(was, conf)
+                conf = conf.replace(was, now)
+            with harness.Nginx(path, conf, f"{path}/n.sock"):
+                ask = lambda url: harness.ask(f"{path}/n.sock", url)
+                self.assertEqual(ask("/verdict?path=/secret/1").body, b"reply 404\n")
+                self.assertEqual(ask("/verdict?path=/").body, b"continue \n")
+                self.assertEqual(ask("/secret/1").status, 404)
+                # token-check wants a token.
+                self.assertEqual(ask("/open").status, 401)
+
+    def test_packages_have_all_files(self):
+        with open(f"{common.HERE}/../lua-resty-proxy-golang-1.0.0-1.rockspec") as f:
+            rock = set(re.findall(r'"(lib/[^"]+)"', f.read()))
+        lib = f"{common.HERE}/../lib"
+        files = {os.path.relpath(f"{d}/{n}", f"{lib}/..") for d, _, names in os.walk(lib) for n in names}
+        self.assertEqual(rock, files)
+
+    def test_features_are_those_of_the_header(self):
+        with open(f"{common.ROOT}/include/proxy_golang.h") as f:
+            header = dict(re.findall(r"#define PXG_F_(\w+) (\d+)", f.read()))
+        got = self.lua.run("""
+            local t = {}
+            for k, v in pairs(require("resty.proxy_golang.features")) do t[#t + 1] = k .. " " .. v end
+            return table.concat(t, ",")""")
+        self.assertEqual(dict(f.split() for f in got[0].split(",")), header)
 
     # ---- Guests of the SDKs --------------------------------------------------------------------------------------------
 
