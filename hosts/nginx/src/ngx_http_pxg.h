@@ -74,6 +74,7 @@ typedef struct {
   unsigned head_sent : 1;     /* It was handed to the next filter. */
   unsigned response_ended : 1;
   unsigned upgraded : 1;
+  unsigned header_only : 1; /* r->header_only was set here while the head is held. */
   unsigned aside : 1;    /* The end of the response went past this module. */
   unsigned local : 1;    /* The response is a guest's reply, */
   unsigned open : 1;     /* a streamed one, */

@@ -38,6 +38,7 @@ static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_int_t rc;
 
   ctx->head_sent = 1;
+  if (ctx->header_only) r->header_only = ctx->header_only = 0; /* Filters of the head go by it. */
   if (!ctx->local) ngx_http_pxg_in_memory(ctx);
   if (ctx->send) {
     r->connection->send = ctx->send;
@@ -91,7 +92,7 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
   if (ctx->response_head) return ngx_http_pxg_send_head(ctx);
 
   /* Held. Callers look at header_only next, which the last header filter would have set. */
-  if (ngx_http_pxg_bodiless(r)) r->header_only = 1;
+  if (ngx_http_pxg_bodiless(r) && !r->header_only) r->header_only = ctx->header_only = 1;
   if (ctx->upgraded && ctx->send == NULL) {
     ctx->send = r->connection->send;
     r->connection->send = ngx_http_pxg_no_send;
@@ -188,13 +189,19 @@ ngx_int_t ngx_http_pxg_move_response(ngx_http_pxg_ctx_t *ctx) {
   return NGX_AGAIN;
 }
 
+/* What comes after the end is a later filter's own, which takes the way of all bodies. */
+static ngx_uint_t ngx_http_pxg_behind(ngx_http_pxg_ctx_t *ctx) {
+  return ctx->head_sent && ctx->response_end_fed && ctx->response_ended && ctx->flow[PXG_DIR_RESPONSE].in == NULL &&
+         !ctx->local && !ctx->answered && !ctx->reset && !ctx->cut;
+}
+
 static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
   ngx_int_t rc;
 
   if (ctx == NULL || ctx->finished || !ctx->response_fed || (ctx->upgraded && ctx->head_sent))
     return ngx_http_pxg_next_body_filter(r, in);
-  if (ctx->aside) return ngx_http_pxg_next_body(ctx, in);
+  if (ctx->aside || ngx_http_pxg_behind(ctx)) return ngx_http_pxg_next_body(ctx, in);
 
   if (ctx->head_sent && !ctx->answered && !ctx->response_ended && !ctx->reset && !ctx->cut &&
       ngx_http_pxg_unseen(ctx, PXG_DIR_RESPONSE)) {
