@@ -53,6 +53,7 @@ static ngx_uint_t ngx_http_pxg_has_last(ngx_chain_t *cl) {
  * wait for the rest. */
 static ngx_uint_t ngx_http_pxg_ended_short(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
+  if (r->subrequest_ranges) return 0; /* The end of slices comes when the last of them is there. */
   return r->upstream && r->upstream->header_sent && !ngx_http_pxg_has_exchange(r) && !ctx->response_end_fed &&
          !ctx->cut && !ctx->local && !(r->buffered & NGX_HTTP_COPY_BUFFERED) && !ngx_http_pxg_has_last(ctx->gate) &&
          !ngx_http_pxg_has_last(ctx->flow[PXG_DIR_RESPONSE].in);

@@ -125,6 +125,9 @@ static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in
 
   ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, in);
   if (ngx_http_pxg_range_cut(ctx, &in) != NGX_OK) return NGX_ERROR;
+  /* An upstream may answer before guests have let the end of the request go. All that the client sent is here, so nginx
+   * need not close the connection to be rid of the rest. */
+  if (ctx->response_ended && ctx->request_fed) r->reading_body = 0;
   if (in || ngx_http_pxg_below(r)) rc = ngx_http_pxg_next_body_filter(r, in);
   ngx_http_pxg_reap(ctx, PXG_DIR_RESPONSE);
   return rc;
