@@ -15,8 +15,8 @@ use crate::proc::end_children_on_interrupt;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The proxy that runs the filters
-    #[arg(long, value_enum, default_value_t = Host::PxgHost)]
-    host: Host,
+    #[arg(long, value_enum, default_value_t = Proxy::PxgHost)]
+    host: Proxy,
     /// Keep it running and print `curl` lines to try; Ctrl-C ends it
     #[arg(long)]
     serve: bool,
@@ -24,7 +24,7 @@ pub(crate) struct Args {
 
 /// A proxy that runs filters.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Host {
+enum Proxy {
     /// The reference proxy
     PxgHost,
     /// A stock Envoy, as it was released
@@ -37,7 +37,7 @@ enum Host {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(
-        !(args.serve && args.host == Host::All),
+        !(args.serve && args.host == Proxy::All),
         "--serve keeps one proxy running: choose it by --host"
     );
     end_children_on_interrupt()?;
@@ -45,10 +45,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let lab = Lab::new(&tools);
     let [.., newest] = envoy::RELEASES;
     let (envoys, nginxes): (&[_], &[_]) = match args.host {
-        Host::PxgHost => (&[], &[]),
-        Host::Envoy => (&[newest], &[]),
-        Host::Nginx => (&[], &[Nginx::Debian]),
-        Host::All => (&envoy::RELEASES, &nginx::BOTH),
+        Proxy::PxgHost => (&[], &[]),
+        Proxy::Envoy => (&[newest], &[]),
+        Proxy::Nginx => (&[], &[Nginx::Debian]),
+        Proxy::All => (&envoy::RELEASES, &nginx::BOTH),
     };
     envoy::bring(envoys)?;
     if !nginxes.is_empty() {
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         lab.steps_for_envoy()
     })?;
     let mut commands = Vec::new();
-    if matches!(args.host, Host::PxgHost | Host::All) {
+    if matches!(args.host, Proxy::PxgHost | Proxy::All) {
         commands.push(lab.demo());
     }
     commands.extend(envoys.iter().map(|envoy| lab.demo_in_envoy(*envoy)));

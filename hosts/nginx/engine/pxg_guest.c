@@ -6,6 +6,7 @@
 #define _XOPEN_SOURCE 700
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
@@ -418,7 +419,9 @@ pxg_guest_lib *pxg_guest_load_inside(const char *given, pxg_error *why) {
   char path[PATH_MAX];
   struct stat st;
   if (!realpath(given, path) || stat(path, &st)) {
-    pxg_fail(why, PXG_E_ARG, "%s: found no file that can be reached, expected a guest [PXG-LOAD-011]", given);
+    char found[128];
+    if (strerror_r(errno, found, sizeof found)) memcpy(found, "an error", sizeof "an error");
+    pxg_fail(why, PXG_E_ARG, "%s: found \"%s\", expected a file that this process may read [PXG-LOAD-011]", given, found);
     return NULL;
   }
   pxg_guest_lib *l = lib_of_file(&st);

@@ -189,7 +189,8 @@ void pxg_stream_keep(pxg_stream *s) {
     ok = pxg_bytes_own(&s->out[d].bytes) && ok;
     for (int i = 0; i < s->n; i++) ok = pxg_bytes_own(&s->places[i].d[d].view) && ok;
   }
-  if (ok) return;
+  if (ok || s->dead) return;
+  pxg_say(PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
   pxg_reset(s, PXG_END_ERROR);
 }
 

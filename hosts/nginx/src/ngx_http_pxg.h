@@ -45,7 +45,7 @@ typedef struct {
 typedef struct {
   ngx_http_request_t *request;
   pxg_stream *stream;
-  ngx_queue_t queue; /* Of the worker: all that have a stream. */
+  ngx_queue_t queue;                         /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2], trailers; /* `trailers`: of the response. */
   ngx_event_t timer;
   ngx_event_t after; /* See ngx_http_pxg_after. */
@@ -84,7 +84,8 @@ typedef struct {
   unsigned cut : 1;      /* The upstream's response ends short. */
   unsigned buffered : 1; /* NGX_HTTP_PXG_BUFFERED is set. */
   unsigned resized : 1;  /* A guest changes the length of the request's body: all of it is read before it is sent on. */
-  unsigned rerouted : 1; /* The location was chosen again for a guest. */
+  unsigned may_trail : 1; /* A guest may add trailers to the response. */
+  unsigned rerouted : 1;  /* The location was chosen again for a guest. */
   unsigned reset : 1;
   unsigned finished : 1;
 } ngx_http_pxg_ctx_t;

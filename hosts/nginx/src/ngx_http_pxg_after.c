@@ -47,6 +47,7 @@ void ngx_http_pxg_answer(ngx_http_pxg_ctx_t *ctx) {
  * wait for the rest. What came before goes its way first. */
 static ngx_uint_t ngx_http_pxg_ended_short(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
+  if (r->subrequest_ranges) return 0; /* The end of slices comes when the last of them is there. */
   return r->upstream && r->upstream->header_sent && !ngx_http_pxg_has_exchange(r) && !ctx->response_end_fed &&
          !ctx->cut && !ctx->local && ctx->gate == NULL && ctx->reader.in == NULL &&
          ctx->flow[PXG_DIR_RESPONSE].in == NULL && !pxg_stream_pends(ctx->stream, PXG_DIR_RESPONSE);
@@ -141,8 +142,9 @@ void ngx_http_pxg_after_handler(ngx_event_t *ev) {
   } else if (ctx->local && !ctx->answered) {
     ngx_http_pxg_answer(ctx);
   } else if (ctx->refused) {
+    ngx_int_t rc = ctx->refused;
     ngx_http_pxg_end_exchange(r);
-    ngx_http_finalize_request(r, ctx->refused);
+    ngx_http_finalize_request(r, rc);
   } else if (ctx->abandon) {
     ctx->abandon = 0;
     if (ngx_http_pxg_has_exchange(r)) {

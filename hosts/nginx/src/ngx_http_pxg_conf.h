@@ -26,6 +26,8 @@ struct ngx_http_pxg_filter_s {
   ngx_http_pxg_filter_t *parent; /* Of an override: the filter's own block. */
   uint32_t given;                /* Which lines the block has; by their numbers. */
   unsigned reply_refilter : 1;
+  unsigned flush : 1;
+  unsigned response_trailers : 1;
   unsigned batch_end : 1;
   unsigned warm_up : 1;
   unsigned all_cpus : 1;
@@ -123,14 +125,15 @@ void ngx_http_pxg_log_take(void);
 
 /* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
 
-/* What this host can do at all (3.2), and what a configuration of the operator's gets of it. ROUTE needs clusters that
- * are named, REPLY_REFILTER that the operator says so. */
+/* What this host can do at all (3.2), and what a configuration gets of it: ngx_http_pxg_features.c. */
 extern const uint64_t ngx_http_pxg_features[4];
-void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, uint64_t features[4]);
+void ngx_http_pxg_grants(const ngx_http_pxg_filter_t *f, uint64_t features[4]);
 
 /* Tells the engine about this host, once per process: a worker, or the child that validates. */
 ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone);
-ngx_int_t ngx_http_pxg_init_module(ngx_cycle_t *cycle);
+/* Whether this is the one process of `master_process off`. After a reload there nginx accepts no connection any more,
+ * module or not, so no guest is loaded for one. */
+ngx_uint_t ngx_http_pxg_serves_alone(void);
 ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle);
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle);
 /* The worker's engine, its clock brought up to date; null in processes that serve no requests. */

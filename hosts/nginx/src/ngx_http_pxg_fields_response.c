@@ -61,7 +61,8 @@ ngx_int_t ngx_http_pxg_response_view(ngx_http_pxg_fields_t *f) {
     if (ngx_http_pxg_push_text(f, "content-type", &v, NGX_HTTP_PXG_CONTENT_TYPE) != NGX_OK) return NGX_ERROR;
   }
 
-  if (h->content_length == NULL && h->content_length_n >= 0) {
+  /* Of slices guests see the first; the others are subrequests, and the length is that of all. */
+  if (h->content_length == NULL && h->content_length_n >= 0 && !r->subrequest_ranges) {
     v.data = ngx_pnalloc(r->pool, NGX_OFF_T_LEN);
     if (v.data == NULL) return NGX_ERROR;
     v.len = ngx_sprintf(v.data, "%O", h->content_length_n) - v.data;

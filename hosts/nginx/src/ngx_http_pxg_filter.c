@@ -174,6 +174,10 @@ static char *ngx_http_pxg_set_flag(ngx_conf_t *cf, const ngx_http_pxg_line_t *li
   if (!on && ngx_strcmp(v[1].data, "off") != 0) return ngx_http_pxg_expected(cf, "on or off");
   if (ngx_strcmp(v[0].data, "reply_refilter") == 0)
     f->reply_refilter = on;
+  else if (ngx_strcmp(v[0].data, "flush") == 0)
+    f->flush = on;
+  else if (ngx_strcmp(v[0].data, "response_trailers") == 0)
+    f->response_trailers = on;
   else if (ngx_strcmp(v[0].data, "batch_end") == 0)
     f->batch_end = on;
   else if (ngx_strcmp(v[0].data, "warm_up") == 0)
@@ -204,6 +208,8 @@ static const ngx_http_pxg_line_t ngx_http_pxg_lines[] = {
     {ngx_string("clusters"), NGX_HTTP_PXG_OVERRIDES | NGX_HTTP_PXG_LIST, ngx_http_pxg_set_clusters, 0},
     {ngx_string("metadata_namespaces"), NGX_HTTP_PXG_OVERRIDES | NGX_HTTP_PXG_LIST, ngx_http_pxg_set_namespaces, 0},
     {ngx_string("reply_refilter"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
+    {ngx_string("flush"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
+    {ngx_string("response_trailers"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
     {ngx_string("batch_end"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
     {ngx_string("warm_up"), 0, ngx_http_pxg_set_flag, 0},
     {ngx_string("all_cpus"), 0, ngx_http_pxg_set_flag, 0},

@@ -80,8 +80,7 @@ static void ngx_http_pxg_lua_free_slot(uint32_t i) {
 static ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_find(uint64_t handle) {
   uint64_t i = handle & (NGX_HTTP_PXG_LUA_SLOTS - 1);
 
-  if (i >= ngx_http_pxg_lua_slots.n ||
-      ngx_http_pxg_lua_slots.at[i].generation != handle >> NGX_HTTP_PXG_LUA_SLOT_BITS)
+  if (i >= ngx_http_pxg_lua_slots.n || ngx_http_pxg_lua_slots.at[i].generation != handle >> NGX_HTTP_PXG_LUA_SLOT_BITS)
     return NULL;
   return ngx_http_pxg_lua_slots.at[i].stream;
 }
@@ -208,8 +207,9 @@ uint64_t ngx_http_pxg_lua_open(ngx_http_request_t *r, const int *filters, size_t
     if (chain[i] == NULL) break;
   }
   if (w == NULL || n == 0 || i < n) {
-    why = w == NULL ? "this process has no worker of proxy_golang"
-          : n == 0 || n > PXG_MAX_PLACES ? "a chain has 1 to 32 filters" : "a filter that does not exist any more";
+    why = w == NULL                      ? "this process has no worker of proxy_golang"
+          : n == 0 || n > PXG_MAX_PLACES ? "a chain has 1 to 32 filters"
+                                         : "a filter that does not exist any more";
     goto refused;
   }
   o = ngx_http_pxg_lua_owner(r);

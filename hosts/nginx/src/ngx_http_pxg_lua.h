@@ -46,26 +46,20 @@ bool ngx_http_pxg_lua_copy(ngx_http_pxg_lua_message_t *m, int d, bool trailers, 
 #define NGX_HTTP_PXG_LUA_ABI 1
 int ngx_http_pxg_lua_abi_version(void);
 
-/* Flags of a configuration. */
-#define NGX_HTTP_PXG_LUA_SYNC 0x1u /* No PENDING: for phases of Lua that cannot wait. */
-/* For responses that pass header_filter_by_lua and body_filter_by_lua, where a head leaves at once, trailers are not seen
- * and nothing can wait. */
-#define NGX_HTTP_PXG_LUA_PHASES 0x2u
-#define NGX_HTTP_PXG_LUA_OPEN 0x4u /* Fails open. */
-#define NGX_HTTP_PXG_LUA_VARIANT (NGX_HTTP_PXG_LUA_SYNC | NGX_HTTP_PXG_LUA_PHASES)
-
-/* Strings are NUL-terminated. 0 leaves a limit as it is preset. */
+/* Strings are NUL-terminated. 0 leaves a limit as it is preset. `without`: features 0 to 63 that the caller's program
+ * cannot keep; what no Lua program can is cleared anyway. */
 typedef struct {
   const char *guest, *filter, *name, *config;
-  uint32_t n_config, flags, failure_status, max_pending;
-  uint64_t pend_limit_ns, hold_limit_ns, max_body;
+  uint32_t n_config, fail_open, failure_status, max_pending;
+  uint64_t without, pend_limit_ns, hold_limit_ns, max_body;
 } ngx_http_pxg_lua_spec_t;
 
 /* A configuration by its name, as proxy_golang_filter defines it or ngx_http_pxg_lua_load has: its number, 0 or more.
- * -1 with the cause in `err`, of which `*errlen` says the room and then the length. */
-int ngx_http_pxg_lua_filter(const char *name, uint32_t flags, char *err, size_t *errlen);
+ * Each set of features is a configuration of its own. -1 with the cause in `err`, of which `*errlen` says the room and
+ * then the length. */
+int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_t *errlen);
 /* Loads the library if need be, which blocks the worker, and makes the configuration. An earlier one of the same name
- * and variant is replaced for streams to come, or stays if this one is refused. */
+ * and features is replaced for streams to come, or stays if this one is refused. */
 int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *spec, char *err, size_t *errlen);
 /* Null: there is none of that number. */
 pxg_config *ngx_http_pxg_lua_config(int filter);

@@ -7,9 +7,10 @@
 #include "ngx_http_pxg_lua.h"
 
 #define NGX_HTTP_PXG_LUA_BIT(f) (1ull << ((f) % 64))
-#define NGX_HTTP_PXG_LUA_BOTH(f) (NGX_HTTP_PXG_LUA_BIT(PXG_F_##f##_REQUEST) | NGX_HTTP_PXG_LUA_BIT(PXG_F_##f##_RESPONSE))
-#define NGX_HTTP_PXG_LUA_PEND(d)                                                                                        \
-  (NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_HEADERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_BODY) |                      \
+#define NGX_HTTP_PXG_LUA_BOTH(f) \
+  (NGX_HTTP_PXG_LUA_BIT(PXG_F_##f##_REQUEST) | NGX_HTTP_PXG_LUA_BIT(PXG_F_##f##_RESPONSE))
+#define NGX_HTTP_PXG_LUA_PEND(d)                                                                  \
+  (NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_HEADERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_BODY) | \
    NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_##d##_TRAILERS))
 
 /* What a Lua program that keeps to the library's rules does for a stream. Cleared: APPLY, STREAM_REPLY, FLUSH and
@@ -25,18 +26,9 @@ static const uint64_t ngx_http_pxg_lua_features =
     NGX_HTTP_PXG_LUA_BIT(PXG_F_THREAD_AFFINE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_BATCH_END) |
     NGX_HTTP_PXG_LUA_BIT(PXG_F_CONFIG_REJECT);
 
-static const uint64_t ngx_http_pxg_lua_not_sync =
-    NGX_HTTP_PXG_LUA_PEND(REQUEST) | NGX_HTTP_PXG_LUA_PEND(RESPONSE) | NGX_HTTP_PXG_LUA_BIT(PXG_F_BATCH_END);
-
-/* Requests are read whole before they are fed; nothing of them has trailers. */
-static const uint64_t ngx_http_pxg_lua_not_phases =
-    NGX_HTTP_PXG_LUA_PEND(RESPONSE) | NGX_HTTP_PXG_LUA_BOTH(TRAILERS_IN) | NGX_HTTP_PXG_LUA_BOTH(TRAILERS_OUT) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_PEND_REQUEST_TRAILERS) | NGX_HTTP_PXG_LUA_BIT(PXG_F_HOLD_RESPONSE) |
-    NGX_HTTP_PXG_LUA_BIT(PXG_F_BODY_WHOLE_RESPONSE);
-
 typedef struct {
   char *name;
-  uint32_t variant;
+  uint64_t without;
   pxg_config *config;
 } ngx_http_pxg_lua_filter_t;
 
@@ -49,19 +41,18 @@ static int ngx_http_pxg_lua_refuse(char *err, size_t *errlen, const char *text, 
   return -1;
 }
 
-static int ngx_http_pxg_lua_find(const char *name, uint32_t flags) {
+static int ngx_http_pxg_lua_find(const char *name, uint64_t without) {
   int i;
   for (i = 0; i < ngx_http_pxg_lua_n_filters; i++)
-    if (ngx_http_pxg_lua_filters[i].variant == (flags & NGX_HTTP_PXG_LUA_VARIANT) &&
-        ngx_strcmp(ngx_http_pxg_lua_filters[i].name, name) == 0)
+    if (ngx_http_pxg_lua_filters[i].without == without && ngx_strcmp(ngx_http_pxg_lua_filters[i].name, name) == 0)
       return i;
   return -1;
 }
 
 /* Takes over the reference. */
-static int ngx_http_pxg_lua_keep(const char *name, uint32_t flags, pxg_config *c) {
+static int ngx_http_pxg_lua_keep(const char *name, uint64_t without, pxg_config *c) {
   ngx_http_pxg_lua_filter_t *all;
-  int i = ngx_http_pxg_lua_find(name, flags);
+  int i = ngx_http_pxg_lua_find(name, without);
 
   if (i >= 0) {
     pxg_config_unref(ngx_http_pxg_lua_filters[i].config);
@@ -73,23 +64,21 @@ static int ngx_http_pxg_lua_keep(const char *name, uint32_t flags, pxg_config *c
   all = realloc(ngx_http_pxg_lua_filters, ((size_t)i + 1) * sizeof(*all));
   if (all == NULL) return pxg_config_unref(c), -1;
   ngx_http_pxg_lua_filters = all;
-  all[i] = (ngx_http_pxg_lua_filter_t){.name = strdup(name), .variant = flags & NGX_HTTP_PXG_LUA_VARIANT, .config = c};
+  all[i] = (ngx_http_pxg_lua_filter_t){.name = strdup(name), .without = without, .config = c};
   if (all[i].name == NULL) return pxg_config_unref(c), -1;
   return ngx_http_pxg_lua_n_filters++;
 }
 
-static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint32_t flags, char *err, size_t *errlen) {
+static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint64_t without, char *err, size_t *errlen) {
   pxg_config *c;
   pxg_error why;
   int i;
 
   ngx_memzero(spec->features, sizeof(spec->features));
-  spec->features[0] = ngx_http_pxg_lua_features & pxg_host_driver()->features[0];
-  if (flags & NGX_HTTP_PXG_LUA_SYNC) spec->features[0] &= ~ngx_http_pxg_lua_not_sync;
-  if (flags & NGX_HTTP_PXG_LUA_PHASES) spec->features[0] &= ~ngx_http_pxg_lua_not_phases;
+  spec->features[0] = ngx_http_pxg_lua_features & pxg_host_driver()->features[0] & ~without;
   c = ngx_http_pxg_config_new(spec, &why);
   if (c == NULL) return ngx_http_pxg_lua_refuse(err, errlen, "%s", why.text);
-  i = ngx_http_pxg_lua_keep(spec->instance, flags, c);
+  i = ngx_http_pxg_lua_keep(spec->instance, without, c);
   return i >= 0 ? i : ngx_http_pxg_lua_refuse(err, errlen, "no memory%s", "");
 }
 
@@ -106,12 +95,12 @@ static bool ngx_http_pxg_lua_ready(char *err, size_t *errlen) {
   return true;
 }
 
-int ngx_http_pxg_lua_filter(const char *name, uint32_t flags, char *err, size_t *errlen) {
+int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_t *errlen) {
   ngx_http_pxg_main_conf_t *m;
   ngx_http_pxg_filter_t **f;
   pxg_config_spec spec;
   ngx_uint_t i;
-  int at = ngx_http_pxg_lua_find(name, flags);
+  int at = ngx_http_pxg_lua_find(name, without);
 
   if (at >= 0) return at;
   if (!ngx_http_pxg_lua_ready(err, errlen)) return -1;
@@ -121,7 +110,7 @@ int ngx_http_pxg_lua_filter(const char *name, uint32_t flags, char *err, size_t 
     if (ngx_strcmp(f[i]->name.data, name) != 0) continue;
     ngx_http_pxg_filter_spec(f[i], &spec);
     spec.validate_only = false;
-    return ngx_http_pxg_lua_make(&spec, flags, err, errlen);
+    return ngx_http_pxg_lua_make(&spec, without, err, errlen);
   }
   return ngx_http_pxg_lua_refuse(
       err, errlen, "no filter \"%s\": define it with proxy_golang_filter in nginx.conf, or load it before", name);
@@ -143,7 +132,7 @@ int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *l, char *err, size_t *e
   spec.bytes = l->config, spec.n_bytes = l->n_config;
   p = &spec.policy;
   pxg_policy_default(p);
-  p->fail_open = (l->flags & NGX_HTTP_PXG_LUA_OPEN) != 0;
+  p->fail_open = l->fail_open != 0;
   if (l->failure_status) p->fail_status = l->failure_status;
   if (l->max_pending) p->max_pending = l->max_pending;
   if (l->pend_limit_ns) p->pend_limit_ns = l->pend_limit_ns;
@@ -151,7 +140,7 @@ int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *l, char *err, size_t *e
   if (l->max_body) p->max_body_limit = l->max_body;
   p->pend_default_ns = ngx_min(p->pend_default_ns, p->pend_limit_ns);
   p->max_body_default = ngx_min(p->max_body_default, p->max_body_limit);
-  return ngx_http_pxg_lua_make(&spec, l->flags, err, errlen);
+  return ngx_http_pxg_lua_make(&spec, l->without, err, errlen);
 }
 
 pxg_config *ngx_http_pxg_lua_config(int filter) {

@@ -42,7 +42,7 @@ ngx_module_t ngx_http_proxy_golang_module = {
     ngx_http_pxg_commands,
     NGX_HTTP_MODULE,
     NULL, /* init master */
-    ngx_http_pxg_init_module,
+    NULL, /* init module */
     ngx_http_pxg_init_process,
     NULL, /* init thread */
     NULL, /* exit thread */

@@ -87,10 +87,9 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
     flags |= PXG_HEAD_UPGRADED, ctx->upgraded = 1;
   else if (ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)
     flags |= PXG_HEAD_ENDS;
-  else if (r->headers_out.content_length_n < 0)
-    flags |= PXG_HEAD_EOS_UNKNOWN;
   if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = ctx->end_at_head = 1;
   if (r->err_status) flags |= PXG_HEAD_LOCAL;
+  if (ctx->may_trail && !(flags & PXG_HEAD_ENDS) && ngx_http_pxg_receives_trailers(r)) r->expect_trailers = 1;
   (void)ngx_http_pxg_worker();
   pxg_stream_head(ctx->stream, PXG_DIR_RESPONSE, flags);
   if (ngx_http_pxg_pump(ctx) != NGX_OK || ctx->reset) return ngx_http_pxg_fail(ctx);
@@ -125,7 +124,8 @@ static ngx_uint_t ngx_http_pxg_withheld(ngx_http_pxg_ctx_t *ctx) {
 
 /* A filter that is called without bytes sends what it has; nginx's last one takes it amiss if that is nothing. */
 static ngx_uint_t ngx_http_pxg_below(ngx_http_request_t *r) {
-  return r->out || r->connection->buffered || r->postponed || (r->buffered & ~NGX_HTTP_PXG_BUFFERED);
+  return r->out || r->connection->buffered || r->postponed || r->subrequest_ranges ||
+         (r->buffered & ~NGX_HTTP_PXG_BUFFERED);
 }
 
 static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in) {
@@ -133,6 +133,9 @@ static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in
   ngx_int_t rc = NGX_OK;
 
   ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, in);
+  /* An upstream may answer before guests have let the end of the request go. All that the client sent is here, so nginx
+   * need not close the connection to be rid of the rest. */
+  if (ctx->response_ended && ctx->request_fed) r->reading_body = 0;
   if (in || ngx_http_pxg_below(r)) rc = ngx_http_pxg_next_body_filter(r, in);
   ngx_http_pxg_reap(ctx, PXG_DIR_RESPONSE);
   return rc;
@@ -291,7 +294,11 @@ void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx) {
 static ngx_int_t ngx_http_pxg_leave_body(ngx_http_request_t *r) {
   ngx_http_request_body_t *rb = r->request_body;
 
-  if (rb == NULL) return ngx_http_discard_request_body(r);
+  if (rb == NULL) {
+    /* nginx would ask for the body with 100 Continue, to discard it. Whether it comes now is the client's choice. */
+    if (r->headers_in.expect && !r->expect_tested) { r->keepalive = 0, r->expect_tested = 1; }
+    return ngx_http_discard_request_body(r);
+  }
   if (rb->last_saved || (rb->rest == 0 && (rb->buf == NULL || rb->buf->pos == rb->buf->last))) return NGX_OK;
   r->keepalive = 0;
   r->lingering_close = 1;

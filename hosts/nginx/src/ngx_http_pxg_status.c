@@ -262,6 +262,7 @@ static ngx_uint_t ngx_http_pxg_format(ngx_http_request_t *r, ngx_uint_t set) {
     if (named) return named;
   }
   v = ngx_http_pxg_accept(r);
+  if (v.len == 0) return NGX_HTTP_PXG_STATUS_TEXT;
   if (ngx_strlcasestrn(v.data, v.data + v.len, (u_char *)"openmetrics", 10) ||
       ngx_strlcasestrn(v.data, v.data + v.len, (u_char *)"version=0.0.4", 12))
     return NGX_HTTP_PXG_STATUS_PROMETHEUS;

@@ -74,6 +74,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
                                 (r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0) |
                                     (ngx_http_pxg_receives_trailers(r) ? PXG_STREAM_RECEIVES_TRAILERS : 0));
   if (ctx->stream == NULL) return NGX_ERROR;
+  for (i = 0; i < l->chain->nelts; i++)
+    if (pxg_has(chain[i]->features, PXG_F_TRAILERS_OUT_RESPONSE)) ctx->may_trail = 1;
   if (ngx_http_pxg_streams.next == NULL) { ngx_queue_init(&ngx_http_pxg_streams); }
   ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);
   cln->handler = ngx_http_pxg_cleanup;
@@ -141,6 +143,7 @@ void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx) {
   r->main->count++;
   if (ctx->reset) {
     c->error = 1;
+    r->keepalive = 0; /* The end of an upstream's request leaves this one to be finalized as if it had been answered. */
     ngx_http_finalize_request(r, NGX_HTTP_CLOSE);
   } else if (ctx->local && !ctx->answered) {
     ngx_http_pxg_answer(ctx);

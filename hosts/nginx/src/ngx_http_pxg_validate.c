@@ -6,6 +6,7 @@
 #include "ngx_http_pxg.h"
 
 #include <grp.h>
+#include <pwd.h>
 
 void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec) {
   ngx_memzero(spec, sizeof(*spec));
@@ -14,8 +15,7 @@ void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *s
   spec->instance = (char *)f->name.data;
   spec->bytes = f->bytes.data;
   spec->n_bytes = (uint32_t)f->bytes.len;
-  ngx_http_pxg_grants(&f->policy, f->reply_refilter, spec->features);
-  if (!f->batch_end) spec->features[PXG_F_BATCH_END / 64] &= ~(1ull << (PXG_F_BATCH_END % 64));
+  ngx_http_pxg_grants(f, spec->features);
   spec->policy = f->policy;
 }
 
@@ -26,19 +26,42 @@ typedef struct {
   size_t zone_size;
 } ngx_http_pxg_child_t;
 
+/* Without the directive `user` nginx finds out later who its workers are. */
+static bool ngx_http_pxg_user(const ngx_core_conf_t *ccf, uid_t *user, gid_t *group, const char **name) {
+  struct passwd *pwd;
+  struct group *grp;
+
+  if (ccf->user != (ngx_uid_t)NGX_CONF_UNSET_UINT) {
+    *user = ccf->user, *group = ccf->group, *name = ccf->username;
+    return true;
+  }
+  *name = NGX_USER;
+  pwd = getpwnam(NGX_USER);
+  grp = getgrnam(NGX_GROUP);
+  if (pwd == NULL || grp == NULL) return false;
+  *user = pwd->pw_uid, *group = grp->gr_gid;
+  return true;
+}
+
+/* A process without a master stays what it is. */
+static bool ngx_http_pxg_changes_user(const ngx_core_conf_t *ccf) { return geteuid() == 0 && ccf->master; }
+
 /* As a worker will: what its user may not open is to be found now. */
 static bool ngx_http_pxg_become(void *data, pxg_error *why) {
   ngx_http_pxg_child_t *child = data;
-  ngx_core_conf_t *ccf = child->core;
+  const char *name;
   void *memory = NULL;
+  uid_t user;
+  gid_t group;
 
   /* Guests that define metrics find what they will find in a worker. */
   if (child->zone_size && posix_memalign(&memory, 64, child->zone_size) == 0) ngx_memzero(memory, child->zone_size);
   if (ngx_http_pxg_start(ngx_cycle->log, memory ? pxg_zone_open(memory, child->zone_size) : NULL) != NGX_OK)
     return pxg_fail(why, PXG_E_INTERNAL, "the host could not start");
-  if (geteuid() != 0 || ccf->user == (ngx_uid_t)NGX_CONF_UNSET_UINT) return true;
-  if (setgid(ccf->group) == -1 || initgroups(ccf->username, ccf->group) == -1 || setuid(ccf->user) == -1)
-    return pxg_fail(why, PXG_E_INTERNAL, "cannot become the worker's user %s: %s", ccf->username, strerror(ngx_errno));
+  if (!ngx_http_pxg_changes_user(child->core)) return true;
+  if (!ngx_http_pxg_user(child->core, &user, &group, &name) || setgid(group) == -1 || initgroups(name, group) == -1 ||
+      setuid(user) == -1)
+    return pxg_fail(why, PXG_E_INTERNAL, "cannot become the worker's user %s: %s", name, strerror(ngx_errno));
   return true;
 }
 
@@ -78,10 +101,19 @@ ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf) {
   pxg_config_spec *specs;
   pxg_validation v;
   pxg_error *why;
+  const char *name;
   size_t which = 0;
   int *parents;
+  uid_t user;
+  gid_t group;
 
   if (n == 0) return NGX_OK;
+  if (ngx_http_pxg_serves_alone()) {
+    ngx_log_error(NGX_LOG_WARN, cf->log, 0,
+                  "proxy_golang: no guest is loaded by a reload with \"master_process off\", after which nginx itself "
+                  "does not serve on: restart nginx");
+    return NGX_OK;
+  }
   ngx_http_pxg_warn_unused(cf, m);
   specs = ngx_pcalloc(cf->temp_pool, n * sizeof(*specs));
   parents = ngx_pcalloc(cf->temp_pool, n * sizeof(*parents));
@@ -101,8 +133,10 @@ ngx_int_t ngx_http_pxg_validate(ngx_conf_t *cf) {
   v.become = ngx_http_pxg_become, v.data = &child;
   if (pxg_validate(&v, &which, why)) return NGX_OK;
   f = of[which < v.n ? which : 0];
-  ngx_log_error(NGX_LOG_EMERG, cf->log, 0, "%s \"%V\" with guest \"%V\" is refused: %s in %V:%ui",
-                f->parent ? "proxy_golang_override" : "proxy_golang_filter", &f->name, &f->guest, why->text, &f->file,
-                f->line);
+  (void)ngx_http_pxg_user(child.core, &user, &group, &name);
+  ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                "%s \"%V\" with guest \"%V\" is refused, tried as the worker's user %s: %s in %V:%ui",
+                f->parent ? "proxy_golang_override" : "proxy_golang_filter", &f->name, &f->guest,
+                ngx_http_pxg_changes_user(child.core) ? name : "of this process", why->text, &f->file, f->line);
   return NGX_ERROR;
 }

@@ -10,43 +10,9 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 
-#define NGX_HTTP_PXG_BIT(f) (1ull << ((f) % 64))
-
-/* Cleared, because nginx has no way to it:
- *   PEND_REQUEST_TRAILERS, TRAILERS_IN_REQUEST, TRAILERS_OUT_REQUEST   nginx drops trailers of requests
- *   PEND_RESPONSE_TRAILERS, TRAILERS_IN_RESPONSE   most of its modules drop an upstream's trailers
- *   BODY_INJECT     a response that nginx passes on is moved by its upstream's events only
- *   FLUSH           a request under proxy_request_buffering reaches no transport before its end
- *   OWNED_BUF       bytes of a guest are copied once
- *   WIRE_ORDER      nginx joins cookies of HTTP/2, and keeps some fields outside its list
- *   SUBREQUESTS     the access phase, where a chain starts, does not run for them
- *   UPGRADE_BODY    an upgraded connection passes no filter
- *   CONFIG_THREAD   a worker has one thread
- *   L4              the module is one of http
- * Per configuration: ngx_http_pxg_grants. */
-const uint64_t ngx_http_pxg_features[4] = {
-    NGX_HTTP_PXG_BIT(PXG_F_PEND_REQUEST_HEADERS) | NGX_HTTP_PXG_BIT(PXG_F_PEND_REQUEST_BODY) |
-        NGX_HTTP_PXG_BIT(PXG_F_PEND_RESPONSE_HEADERS) | NGX_HTTP_PXG_BIT(PXG_F_PEND_RESPONSE_BODY) |
-        NGX_HTTP_PXG_BIT(PXG_F_BODY_STREAM_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_BODY_STREAM_RESPONSE) |
-        NGX_HTTP_PXG_BIT(PXG_F_BODY_WHOLE_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_BODY_WHOLE_RESPONSE) |
-        NGX_HTTP_PXG_BIT(PXG_F_BODY_OBSERVE_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_BODY_OBSERVE_RESPONSE) |
-        NGX_HTTP_PXG_BIT(PXG_F_HOLD_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_HOLD_RESPONSE) |
-        NGX_HTTP_PXG_BIT(PXG_F_RESIZE_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_RESIZE_RESPONSE) |
-        NGX_HTTP_PXG_BIT(PXG_F_EXACT_EOS_REQUEST) | NGX_HTTP_PXG_BIT(PXG_F_EXACT_EOS_RESPONSE) |
-        NGX_HTTP_PXG_BIT(PXG_F_PARTIAL_RELEASE) | NGX_HTTP_PXG_BIT(PXG_F_CONTINUE_GATE) |
-        NGX_HTTP_PXG_BIT(PXG_F_REPLY_REFILTER) | NGX_HTTP_PXG_BIT(PXG_F_ROUTE) | NGX_HTTP_PXG_BIT(PXG_F_METADATA) |
-        NGX_HTTP_PXG_BIT(PXG_F_ORPHAN) | NGX_HTTP_PXG_BIT(PXG_F_THREAD_AFFINE) | NGX_HTTP_PXG_BIT(PXG_F_BATCH_END) |
-        NGX_HTTP_PXG_BIT(PXG_F_CONFIG_REJECT) | NGX_HTTP_PXG_BIT(PXG_F_APPLY),
-};
-
-void ngx_http_pxg_grants(const pxg_policy *policy, ngx_uint_t reply_refilter, uint64_t features[4]) {
-  ngx_memcpy(features, ngx_http_pxg_features, sizeof(ngx_http_pxg_features));
-  if (policy->n_clusters == 0) features[0] &= ~NGX_HTTP_PXG_BIT(PXG_F_ROUTE);
-  if (!reply_refilter) features[0] &= ~NGX_HTTP_PXG_BIT(PXG_F_REPLY_REFILTER);
-}
-
 static pxg_worker *ngx_http_pxg_the_worker;
 static ngx_uint_t ngx_http_pxg_drains;
+static ngx_http_pxg_main_conf_t *ngx_http_pxg_served; /* Whose configurations were made here. */
 static ngx_connection_t *ngx_http_pxg_bell;
 static ngx_event_t ngx_http_pxg_batch_event;
 
@@ -219,6 +185,7 @@ static ngx_int_t ngx_http_pxg_load(ngx_cycle_t *cycle, ngx_http_pxg_main_conf_t 
   if (cln == NULL) return NGX_ERROR;
   cln->handler = ngx_http_pxg_forget;
   cln->data = m;
+  ngx_http_pxg_served = m;
   for (k = 0; k < 2; k++) {
     f = lists[k]->elts;
     for (i = 0; i < lists[k]->nelts; i++) {
@@ -312,30 +279,23 @@ static ngx_int_t ngx_http_pxg_serve(ngx_cycle_t *cycle) {
   return ngx_http_pxg_worker_start(cycle) == NGX_OK ? ngx_http_pxg_load(cycle, m) : NGX_ERROR;
 }
 
-/* Whether init_process has been here in a process that has no master: a reload does not call it again there. */
-static ngx_uint_t ngx_http_pxg_single;
-
-/* Every process that reads a configuration comes here; only one that serves already may load guests (PXG-LOAD-004). */
-ngx_int_t ngx_http_pxg_init_module(ngx_cycle_t *cycle) {
-  return ngx_http_pxg_single ? ngx_http_pxg_serve(cycle) : NGX_OK;
+ngx_uint_t ngx_http_pxg_serves_alone(void) {
+  return ngx_http_pxg_the_worker != NULL && ngx_process == NGX_PROCESS_SINGLE;
 }
 
 ngx_int_t ngx_http_pxg_init_process(ngx_cycle_t *cycle) {
   /* Cache manager and loader come here, too. */
   if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE) return NGX_OK;
-  ngx_http_pxg_single = ngx_process == NGX_PROCESS_SINGLE;
   return ngx_http_pxg_serve(cycle);
 }
 
 /* The order of 12.8: streams, configurations, the worker. */
 void ngx_http_pxg_exit_process(ngx_cycle_t *cycle) {
-  ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
-
   if (ngx_http_pxg_the_worker == NULL) return;
   ngx_http_pxg_drain();
   ngx_http_pxg_end_all();
   ngx_http_pxg_lua_exit();
-  if (m) ngx_http_pxg_forget(m);
+  if (ngx_http_pxg_served) ngx_http_pxg_forget(ngx_http_pxg_served);
   (void)pxg_configs_drop();
   pxg_worker_free(ngx_http_pxg_the_worker);
   ngx_http_pxg_the_worker = NULL;

@@ -238,7 +238,7 @@ def main():
                 print(f"RED touch: a changed byte was seen in {seen} of {len(base['cases'])} behaviours only")
             table[v] = {"seen": seen}
             continue
-        limits = {what: reason for (where, what), reason in known.expected(version).items() if where == v}
+        limits = known.expected(v)
         new = {k: d for k, d in found.items() if k not in limits}
         gone = [k for k in limits if k not in found and not o.only and k.split(":")[0] not in base["left out"]]
         for k, d in new.items():

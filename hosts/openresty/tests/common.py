@@ -72,7 +72,7 @@ def conf(path, guest, more="", locations="", init="", workers=1, connections=409
     words = ("headers", "pend", "must-pend", "never", "hang", "whole", "stream", "trailers", "deny", "late", "error",
              "reset", "path", "counts")
     filters = "".join(f"proxy_golang_filter {w} {{ guest {guest}; filter lua-test; config {w}; "
-                      f"pend_limit {'300ms' if w == 'never' else '20s'}; }}\n" for w in words)
+                      f"pend_limit {'300ms' if w == 'never' else '20s'}; max_pending 20000; }}\n" for w in words)
     call = 'require("console").call(ngx.var.arg_c)'
     # "main" is for directives outside of http.
     return harness.head(path, f"""
@@ -96,7 +96,7 @@ http {{
     {init}
   }}
   server {{
-    listen unix:{path}/n.sock;
+    listen unix:{path}/n.sock backlog=4096;
     server_name e;
     keepalive_requests 1000000;
     location /rewrite {{ rewrite_by_lua_block {{ ngx.say({call}) ngx.exit(200) }} }}

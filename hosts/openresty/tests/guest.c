@@ -29,7 +29,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define S(text) {(const uint8_t *)(text), sizeof(text) - 1, 0}
+#define S(text) \
+  { (const uint8_t *)(text), sizeof(text) - 1, 0 }
 #define BIT PXG_PHASE_BIT
 
 static const char *const words[] = {"",         "headers", "pend", "must-pend", "never", "hang", "whole", "stream",
@@ -39,7 +40,7 @@ enum { HEADERS = 1, PEND, MUST_PEND, NEVER, HANG, WHOLE, STREAM, TRAILERS, DENY,
 static const pxg_str filters[] = {S("lua-test")};
 static const pxg_host *host;
 static _Atomic unsigned cancels, ends, stale;
-static uint64_t features; /* Of the last `counts`. */
+static uint64_t features;        /* Of the last `counts`. */
 static _Atomic uint32_t configs; /* Values of configurations are never used again: word | number << 8. */
 
 typedef struct job {
@@ -196,7 +197,7 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     break;
   case COUNTS: {
     uint32_t n = (uint32_t)snprintf(text, sizeof text, "cancels %u ends %u stale %u features %llu\n", cancels, ends,
-                                  stale, (unsigned long long)features);
+                                    stale, (unsigned long long)features);
     reply(out, 200, (pxg_str){(uint8_t *)text, n, 0});
     break;
   }
@@ -210,9 +211,7 @@ static void cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream
   if ((config & 0xff) == HANG) push(token);
 }
 
-static void end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint32_t worker) {
-  ends++;
-}
+static void end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint32_t worker) { ends++; }
 
 int32_t pxg_guest_init_v1(const pxg_host *h, pxg_guest *out) {
   if (h->major != PXG_VERSION_MAJOR) return PXG_E_VERSION;

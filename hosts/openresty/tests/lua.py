@@ -6,8 +6,11 @@
 """
 
 import concurrent.futures
+import contextlib
 import os
+import re
 import signal
+import socket
 import tempfile
 import threading
 import unittest
@@ -153,6 +156,8 @@ class Lua(unittest.TestCase):
         self.assertEqual(self.lua.run('return (pxg.filter("must-pend")) ~= nil'), ["true"])
         _, err = self.lua.run('return pxg.filter("must-pend", {sync = true})')
         self.assertIn("must-pend needs PEND_RESPONSE_HEADERS", err)
+        _, err = self.lua.run('return pxg.filter("whole", {without = {"BODY_WHOLE_REQUEST"}})')
+        self.assertIn("BODY_WHOLE", err)
 
     # ---- Messages ----------------------------------------------------------------------------------------------------
 
@@ -266,6 +271,7 @@ class Lua(unittest.TestCase):
             ('pxg.load{guest = "x", filter = "x", pend_limit = -1}', 'bad option "pend_limit"'),
             ('pxg.load{guest = "x", filter = "x", max_body = 0/0}', 'bad option "max_body"'),
             ('pxg.load{guest = "x", filter = "x", config = {}}', 'bad option "config"'),
+            ('pxg.filter("headers", {without = {"SPEED"}})', "found SPEED"),
             ('pxg.filter("headers"):stream():request_headers("x")', "bad headers"),
             ('pxg.filter("headers"):stream():finish("why")', "bad cause"),
             ('local s = pxg.filter("headers"):stream() s:request_headers(head()) s:request_body(7)', "bad bytes"),
@@ -475,6 +481,110 @@ class Lua(unittest.TestCase):
         self.assertEqual((got.status, got.body, got.get("x-up"), got.get("content-length")),
                          (403, b"denied\n", [], ["7"]))
         self.none_left()
+
+    # ---- What is written beside the code -----------------------------------------------------------------------------
+
+    def test_example_configuration(self):
+        policy = common.build(f"{common.ROOT}/guest-sdk/c/examples/header-policy.c", "header-policy")
+        go = common.go_bundle()
+        with harness.folder() as path, harness.Upstream(f"{path}/up.sock", self.answer):
+            with open(f"{common.HERE}/../examples/nginx.conf") as f:
+                conf = f.read()
+            for was, now in (
+                ("events {}", f"daemon off; user root; pid {path}/nginx.pid; error_log {path}/logs/error.log info; events {{}}"),
+                ("/usr/lib/nginx/modules/ngx_http_proxy_golang_module.so", harness.MODULE),
+                ("/usr/lib/nginx/modules", common.LUA_MODULES),
+                ("/usr/share/lua-resty-proxy-golang/lib", f"{common.HERE}/../lib"),
+                ("/usr/lib/proxy_golang/header-policy.so", policy),
+                ("/usr/lib/proxy_golang/bundle.so", go),
+                ("listen 127.0.0.1:8080", f"listen unix:{path}/n.sock"),
+                ("http://127.0.0.1:9000", f"http://unix:{path}/up.sock"),
+            ):
+                self.assertIn(was, conf)
+                conf = conf.replace(was, now)
+            with harness.Nginx(path, conf, f"{path}/n.sock"):
+                ask = lambda url: harness.ask(f"{path}/n.sock", url)
+                self.assertEqual(ask("/verdict?path=/secret/1").body, b"reply 404\n")
+                self.assertEqual(ask("/verdict?path=/").body, b"continue \n")
+                self.assertEqual(ask("/secret/1").status, 404)
+                # token-check wants a token.
+                self.assertEqual(ask("/open").status, 401)
+
+    def test_packages_have_all_files(self):
+        with open(f"{common.HERE}/../lua-resty-proxy-golang-1.0.0-1.rockspec") as f:
+            rock = set(re.findall(r'"(lib/[^"]+)"', f.read()))
+        lib = f"{common.HERE}/../lib"
+        files = {os.path.relpath(f"{d}/{n}", f"{lib}/..") for d, _, names in os.walk(lib) for n in names}
+        self.assertEqual(rock, files)
+
+    def test_features_are_those_of_the_header(self):
+        with open(f"{common.ROOT}/include/proxy_golang.h") as f:
+            header = dict(re.findall(r"#define PXG_F_(\w+) (\d+)", f.read()))
+        got = self.lua.run("""
+            local t = {}
+            for k, v in pairs(require("resty.proxy_golang.features")) do t[#t + 1] = k .. " " .. v end
+            return table.concat(t, ",")""")
+        self.assertEqual(dict(f.split() for f in got[0].split(",")), header)
+
+    # ---- Guests of the SDKs --------------------------------------------------------------------------------------------
+
+    def test_go_guests(self):
+        """hello answers at once, token-check asks an authority over HTTP from a goroutine."""
+        go = common.go_bundle()
+
+        def authority(connection):
+            with connection:
+                f = connection.makefile("rb")
+                while f.readline():
+                    token = b""
+                    while (line := f.readline()) not in (b"\r\n", b""):
+                        if line.lower().startswith(b"authorization:"):
+                            token = line.split(b":", 1)[1].strip()
+                    status = b"200 OK" if token == b"good" else b"403 Forbidden"
+                    connection.sendall(b"HTTP/1.1 " + status + b"\r\nX-Subject: alice\r\nContent-Length: 0\r\n\r\n")
+
+        def accept(listener):
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=authority, args=(listener.accept()[0],), daemon=True).start()
+
+        with harness.folder() as path, socket.create_server(("127.0.0.1", 0)) as listener:
+            threading.Thread(target=accept, args=(listener,), daemon=True).start()
+            port = listener.getsockname()[1]
+            conf = common.conf(path, self.guest, more=f"""
+                proxy_golang_filter token-check {{ guest {go};
+                    config '{{"authority": "http://127.0.0.1:{port}/check", "timeout_ms": 20000}}'; }}""")
+            with harness.Nginx(path, conf, f"{path}/n.sock") as nginx:
+                lua = common.Console(path)
+                code = """
+                    local said = {}
+                    local function ask(token)
+                        local o, err = pxg.filter("token-check"):request_headers(head{authorization = token})
+                        said[#said + 1] = err or o.action .. " " .. tostring(o.headers and o.headers["x-subject"]
+                                                                             or o.reply and o.reply.status)
+                    end
+                    local threads = {}
+                    for i = 1, 50 do threads[i] = ngx.thread.spawn(ask, i % 2 == 0 and "good" or "bad") end
+                    for i = 1, 50 do ngx.thread.wait(threads[i]) end
+                    table.sort(said)
+                    return said[1], said[25], said[26], said[50], pxg.streams()"""
+                for phase in YIELD:
+                    self.assertEqual(lua.run(code, phase), ["continue alice"] * 2 + ["reply 403"] * 2 + ["0"], nginx.log())
+            listener.shutdown(socket.SHUT_RDWR)
+
+    def test_rust_guest(self):
+        """async-echo: a request waits in the guest until another one comes."""
+        guest = common.rust_guest()
+        if not guest:
+            self.skipTest("no libbody_rewrite.so: cargo build -p body-rewrite")
+        got = self.lua.run(f"""
+            local f = assert(pxg.load{{guest = "{guest}", filter = "async-echo"}})
+            local held = ngx.thread.spawn(function() return f:request_headers(head{{["x-wait-for"] = "k"}}) end)
+            local before = coroutine.status(held)
+            f:request_headers(head{{["x-release"] = "k", [":path"] = "/b"}})
+            local ok, o = ngx.thread.wait(held)
+            return before, o.headers["x-released-by"]""")
+        self.assertEqual(got, ["running", "/b"])
 
     # ---- Workers -----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"strconv"
+	"time"
 
 	_ "github.com/proxy-golang/proxy_golang/guest-sdk/go/guest"
 	"github.com/proxy-golang/proxy_golang/guest-sdk/go/proxyfilter"
@@ -27,6 +28,14 @@ func (later) OnRequestHeadersAsync(_ context.Context, a *proxyfilter.AsyncStream
 	_ = a.Continue()
 }
 
+type slow struct{}
+
+func (slow) OnRequestHeadersAsync(_ context.Context, a *proxyfilter.AsyncStream) {
+	time.Sleep(20 * time.Millisecond)
+	a.Set(field, value)
+	_ = a.Continue()
+}
+
 type whole struct{}
 
 func (whole) OnRequestBody(s proxyfilter.Stream, b proxyfilter.Body) proxyfilter.Action {
@@ -45,6 +54,8 @@ func init() {
 	register("bench-ring", later{}, proxyfilter.Nonblocking())
 	// On a goroutine of its own.
 	register("bench-goroutine", later{})
+	// The same after 20 ms: requests are pending all the time.
+	register("bench-slow", slow{})
 	// The whole body in one event, which sets the field to its length.
 	register("bench-whole", whole{}, proxyfilter.RequestBody(proxyfilter.BodyWhole, 1<<20))
 }

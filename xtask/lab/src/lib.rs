@@ -4,6 +4,8 @@
 
 pub mod bench_envoy;
 pub mod bench_host;
+pub mod bench_nginx;
+mod bench_proxy;
 pub mod client;
 pub mod demo;
 pub mod flat;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use pxg_lab::{bench_envoy, bench_host, demo, memory, soak};
+use pxg_lab::{bench_envoy, bench_host, bench_nginx, demo, memory, soak};
 
 /// Demonstration, benchmarks of hosts and soak test; start them by `cargo xtask`
 #[derive(Parser)]
@@ -22,6 +22,7 @@ enum Command {
     DemoNginx(demo::nginx::Args),
     BenchEnvoy(bench_envoy::Args),
     BenchHost(bench_host::Args),
+    BenchNginx(bench_nginx::Args),
     Memory(memory::Args),
     Soak(soak::Args),
 }
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::DemoNginx(args) => block_on(demo::nginx::run(&args)),
         Command::BenchEnvoy(args) => bench_envoy::run(&args),
         Command::BenchHost(args) => bench_host::run(&args),
+        Command::BenchNginx(args) => bench_nginx::run(&args),
         Command::Memory(args) => block_on(memory::run(&args)),
         Command::Soak(args) => block_on(soak::run(&args)),
     };

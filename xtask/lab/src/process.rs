@@ -35,6 +35,15 @@ pub fn pin(processor: usize) -> Result<()> {
         .with_context(|| format!("run on processor {processor} only"))
 }
 
+/// Takes back [`pin`], for what is started from now on.
+pub fn unpin() -> Result<()> {
+    let mut set = CpuSet::new();
+    for processor in 0..CpuSet::count() {
+        set.set(processor)?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).context("run on any processor")
+}
+
 /// What /proc tells of a process.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Usage {

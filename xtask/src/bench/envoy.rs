@@ -1,13 +1,11 @@
 //! Guests in a stock Envoy, against plain Envoy and the alternatives.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::bootstrap::envoy::{self, RELEASES};
 use crate::lab::{Lab, Step};
-use crate::proc::stdout_of;
 use crate::root::{root, target};
 
 /// Measure guests in a stock Envoy: processor time, throughput and latency over plain Envoy's
@@ -97,7 +95,7 @@ pub(super) fn run(lab: &Lab, args: &Args) -> Result<()> {
             command.arg(name).arg(std::path::absolute(path)?);
         }
     }
-    for version in versions(lab)? {
+    for version in super::versions(lab)? {
         command.args(["--version-of", &version]);
     }
     Lab::run(&mut command)
@@ -116,9 +114,7 @@ fn steps(lab: &Lab, guests: &Path) -> Vec<Step> {
     cargo.args(packages.iter().flat_map(|name| ["-p", name]));
     // Incremental builds are cut into more units, and inline less.
     cargo.env("CARGO_INCREMENTAL", "0");
-    let mut c = lab.command("guest-sdk/c", "make");
-    c.arg(format!("BUILD={}", guests.join("bench-c").display()));
-    c.arg("GUESTS=../../xtask/lab/guests/c/bench.c");
+    let c = super::guest_in_c(lab, guests);
     let mut go = lab.command("xtask/peers/reverse-proxy", "go");
     go.args(["build", "-o"])
         .arg(guests.join("go-reverse-proxy"));
@@ -138,30 +134,4 @@ fn steps(lab: &Lab, guests: &Path) -> Vec<Step> {
     ];
     steps.extend(lab.bench_steps());
     steps
-}
-
-/// What the guests and the peers were built with, and of which commit.
-fn versions(lab: &Lab) -> Result<Vec<String>> {
-    let of = |command: &mut Command| {
-        let text = stdout_of(command).with_context(|| format!("run {command:?}"))?;
-        anyhow::Ok(text.trim().to_owned())
-    };
-    let go = of(lab.command(".", "go").args(["env", "GOVERSION"]))?;
-    let rust = of(lab.command(".", "rustc").arg("--version"))?;
-    let rust = rust
-        .split_whitespace()
-        .nth(1)
-        .context("rustc has no version")?;
-    let mut versions = vec![
-        format!("Go {}", go.trim_start_matches("go")),
-        format!("Rust {rust}"),
-    ];
-    // Not every copy of the sources is a repository.
-    if let Ok(commit) = of(lab
-        .command(".", "git")
-        .args(["rev-parse", "--short", "HEAD"]))
-    {
-        versions.push(format!("commit {commit}"));
-    }
-    Ok(versions)
 }

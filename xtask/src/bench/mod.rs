@@ -3,6 +3,7 @@
 mod boundary;
 mod criterion;
 mod envoy;
+mod nginx;
 mod row;
 // The laboratory's. A dependency on it would have every command build an HTTP stack first.
 #[allow(dead_code, unreachable_pub)]
@@ -10,15 +11,16 @@ mod row;
 mod stats;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
 use crate::bootstrap::{self, Need};
 use crate::lab::Lab;
-use crate::proc::end_children_on_interrupt;
+use crate::proc::{end_children_on_interrupt, stdout_of};
 
-/// Measure: calls into guests, or what filters cost the reference proxy or a stock Envoy
+/// Measure: calls into guests, or what filters cost the reference proxy, a stock Envoy or a stock nginx
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -58,18 +60,20 @@ enum What {
         json: Option<PathBuf>,
     },
     Envoy(envoy::Args),
+    Nginx(nginx::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     end_children_on_interrupt()?;
     let need = match args.what {
         What::Boundary { .. } => Need::Tests,
-        What::Host { .. } | What::Envoy(_) => Need::Guests,
+        What::Host { .. } | What::Envoy(_) | What::Nginx(_) => Need::Guests,
     };
     let tools = bootstrap::bring(need)?;
     let lab = Lab::new(&tools);
     match &args.what {
         What::Envoy(args) => envoy::run(&lab, args),
+        What::Nginx(args) => nginx::run(&lab, args),
         What::Boundary { json, quick } => boundary::run(&lab, *quick, json.as_deref()),
         What::Host {
             rounds,
@@ -102,4 +106,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn write_json(file: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
+}
+
+/// The guest in C of the benchmarks in stock proxies; it comes to `bench-c/bench.so`.
+fn guest_in_c(lab: &Lab, guests: &Path) -> Command {
+    let mut c = lab.command("guest-sdk/c", "make");
+    c.arg(format!("BUILD={}", guests.join("bench-c").display()));
+    c.arg("GUESTS=../../xtask/lab/guests/c/bench.c");
+    c
+}
+
+/// What the guests and the peers were built with, and of which commit.
+fn versions(lab: &Lab) -> Result<Vec<String>> {
+    let of = |command: &mut Command| {
+        let text = stdout_of(command).with_context(|| format!("run {command:?}"))?;
+        anyhow::Ok(text.trim().to_owned())
+    };
+    let go = of(lab.command(".", "go").args(["env", "GOVERSION"]))?;
+    let rust = of(lab.command(".", "rustc").arg("--version"))?;
+    let rust = rust
+        .split_whitespace()
+        .nth(1)
+        .context("rustc has no version")?;
+    let mut versions = vec![
+        format!("Go {}", go.trim_start_matches("go")),
+        format!("Rust {rust}"),
+    ];
+    // Not every copy of the sources is a repository.
+    if let Ok(commit) = of(lab
+        .command(".", "git")
+        .args(["rev-parse", "--short", "HEAD"]))
+    {
+        versions.push(format!("commit {commit}"));
+    }
+    Ok(versions)
 }

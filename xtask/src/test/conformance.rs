@@ -6,7 +6,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::Run;
-use crate::bootstrap::envoy;
+use crate::bootstrap::nginx::Nginx;
+use crate::bootstrap::{envoy, nginx};
 use crate::lab::Lab;
 use crate::root::{root, target};
 
@@ -69,18 +70,45 @@ pub(super) fn hosts(c: &Run) -> Result<()> {
             minihost,
         ),
     ] {
-        let mut command = c.command(".", &suite);
-        command
-            .args(["host", "--adapter", adapter])
-            .env(variable, program);
-        c.finish(&mut command)
-            .with_context(|| format!("the host of {adapter} does not pass"))?;
+        let command = || {
+            let mut command = c.command(".", &suite);
+            command
+                .args(["host", "--adapter", adapter])
+                .env(variable, &program);
+            command
+        };
+        cases(c, command).with_context(|| format!("the host of {adapter} does not pass"))?;
     }
     Ok(())
 }
 
+/// The module for nginx in the nginx of each version, and the Lua API in Debian's.
+pub(super) fn nginx(c: &Run) -> Result<()> {
+    let suite = suite(c)?;
+    for adapter in ["nginx-debian.toml", "nginx-stable.toml", "openresty.toml"] {
+        let adapter = format!("conformance/adapters/{adapter}");
+        let command = || {
+            let mut command = c.command(".", &suite);
+            command.args(["host", "--adapter", &adapter]);
+            nginx::adapters(&mut command);
+            command
+        };
+        cases(c, command).with_context(|| format!("the host of {adapter} does not pass"))?;
+    }
+    Ok(())
+}
+
+/// Runs cases against a real proxy; one that fails once more, alone.
+fn cases(c: &Run, command: impl Fn() -> Command) -> Result<()> {
+    c.finish_retrying(&mut command(), |failed| {
+        let mut again = command();
+        again.args(["--only", &failed.name]);
+        Some(again)
+    })
+}
+
 /// The layer between hosts and guests: the cases of hosts through it, and every example guest with real traffic, in
-/// pxg-host, in the mini host and in the newest Envoy. What it finds on either side fails.
+/// pxg-host, in the mini host, in the newest Envoy and in Debian's nginx. What it finds on either side fails.
 pub(super) fn layer(c: &Run) -> Result<()> {
     let suite = suite(c)?;
     let debug = target().join("debug");
@@ -105,14 +133,17 @@ pub(super) fn layer(c: &Run) -> Result<()> {
             .arg(&layer)
             .env(variable, program)
             .env("PXG_ENVOY_MODULES", &debug);
+        nginx::adapters(&mut command);
         command
     };
     for host in [&host_ref, &mini] {
-        c.finish(&mut through(&["host"], host))
+        cases(c, || through(&["host"], host))
             .with_context(|| format!("{} does not pass with the layer", host.0))?;
     }
+    let debian = Nginx::Debian;
+    let nginx = ("nginx-debian.toml", "NGINX_DEBIAN", debian.binary());
     for (name, library) in examples(c)? {
-        for host in [&host_ref, &mini, &newest] {
+        for host in [&host_ref, &mini, &newest, &nginx] {
             let mut command = through(&["pair"], host);
             command.arg(&library);
             command.args(["--config", &format!("conformance/settings/{name}.toml")]);

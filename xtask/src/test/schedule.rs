@@ -75,10 +75,10 @@ pub(super) fn run(
 fn next(state: &State<'_>, beside: bool) -> Option<usize> {
     let after = |stage: &Stage| BESIDE.iter().find(|(name, _)| *name == stage.name);
     let free = |stage: &Stage| {
-        let open = |name: &&str| {
+        let open = |name: &&'static str| {
             state.running.contains(name) || state.waiting.iter().any(|other| other.name == *name)
         };
-        !after(stage).is_some_and(|(_, before)| before.iter().any(|name| open(name)))
+        !after(stage).is_some_and(|(_, before)| before.iter().any(&open))
     };
     let mut stages = state.waiting.iter();
     let mine = stages.position(|stage| after(stage).is_some() == beside && free(stage));

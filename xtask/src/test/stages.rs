@@ -40,6 +40,7 @@ const ENVOY: &str = "envoy";
 const NGINX_BUILD: &str = "nginx-build";
 const NGINX: &str = "nginx";
 const OPENRESTY: &str = "openresty";
+const SUITE_NGINX: &str = "conformance-nginx";
 const LAYER: &str = "conformance-layer";
 const DEMO: &str = "demo";
 /// Lets cargo test leave out what the stage `envoy` runs.
@@ -47,7 +48,7 @@ const IN_ENVOYS: &str = "--skip 1.39.3:: --skip 1.40.0::";
 /// The stages that need Envoys.
 pub(super) const WITH_ENVOY: [&str; 3] = [ENVOY, DEMO, LAYER];
 /// The stages that need nginx.
-pub(super) const WITH_NGINX: [&str; 3] = [NGINX_BUILD, NGINX, OPENRESTY];
+pub(super) const WITH_NGINX: [&str; 6] = [NGINX_BUILD, NGINX, OPENRESTY, SUITE_NGINX, LAYER, DEMO];
 
 /// Quick ones first.
 pub(super) const STAGES: &[Stage] = &[
@@ -227,6 +228,13 @@ pub(super) const STAGES: &[Stage] = &[
         about: "pxg-host and the mini host in C pass all cases of hosts",
         needs: &["conformance/minihost", "host-ref", "guest-sdk/go/go.mod"],
         run: conformance::hosts,
+        counts: None,
+    },
+    Stage {
+        name: SUITE_NGINX,
+        about: "the nginx of each version with the module, and OpenResty's way, pass all cases of hosts",
+        needs: &["conformance/adapters/openresty.toml", "hosts/nginx"],
+        run: conformance::nginx,
         counts: None,
     },
     Stage {

@@ -475,11 +475,12 @@ pub(super) fn cases() -> Vec<Case> {
                 x.up_text(),
                 Some("more-abc".into()),
             );
-            cx.equal(
+            // A host that reads a request whole before it sends it on knows the new length.
+            let length = x.up_get("content-length");
+            cx.check(
                 "PXG-HDR-007",
-                "content-length upstream",
-                x.up_get("content-length"),
-                None,
+                length.as_deref().is_none_or(|l| l == "8"),
+                || format!("content-length upstream: {length:?}"),
             );
             Ok(())
         }),

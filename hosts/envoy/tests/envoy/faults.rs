@@ -95,7 +95,7 @@ fn listeners(setup: &Setup) -> Vec<Value> {
     let trace = json!({
         "name": "trace-of-replies", "guest": guests::go(), "filter": "trace-id", "config": {}, "reply_refilter": true,
     });
-    let faulty = json!({ "name": "faulty", "guest": guests::go(), "filter": "faulty", "config": {}, "pend_limit": "300ms" });
+    let faulty = json!({ "name": "faulty", "guest": guests::go(), "filter": "faulty", "config": {}, "pend_limit": "2s" });
     let faulty = pxg_with("faulty", json!({ "chain": [trace.clone(), faulty] }));
     vec![
         listener("garbage", vec![garbage("closed")]),

@@ -161,9 +161,9 @@ fn rounds(w: &World, n: usize, exchanges: usize) {
         eprintln!("{}: {:?}", w.version, levels.last());
     }
     // The first rounds make what is kept for good: sessions, connections' buffers, counters. Envoy 1.40 goes up and down by
-    // a megabyte or two all the same: what grows by less than that and 100 bytes a stream is not found.
+    // a megabyte or two all the same: what grows by less than two of them and 200 bytes a stream is not found.
     let streams = (n - 2) * loads.len() * exchanges;
-    let most = levels[1].0 + (1 << 20) + 100 * streams as u64;
+    let most = levels[1].0 + (2 << 20) + 200 * streams as u64;
     until(
         &format!("at most {most} bytes are given out after {streams} streams more: {levels:?}"),
         || envoy.allocated() < most,

@@ -149,8 +149,9 @@ fn hot_restart(w: &World) {
         "2",
         "--drain-time-s",
         "1",
+        // Time enough for all answers; the old process is there for so long in any case.
         "--parent-shutdown-time-s",
-        "5",
+        "12",
     ];
     let first = [
         &common[..],

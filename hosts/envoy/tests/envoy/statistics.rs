@@ -197,7 +197,8 @@ fn updates(w: &World) {
 }
 
 fn recipe(w: &World) {
-    let pends = "case pends\nrequest_headers pend 1\n";
+    // Long enough that each completion comes as mail.
+    let pends = "case pends\nrequest_headers pend 50\n";
     let off = json!({ "batch_end": false, "warm_up": false });
     let filter = chain(&[("on", pends, json!({})), ("off", pends, off)]);
     let envoy = Envoy::start(w.version, &unprefixed(bootstrap(w, filter)));

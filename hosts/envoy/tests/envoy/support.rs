@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// Far longer than anything takes: it only ends tests that hang.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Looks until it is so; for what is seen only from outside.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {

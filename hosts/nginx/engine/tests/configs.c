@@ -85,7 +85,7 @@ static void specs(void) {
   s.library = "/no/such.so";
   CHECK(!pxg_config_new(&s, &why), "library");
   HAS(why.text,
-      "guest=not loaded filter=first config=in/stance-1 file=/no/such.so: ARG (-3): /no/such.so: found no file");
+      "guest=not loaded filter=first config=in/stance-1 file=/no/such.so: ARG (-3): /no/such.so: found \"No such file");
 }
 
 static void copies(void) {

@@ -100,7 +100,7 @@ static void tables(void) {
   refused("refuses.so", PXG_E_INTERNAL, "no \\x02 license"); /* Init may be called again. */
   why.text[0] = 0;
   CHECK(!pxg_guest_load("/no/such.so", &why), "loaded nothing");
-  HAS(why.text, "/no/such.so: found no file");
+  HAS(why.text, "/no/such.so: found \"No such file");
 }
 
 static void libraries(void) {

@@ -11,6 +11,7 @@ _M.stream = core.stream
 _M.streams = core.streams
 
 _M.respond = phases.respond
+_M.path = phases.path
 _M.access = phases.access
 _M.header_filter = phases.header_filter
 _M.body_filter = phases.body_filter

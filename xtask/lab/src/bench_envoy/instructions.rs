@@ -44,7 +44,7 @@ pub(super) async fn run(args: &Args, requests: u64) -> Result<()> {
     ] {
         let variants: Vec<_> = VARIANTS
             .iter()
-            .filter(|v| v.has(shape) && can_count(v) && args.wants(shape.name(), v))
+            .filter(|v| v.has(shape) && can_count(v) && args.settings.wants(shape.name(), v.name))
             .collect();
         if variants.is_empty() {
             continue;
@@ -74,8 +74,8 @@ pub(super) async fn run(args: &Args, requests: u64) -> Result<()> {
             counts.push(count);
         }
     }
-    if let Some(file) = &args.json {
-        super::write(file, &serde_json::to_string_pretty(&counts)?)?;
+    if let Some(file) = &args.settings.json {
+        crate::bench_proxy::write(file, &serde_json::to_string_pretty(&counts)?)?;
     }
     Ok(())
 }
@@ -118,7 +118,7 @@ async fn count(
     let asked = subject.ask(shape, 1, requests).await?;
     control(&["-d"]).await?;
     let text = read_worker(&dump, asked).await?;
-    if let Some(folder) = &args.save {
+    if let Some(folder) = &args.settings.save {
         std::fs::create_dir_all(folder)?;
         let name = format!("{}-{}.callgrind", shape.name(), variant.name);
         std::fs::write(folder.join(name), &text)?;

@@ -15,17 +15,21 @@ pub(super) enum Shape {
 }
 
 impl Shape {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Fields3,
-        Self::Fields25,
-        Self::OneConnection,
-        Self::Body1K,
-        Self::Body64K,
-        Self::H2c,
-    ];
+    /// The shape of this name.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        let all = [
+            Self::Fields3,
+            Self::Fields25,
+            Self::OneConnection,
+            Self::Body1K,
+            Self::Body64K,
+            Self::H2c,
+        ];
+        all.into_iter().find(|shape| shape.name() == name)
+    }
 
     /// The first half of a row's name.
-    pub(super) fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Fields3 => "fields-3",
             Self::Fields25 => "fields-25",
@@ -37,7 +41,7 @@ impl Shape {
     }
 
     /// For people.
-    pub(super) fn title(self) -> &'static str {
+    pub(super) const fn title(self) -> &'static str {
         match self {
             Self::Fields3 => "32 connections, 3 header fields",
             Self::Fields25 => "32 connections, 25 header fields",
@@ -63,8 +67,8 @@ impl Shape {
     }
 
     /// Whether the proxy's processor is meant to be busy all the time.
-    pub(super) fn saturates(self) -> bool {
-        self != Self::OneConnection
+    pub(super) const fn saturates(self) -> bool {
+        !matches!(self, Self::OneConnection)
     }
 
     pub(super) fn protocol(self) -> Protocol {

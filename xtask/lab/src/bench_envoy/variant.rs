@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::shape::Shape;
-use super::upstream::FIELD;
+use crate::bench_proxy::{Class, FIELD};
 
 /// What filters set the field to, but those that set it to the body's length.
 pub(super) const VALUE: &str = "0123456789abcdef";
@@ -150,6 +150,22 @@ pub(super) const VARIANTS: &[Variant] = &[
 ];
 
 impl Variant {
+    /// The variant of this name, plain Envoy among them.
+    pub(super) fn of(name: &str) -> Option<&'static Self> {
+        [&super::PLAIN]
+            .into_iter()
+            .chain(VARIANTS)
+            .find(|v| v.name == name)
+    }
+
+    pub(super) fn class(&self) -> Class {
+        match self.kind {
+            Kind::Plain | Kind::HeaderMutation => Class::Native,
+            Kind::Guest(_) => Class::Guest,
+            _ => Class::Other,
+        }
+    }
+
     /// Whether it is measured with requests of this shape.
     pub(super) fn has(&self, shape: Shape) -> bool {
         match shape {

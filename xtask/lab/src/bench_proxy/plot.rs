@@ -1,10 +1,9 @@
-//! The result as a picture: processor time per request over plain Envoy's, a panel for each shape of requests.
+//! The result as a picture: processor time per request over the plain proxy's, a panel for each section.
 
 use std::fmt::Write as _;
 
-use super::Report;
 use super::result::Row;
-use super::shape::Shape;
+use super::{Class, Report, Section, Title};
 
 const WIDTH: f64 = 960.0;
 /// Where bars begin and end.
@@ -20,16 +19,17 @@ const STYLE: &str = "
   svg { font: 13px system-ui, sans-serif }
   .page { fill: #ffffff } text { fill: #1f2328 } .soft { fill: #59636e } .head { font-weight: 600; font-size: 14px }
   .grid { stroke: #d1d9e0 } .one { stroke: #59636e } .range { stroke: #1f2328; stroke-width: 1.5 }
-  .guest { fill: #2f81f7 } .envoy { fill: #8c959f } .other { fill: #d29922 }
+  .guest { fill: #2f81f7 } .native { fill: #8c959f } .other { fill: #d29922 }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117 } text { fill: #e6edf3 } .soft { fill: #9198a1 }
     .grid { stroke: #30363d } .one { stroke: #9198a1 } .range { stroke: #e6edf3 }
-    .guest { fill: #388bfd } .envoy { fill: #6e7681 } .other { fill: #bb8009 }
+    .guest { fill: #388bfd } .native { fill: #6e7681 } .other { fill: #bb8009 }
   }
 ";
 
 /// The picture.
-pub(super) fn svg(report: &Report) -> String {
+pub(super) fn svg(report: &Report, variants: &[Title]) -> String {
+    let proxy = report.about.proxy;
     let mut body = String::new();
     let mut y = MARGIN;
     let _ = write!(
@@ -39,16 +39,16 @@ pub(super) fn svg(report: &Report) -> String {
             MARGIN,
             y + 4.0,
             "head",
-            "Processor time per request, as a ratio to plain Envoy"
+            &format!("Processor time per request, as a ratio to plain {proxy}")
         ),
-        legend(y + LINE)
+        legend(y + LINE, proxy)
     );
     y += 2.0 * LINE;
-    for shape in Shape::ALL {
-        let rows = report.rows.iter().filter(|row| row.shape == shape.name());
+    for section in report.about.sections {
+        let rows = report.rows.iter().filter(|row| row.section == section.name);
         let rows: Vec<_> = rows.collect();
         if !rows.is_empty() {
-            body += &panel(shape, &rows, &mut y);
+            body += &panel(section, &rows, variants, &mut y);
         }
     }
     let foot = format!("{}; {}", report.machine, report.versions.join(", "));
@@ -64,16 +64,17 @@ pub(super) fn svg(report: &Report) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" viewBox=\"0 0 {WIDTH:.0} {height:.0}\" \
          width=\"{WIDTH:.0}\" height=\"{height:.0}\">\n<title>Processor time per request over plain \
-         Envoy's</title>\n<style>{STYLE}</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n{body}</svg>\n"
+         {proxy}'s</title>\n<style>{STYLE}</style>\n<rect class=\"page\" width=\"100%\" height=\"100%\"/>\n{body}</svg>\n"
     )
 }
 
-fn legend(y: f64) -> String {
+fn legend(y: f64, proxy: &str) -> String {
+    let native = format!("{proxy}'s own, native");
     let mut all = String::new();
     let mut x = MARGIN;
     for (class, what, width) in [
         ("guest", "guests of proxy_golang", 180.0),
-        ("envoy", "Envoy's own, native", 160.0),
+        ("native", native.as_str(), 160.0),
         ("other", "the alternatives", 140.0),
     ] {
         let _ = writeln!(
@@ -87,18 +88,20 @@ fn legend(y: f64) -> String {
     all
 }
 
-fn class(row: &Row) -> &'static str {
-    match row.name.rsplit('/').next() {
-        Some("plain-again" | "header-mutation") => "envoy",
-        Some("c" | "rust" | "go-sync" | "go-ring" | "go-goroutine") => "guest",
+fn class(row: &Row, variants: &[Title]) -> &'static str {
+    let variant = row.name.rsplit('/').next();
+    let found = variants.iter().find(|v| Some(v.name) == variant);
+    match found.map(|v| v.class) {
+        Some(Class::Native) => "native",
+        Some(Class::Guest) => "guest",
         _ => "other",
     }
 }
 
-fn panel(shape: Shape, rows: &[&Row], y: &mut f64) -> String {
+fn panel(section: &Section, rows: &[&Row], variants: &[Title], y: &mut f64) -> String {
     let mut all = String::new();
     *y += LINE;
-    all += &text(MARGIN, *y + 4.0, "head", shape.title());
+    all += &text(MARGIN, *y + 4.0, "head", section.title);
     *y += LINE;
     let greatest = rows
         .iter()
@@ -141,7 +144,7 @@ fn panel(shape: Shape, rows: &[&Row], y: &mut f64) -> String {
         let _ = writeln!(
             all,
             "<rect class=\"{}\" x=\"{from:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{BAR}\"/>",
-            class(row),
+            class(row, variants),
             middle - BAR / 2.0,
             (to - from).max(1.0)
         );

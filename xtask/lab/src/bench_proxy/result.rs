@@ -1,23 +1,22 @@
-//! What was measured, as ratios to plain Envoy of the same round, and what was aimed at.
+//! What was measured, as ratios to the plain proxy of the same round, and what was aimed at.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::measure::{Probes, Run};
-use super::shape::Shape;
-use super::variant::{VARIANTS, Variant};
+use super::run::{Probes, Run};
+use super::{Section, Title};
 use crate::stats::{Estimate, Verdict};
 
 /// A variant's run and the two plain ones around it, of each round.
-pub(super) type Rounds = Vec<(Run, Run)>;
+type Rounds = Vec<(Run, Run)>;
 
 /// All that was measured.
 #[derive(Default)]
-pub(super) struct Measured {
-    /// By shape and variant: plain, variant.
-    pub(super) rows: BTreeMap<(Shape, &'static str), Rounds>,
-    pub(super) mixed: BTreeMap<&'static str, Vec<Probes>>,
+pub(crate) struct Measured {
+    /// By section and variant: plain, variant.
+    rows: BTreeMap<(&'static str, &'static str), Rounds>,
+    mixed: BTreeMap<&'static str, Vec<Probes>>,
 }
 
 /// A row of the result.
@@ -25,7 +24,8 @@ pub(super) struct Measured {
 pub(super) struct Row {
     /// Shape and variant.
     pub(super) name: String,
-    pub(super) shape: &'static str,
+    #[serde(rename = "shape")]
+    pub(super) section: &'static str,
     pub(super) title: &'static str,
     /// Processor time per request over plain's.
     pub(super) cpu: Estimate,
@@ -66,7 +66,7 @@ pub(super) struct MixedRow {
 
 /// Something that was aimed at.
 #[derive(Debug, Serialize)]
-pub(super) struct Target {
+pub(crate) struct Target {
     pub(super) what: String,
     pub(super) measured: Estimate,
     /// The limit is the least that is wanted, not the most.
@@ -80,20 +80,35 @@ fn of<T>(rounds: &[T], value: impl Fn(&T) -> f64) -> Estimate {
 }
 
 impl Measured {
-    pub(super) fn rows(&self) -> Vec<Row> {
+    pub(super) fn add(
+        &mut self,
+        section: &'static str,
+        variant: &'static str,
+        plain: Run,
+        it: Run,
+    ) {
+        let rounds = self.rows.entry((section, variant)).or_default();
+        rounds.push((plain, it));
+    }
+
+    pub(super) fn add_mixed(&mut self, variant: &'static str, probes: Probes) {
+        self.mixed.entry(variant).or_default().push(probes);
+    }
+
+    pub(super) fn rows(&self, sections: &[Section], variants: &[Title]) -> Vec<Row> {
         let mut rows = Vec::new();
-        for shape in Shape::ALL {
-            for variant in VARIANTS {
-                if let Some(rounds) = self.rows.get(&(shape, variant.name)) {
-                    rows.push(row(shape, variant, rounds));
+        for section in sections {
+            for variant in variants {
+                if let Some(rounds) = self.rows.get(&(section.name, variant.name)) {
+                    rows.push(row(section, variant, rounds));
                 }
             }
         }
         rows
     }
 
-    pub(super) fn mixed_rows(&self) -> Vec<MixedRow> {
-        let found = VARIANTS
+    pub(super) fn mixed_rows(&self, variants: &[Title]) -> Vec<MixedRow> {
+        let found = variants
             .iter()
             .filter_map(|v| Some((v, self.mixed.get(v.name)?)));
         found
@@ -110,17 +125,17 @@ impl Measured {
             .collect()
     }
 
-    /// A value of each round.
+    /// A value of each round. None: it was not measured.
     fn series(
         &self,
-        shape: Shape,
+        section: &str,
         variant: &str,
         value: impl Fn(Run, Run) -> f64,
     ) -> Option<Vec<f64>> {
         let rounds = self
             .rows
             .iter()
-            .find(|((s, v), _)| *s == shape && *v == variant)?;
+            .find(|((s, v), _)| *s == section && *v == variant)?;
         Some(
             rounds
                 .1
@@ -130,78 +145,31 @@ impl Measured {
         )
     }
 
-    fn cpu(&self, shape: Shape, variant: &str) -> Option<Vec<f64>> {
-        self.series(shape, variant, |plain, it| it.cost() / plain.cost())
+    /// Processor time per request over plain's.
+    pub(crate) fn cpu(&self, section: &str, variant: &str) -> Option<Vec<f64>> {
+        self.series(section, variant, |plain, it| it.cost() / plain.cost())
     }
 
-    /// Those for which all rows were measured.
-    pub(super) fn targets(&self) -> Vec<Target> {
-        const SYNC: [&str; 3] = ["c", "rust", "go-sync"];
-        const ASYNC: [&str; 2] = ["go-ring", "go-goroutine"];
-        let mut targets = Vec::new();
-        let mut most = |what: String, series: Option<Vec<f64>>, limit| {
-            targets.extend(series.map(|s| Target::most(what, &s, limit)));
-        };
-        let shape = Shape::Fields3;
-        for (variant, limit) in [
-            ("c", 1.03),
-            ("rust", 1.03),
-            ("go-sync", 1.04),
-            ("go-ring", 1.10),
-            ("go-goroutine", 1.16),
-        ] {
-            let what = format!("{}: processor time", title(variant));
-            most(what, self.cpu(shape, variant), limit);
-        }
-        most(
-            "guest in Go, synchronous, less the guest in C: processor time".into(),
-            pairs(self.cpu(shape, "go-sync"), self.cpu(shape, "c"), |go, c| {
-                go - c
-            }),
-            0.02,
-        );
-        for (variants, limit) in [(&SYNC[..], 1.08), (&ASYNC[..], 1.30)] {
-            for variant in variants {
-                let what = format!("{}, 1 connection: processor time", title(variant));
-                most(what, self.cpu(Shape::OneConnection, variant), limit);
-            }
-        }
-        for (variants, limit) in [(&SYNC[..], 1.0 / 20.0), (&ASYNC[..], 1.0 / 8.0)] {
-            for variant in variants {
-                let what = format!("{}: what it adds, over what ext_proc adds", title(variant));
-                let both = pairs(
-                    self.cpu(shape, variant),
-                    self.cpu(shape, "ext-proc"),
-                    |it, ext_proc| (it - 1.0) / (ext_proc - 1.0),
-                );
-                most(what, both, limit);
-            }
-        }
-        for (variant, rounds) in &self.mixed {
-            let series = |value: fn(&Probes) -> f64| Some(rounds.iter().map(value).collect());
-            let what = |q| format!("{}, mixed load: {q} of a probe", title(variant));
-            most(what("p50"), series(|p| p.p50 / p.plain_p50), 1.3);
-            most(what("p99"), series(|p| p.p99 / p.plain_p99), 1.3);
-        }
-        let rate =
-            |shape, variant| self.series(shape, variant, |plain, it| it.rate() / plain.rate());
-        let ring = rate(shape, "go-ring");
-        let what = format!("{}: requests per second", title("go-ring"));
-        targets.extend(ring.map(|s| Target::least(what, &s, 0.92)));
-        let h2c = pairs(
-            rate(Shape::H2c, "go-sync"),
-            rate(Shape::H2c, "go-reverse-proxy"),
-            |ours, theirs| ours / theirs,
-        );
-        let what =
-            "guest in Go, synchronous, h2c: requests per second, over Go's own reverse proxy";
-        targets.extend(h2c.map(|s| Target::least(what.into(), &s, 2.4)));
-        targets
+    /// Requests per second over plain's.
+    pub(crate) fn rate(&self, section: &str, variant: &str) -> Option<Vec<f64>> {
+        self.series(section, variant, |plain, it| it.rate() / plain.rate())
+    }
+
+    /// Microseconds that the median request takes more.
+    pub(crate) fn added_p50_us(&self, section: &str, variant: &str) -> Option<Vec<f64>> {
+        self.series(section, variant, |plain, it| (it.p50 - plain.p50) / 1e3)
+    }
+
+    /// Of a probe under mixed load, over the plain one's: the median and p99.
+    pub(crate) fn probe(&self, variant: &str) -> Option<[Vec<f64>; 2]> {
+        let rounds = self.mixed.get(variant)?;
+        let of = |value: fn(&Probes) -> f64| rounds.iter().map(value).collect();
+        Some([of(|p| p.p50 / p.plain_p50), of(|p| p.p99 / p.plain_p99)])
     }
 }
 
 /// A value of both, of each round.
-fn pairs(
+pub(crate) fn pairs(
     a: Option<Vec<f64>>,
     b: Option<Vec<f64>>,
     value: impl Fn(f64, f64) -> f64,
@@ -209,12 +177,7 @@ fn pairs(
     Some(a?.into_iter().zip(b?).map(|(a, b)| value(a, b)).collect())
 }
 
-fn title(variant: &str) -> &'static str {
-    let found = VARIANTS.iter().find(|v| v.name == variant);
-    found.map_or("an unknown variant", |v| v.title)
-}
-
-fn row(shape: Shape, variant: &Variant, rounds: &Rounds) -> Row {
+fn row(section: &Section, variant: &Title, rounds: &Rounds) -> Row {
     let least = |run: fn(&(Run, Run)) -> Run| {
         let costs = rounds.iter().map(|pair| run(pair).cost());
         costs.fold(f64::INFINITY, f64::min)
@@ -227,8 +190,8 @@ fn row(shape: Shape, variant: &Variant, rounds: &Rounds) -> Row {
         busy: of(rounds, |pair| run(pair).busy()).median,
     };
     Row {
-        name: format!("{}/{}", shape.name(), variant.name),
-        shape: shape.name(),
+        name: format!("{}/{}", section.name, variant.name),
+        section: section.name,
         title: variant.title,
         cpu: of(rounds, |(plain, it)| it.cost() / plain.cost()),
         throughput: of(rounds, |(plain, it)| it.rate() / plain.rate()),
@@ -241,7 +204,7 @@ fn row(shape: Shape, variant: &Variant, rounds: &Rounds) -> Row {
 }
 
 impl Target {
-    fn most(what: String, series: &[f64], limit: f64) -> Self {
+    pub(crate) fn most(what: String, series: &[f64], limit: f64) -> Self {
         let measured = Estimate::of(series);
         Self {
             what,
@@ -252,7 +215,7 @@ impl Target {
         }
     }
 
-    fn least(what: String, series: &[f64], limit: f64) -> Self {
+    pub(crate) fn least(what: String, series: &[f64], limit: f64) -> Self {
         let measured = Estimate::of(series);
         Self {
             what,

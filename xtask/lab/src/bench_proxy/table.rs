@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::Report;
 use super::result::{Absolute, MixedRow, Row, Target};
-use super::shape::Shape;
+use super::{Report, Section};
 use crate::paint::{Paint, time};
 use crate::stats::{Estimate, Verdict};
 
@@ -23,9 +22,9 @@ fn warnings(report: &Report) -> Vec<String> {
             report.others * 100.0
         ));
     }
-    for shape in Shape::ALL.into_iter().filter(|shape| shape.saturates()) {
+    for section in report.about.sections.iter().filter(|s| s.saturates) {
         let idle = |at: &Absolute| at.busy < SATURATED;
-        let rows = report.rows.iter().filter(|row| row.shape == shape.name());
+        let rows = report.rows.iter().filter(|row| row.section == section.name);
         let names: Vec<_> = rows
             .filter(|row| idle(&row.variant) || idle(&row.plain))
             .map(|row| {
@@ -39,7 +38,7 @@ fn warnings(report: &Report) -> Vec<String> {
         if !names.is_empty() {
             warnings.push(format!(
                 "{}: the worker was busy for less than {:.0} % of the time with: {}.",
-                shape.title(),
+                section.title,
                 SATURATED * 100.0,
                 names.join(", ")
             ));
@@ -58,7 +57,7 @@ fn interval(estimate: &Estimate) -> String {
     format!("{:.3} [{low:.3}, {high:.3}]", estimate.median)
 }
 
-/// What plain Envoy does with requests of one shape.
+/// What the plain proxy does with requests of one section.
 fn plain(at: &Absolute) -> String {
     format!(
         "{} of processor time per request, {:.0} requests/s, p50 {}, p99 {}, worker {:.0} % busy",
@@ -70,12 +69,12 @@ fn plain(at: &Absolute) -> String {
     )
 }
 
-/// The rows by shape.
-fn by_shape(report: &Report) -> impl Iterator<Item = (Shape, Vec<&Row>)> {
-    Shape::ALL.into_iter().filter_map(|shape| {
-        let rows = report.rows.iter().filter(|row| row.shape == shape.name());
+/// The rows by section.
+fn by_section(report: &Report) -> impl Iterator<Item = (&Section, Vec<&Row>)> {
+    report.about.sections.iter().filter_map(|section| {
+        let rows = report.rows.iter().filter(|row| row.section == section.name);
         let rows: Vec<_> = rows.collect();
-        (!rows.is_empty()).then_some((shape, rows))
+        (!rows.is_empty()).then_some((section, rows))
     })
 }
 
@@ -90,10 +89,10 @@ pub(super) fn print(report: &Report) {
     for warning in warnings(report) {
         println!("{}", paint.red(warning));
     }
-    for (shape, rows) in by_shape(report) {
+    for (section, rows) in by_section(report) {
         println!();
-        println!("{}", paint.bold(shape.title()));
-        println!("plain Envoy: {}", plain(&rows[0].plain));
+        println!("{}", paint.bold(section.title));
+        println!("plain {}: {}", report.about.proxy, plain(&rows[0].plain));
         println!(
             "  {:42} {:22} {:>10} {:>6} {:>6} {:>8} {:>8} {:>5}",
             "processor time, ratio to plain",
@@ -129,6 +128,18 @@ pub(super) fn print(report: &Report) {
             let [p50, p99] = probe(row);
             println!("  {:42} p50 {p50}", row.title);
             println!("  {:42} p99 {p99}", "");
+        }
+    }
+    if !report.more.is_empty() {
+        println!();
+        println!("{}", paint.bold("Reloads"));
+        for more in &report.more {
+            let said = if more.reached {
+                paint.green("reached")
+            } else {
+                paint.red("missed")
+            };
+            println!("  {}; target {}  {said}", more.found, more.target);
         }
     }
     if !report.targets.is_empty() {
@@ -186,8 +197,10 @@ fn said(target: &Target) -> &'static str {
 
 /// A page with all of it.
 pub(super) fn markdown(report: &Report) -> String {
-    let mut text = String::from(
-        "<!-- Written by `cargo xtask bench envoy --save docs/performance`. -->\n\n# Guests in a stock Envoy, side by side\n\n",
+    let about = report.about;
+    let mut text = format!(
+        "<!-- Written by `cargo xtask bench {} --save docs/performance`. -->\n\n# Guests in a stock {}, side by side\n\n",
+        about.name, about.proxy
     );
     let _ = write!(
         text,
@@ -196,12 +209,7 @@ pub(super) fn markdown(report: &Report) -> String {
         report.machine,
         report.versions.join(", ")
     );
-    text += "Each variant is a process of its own with one worker on one processor; load and upstream have another one. \
-             All set the same\none request field (those that take the whole body: to its length), and the upstream counts \
-             that they do. In a round each\nruns between two runs of plain Envoy; figures are ratios to those two, the \
-             median of the rounds with the interval that\ncovers the true median with 95 %. Processor time is that of all \
-             threads of all the variant's processes, by the\nscheduler's accounting. *Least* is the ratio of the cheapest \
-             runs: noise only adds.\n";
+    text += about.introduction;
     let _ = write!(
         text,
         "\n{} rounds of {} ms runs; all processes were started anew after {} rounds. Load and upstream used {:.0} % of their processor, other processes had {:.1} % of \
@@ -215,7 +223,13 @@ pub(super) fn markdown(report: &Report) -> String {
     for warning in warnings(report) {
         let _ = write!(text, "\n**{warning}**\n");
     }
-    text += "\n![Processor time per request over plain Envoy's](envoy.svg)\n";
+    if !report.rows.is_empty() {
+        let _ = write!(
+            text,
+            "\n![Processor time per request over plain {}'s]({}.svg)\n",
+            about.proxy, about.name
+        );
+    }
     if !report.targets.is_empty() {
         text += "\n## Targets\n\n| what | median [95 %] | target | |\n|---|---|---|---|\n";
         for target in &report.targets {
@@ -230,12 +244,13 @@ pub(super) fn markdown(report: &Report) -> String {
         }
         text += "\nA target is missed if the whole interval is beyond it.\n";
     }
-    for (shape, rows) in by_shape(report) {
+    for (section, rows) in by_section(report) {
         let _ = write!(
             text,
-            "\n## {}\n\nPlain Envoy: {}.\n\n| | processor time per request, median [95 %] | added | least | requests/s | \
+            "\n## {}\n\nPlain {}: {}.\n\n| | processor time per request, median [95 %] | added | least | requests/s | \
              p50 | p99 | busy |\n|---|---|---|---|---|---|---|---|\n",
-            shape.title(),
+            section.title,
+            report.about.proxy,
             plain(&rows[0].plain)
         );
         for row in rows {
@@ -259,6 +274,13 @@ pub(super) fn markdown(report: &Report) -> String {
         for row in &report.mixed {
             let [p50, p99] = probe(row);
             let _ = writeln!(text, "| {} | {p50} | {p99} |", row.title);
+        }
+    }
+    if !report.more.is_empty() {
+        text += "\n## Reloads\n\n| what | target | |\n|---|---|---|\n";
+        for more in &report.more {
+            let said = if more.reached { "reached" } else { "missed" };
+            let _ = writeln!(text, "| {} | {} | {said} |", more.found, more.target);
         }
     }
     text

@@ -11,19 +11,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_local;
 
 /// The field that filters set.
-pub(super) const FIELD: &str = "x-bench";
+pub(crate) const FIELD: &str = "x-bench";
 /// Requests for this path are told the field's value, in [`SEEN`].
-pub(super) const CHECK: &str = "/check";
+pub(crate) const CHECK: &str = "/check";
 /// The response field that has it; absent if the request had none.
-pub(super) const SEEN: &str = "x-seen";
+pub(crate) const SEEN: &str = "x-seen";
 
 const ANSWER: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 13\r\nserver: flat\r\n";
 const BODY: &str = "\r\nHello, world!";
 
 /// Serves until the runtime ends.
-pub(super) struct Upstream {
-    pub(super) address: SocketAddr,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
     counts: Rc<Counts>,
 }
 
@@ -34,7 +34,7 @@ struct Counts {
 }
 
 impl Upstream {
-    pub(super) async fn start() -> Result<Self> {
+    pub(crate) async fn start() -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let counts = Rc::new(Counts::default());
@@ -53,7 +53,7 @@ impl Upstream {
     }
 
     /// Requests so far, and those of them that carried the field.
-    pub(super) fn counts(&self) -> (u64, u64) {
+    pub(crate) fn counts(&self) -> (u64, u64) {
         (self.counts.requests.get(), self.counts.marked.get())
     }
 }

@@ -142,23 +142,80 @@ function _M.pack(t)
 end
 
 
+local function put(t, name, value)
+    local old = t[name]
+    if old == nil then
+        t[name] = value
+    elseif type(old) == "table" then
+        old[#old + 1] = value
+    else
+        t[name] = { old, value }
+    end
+end
+
+
 -- {name = value}, or {name = {value, ...}} where a name comes more than once.
 function _M.unpack(at, n)
     local t = {}
     for i = 0, n - 1 do
         local f = at[i]
-        local name = ffi_str(f.name.ptr, f.name.len)
-        local value = ffi_str(f.value.ptr, f.value.len)
-        local old = t[name]
-        if old == nil then
-            t[name] = value
-        elseif type(old) == "table" then
-            old[#old + 1] = value
-        else
-            t[name] = { old, value }
-        end
+        put(t, ffi_str(f.name.ptr, f.name.len), ffi_str(f.value.ptr, f.value.len))
     end
     return t
+end
+
+
+-- ---- Lists of {name, value}, for the host in LuaJIT alone ------------------------------------------------------------
+
+-- From what `pack` takes.
+function _M.list(t)
+    local n, err
+    if type(t) ~= "table" then
+        return nil, "fields are a table, found a " .. type(t)
+    end
+    n, err = _M.pack(t)
+    if not n then
+        return nil, err
+    end
+    local list = {}
+    for i = 0, err - 1 do
+        list[i + 1] = { held[2 * i + 1], held[2 * i + 2] }
+    end
+    return list
+end
+
+
+-- An array of its own, whose strings are those of the list.
+function _M.copy(list)
+    local n = #list
+    local at = ffi_new("pxg_lua_field[?]", n > 0 and n or 1)
+    for i = 1, n do
+        local name, value = list[i][1], list[i][2]
+        local f = at[i - 1]
+        f.name.ptr, f.name.len, f.name.flags = name, #name, 0
+        f.value.ptr, f.value.len, f.value.flags = value, #value, flags_of[name] or 0
+    end
+    return at, n
+end
+
+
+function _M.map(list)
+    local t = {}
+    for i = 1, #list do
+        put(t, list[i][1], list[i][2])
+    end
+    return t
+end
+
+
+function _M.set_length(list, n)
+    for i = 1, #list do
+        if list[i][1] == "content-length" then
+            list[i][2] = tostring(n)
+            return
+        end
+    end
+    list[#list + 1] = { "content-length", tostring(n) }
 end
 
 

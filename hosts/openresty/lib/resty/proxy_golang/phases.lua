@@ -83,6 +83,9 @@ local function path()
 end
 
 
+_M.path = path
+
+
 local function request_head()
     local headers = ngx.req.get_headers(0)
     local view = {
@@ -116,11 +119,11 @@ local function read_body()
     if bytes then
         return bytes
     end
-    local path = ngx.req.get_body_file()
-    if not path then
+    local file_path = ngx.req.get_body_file()
+    if not file_path then
         return ""
     end
-    local file, err = io.open(path, "rb")
+    local file, err = io.open(file_path, "rb")
     if not file then
         return nil, err
     end

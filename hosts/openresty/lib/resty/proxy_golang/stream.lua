@@ -6,6 +6,7 @@ local ffi = require "ffi"
 local base = require "resty.core.base"
 local semaphore = require "ngx.semaphore"
 local fields = require "resty.proxy_golang.fields"
+local FEATURE = require "resty.proxy_golang.features"
 
 local C = ffi.C
 local ffi_new = ffi.new
@@ -18,12 +19,13 @@ local type = type
 local concat = table.concat
 local floor = math.floor
 local find = string.find
+local bor, lshift = bit.bor, bit.lshift
 
 ffi.cdef [[
 typedef struct {
     const char *guest, *filter, *name, *config;
-    uint32_t    n_config, flags, failure_status, max_pending;
-    uint64_t    pend_limit_ns, hold_limit_ns, max_body;
+    uint32_t    n_config, fail_open, failure_status, max_pending;
+    uint64_t    without, pend_limit_ns, hold_limit_ns, max_body;
 } ngx_http_pxg_lua_spec_t;
 
 typedef struct {
@@ -37,7 +39,7 @@ typedef struct {
 } ngx_http_pxg_lua_out_t;
 
 int ngx_http_pxg_lua_abi_version(void);
-int ngx_http_pxg_lua_filter(const char *name, uint32_t flags, char *err, size_t *errlen);
+int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_t *errlen);
 int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *spec, char *err, size_t *errlen);
 uint64_t ngx_http_pxg_lua_open(ngx_http_request_t *r, const int *filters, size_t n, uint32_t flags, char *err,
                                size_t *errlen);
@@ -61,11 +63,9 @@ local ERR_SIZE = 1600
 local OUT_RESET, OUT_HEAD, OUT_BYTES = 1, 2, 3
 local OUT_LOCAL, OUT_TRAILERS = 0x2, 0x8
 -- Flags of a head.
-local HEAD_ENDS, HEAD_LOCAL = 0x1, 0x4
+local HEAD_ENDS, HEAD_EOS_UNKNOWN, HEAD_LOCAL = 0x1, 0x2, 0x4
 -- Flags of a stream.
 local RECEIVES_TRAILERS, UPSTREAM_TRAILERS, HEAD_METHOD = 0x2, 0x4, 0x8
--- Variants of a filter.
-local SYNC, PHASES, OPEN = 0x1, 0x2, 0x4
 
 local CAUSES = { complete = 1, client_abort = 2, upstream_reset = 3, timeout = 4, replied = 5, error = 6 }
 
@@ -107,8 +107,46 @@ end
 
 -- ---- Filters --------------------------------------------------------------------------------------------------------
 
-local function variant(opts)
-    return (opts and opts.sync and SYNC or 0) + (opts and opts.phases and PHASES or 0)
+local PEND_REQUEST = "PEND_REQUEST_HEADERS PEND_REQUEST_BODY PEND_REQUEST_TRAILERS "
+local PEND_RESPONSE = "PEND_RESPONSE_HEADERS PEND_RESPONSE_BODY PEND_RESPONSE_TRAILERS "
+local TRAILERS = "TRAILERS_IN_REQUEST TRAILERS_IN_RESPONSE TRAILERS_OUT_REQUEST TRAILERS_OUT_RESPONSE "
+
+
+-- A mask of features by their names.
+local function mask(names)
+    local m = 0ULL
+    for name in names:gmatch("%S+") do
+        local feature = FEATURE[name]
+        if not feature then
+            return nil, name
+        end
+        m = bor(m, lshift(1ULL, feature))
+    end
+    return m
+end
+
+
+-- Where Lua cannot wait.
+local SYNC = mask(PEND_REQUEST .. PEND_RESPONSE .. "BATCH_END")
+-- A response that passes header_filter_by_lua* and body_filter_by_lua*: its head leaves at once, nothing waits, and
+-- trailers are not seen.
+local PHASES = mask(PEND_RESPONSE .. "PEND_REQUEST_TRAILERS HOLD_RESPONSE BODY_WHOLE_RESPONSE " .. TRAILERS)
+
+
+-- The features that a filter shall not be offered.
+local function without(opts)
+    if not opts then
+        return 0ULL
+    end
+    local m = bor(opts.sync and SYNC or 0ULL, opts.phases and PHASES or 0ULL)
+    if opts.without then
+        local more, unknown = mask(table.concat(opts.without, " "))
+        if not more then
+            error("bad option \"without\": found " .. unknown .. ", expected names of features, such as HOLD_RESPONSE", 3)
+        end
+        m = bor(m, more)
+    end
+    return m
 end
 
 
@@ -146,7 +184,7 @@ function _M.filter(name, opts)
         error("bad name of a filter: found a " .. type(name) .. ", expected a string", 2)
     end
     errlen[0] = ERR_SIZE
-    local n = C.ngx_http_pxg_lua_filter(name, variant(opts), errbuf, errlen)
+    local n = C.ngx_http_pxg_lua_filter(name, without(opts), errbuf, errlen)
     if n < 0 then
         return nil, refusal()
     end
@@ -171,7 +209,8 @@ function _M.load(opts)
     local spec = ffi_new("ngx_http_pxg_lua_spec_t")
     spec.guest, spec.filter, spec.name = guest, filter, name
     spec.config, spec.n_config = config, #config
-    spec.flags = variant(opts) + (mode == "open" and OPEN or 0)
+    spec.without = without(opts)
+    spec.fail_open = mode == "open" and 1 or 0
     spec.failure_status = number(opts, "failure_status")
     if opts.failure_status and (opts.failure_status < 500 or opts.failure_status > 599) then
         error("bad option \"failure_status\": found " .. opts.failure_status .. ", expected 500 to 599", 2)
@@ -497,7 +536,8 @@ end
 
 
 function Stream:response_headers(headers, end_stream, by_host)
-    return head(self, RESPONSE, headers, (end_stream and HEAD_ENDS or 0) + (by_host and HEAD_LOCAL or 0))
+    -- A filter of nginx does not know; so nobody is told that a body follows.
+    return head(self, RESPONSE, headers, (end_stream and HEAD_ENDS or HEAD_EOS_UNKNOWN) + (by_host and HEAD_LOCAL or 0))
 end
 
 
