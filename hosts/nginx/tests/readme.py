@@ -84,8 +84,9 @@ class Readme(unittest.TestCase):
                     process.wait(harness.DEADLINE * 3)
             with open(f"{path}/access.log") as f:
                 lines = [" ".join(l.split()[1:-1]) for l in f]
-            self.assertEqual(lines, ["/ HTTP/1.1 200 passed -", "/secret HTTP/1.1 404 replied policy.denied",
-                                     "/plain/ HTTP/1.1 200 passed -", "/proxy_golang HTTP/1.1 200 - -"])
+            self.assertEqual(lines, ['/ HTTP/1.1 200 passed "-"',
+                                     '/secret HTTP/1.1 404 replied "policy.header-policy: line 1"',
+                                     '/plain/ HTTP/1.1 200 passed "-"', '/proxy_golang HTTP/1.1 200 - "-"'])
 
     def test_lines_of_the_tables(self):
         """Every directive, every line of a block and every variable of the source is in the page."""
