@@ -94,7 +94,7 @@ ngx_int_t ngx_http_pxg_take_one(ngx_http_pxg_ctx_t *ctx, pxg_out *out) {
     } else {
       ctx->response_head = 1;
       if (out->flags & PXG_OUT_LOCAL) ctx->local = 1;
-      if (out->flags & PXG_OUT_OPEN) ctx->open = 1;
+      if (out->flags & PXG_OUT_OPEN) ctx->open = f->flush = 1;
     }
     return NGX_OK;
   case PXG_OUT_BYTES: return ngx_http_pxg_take_bytes(ctx, out);
@@ -233,6 +233,8 @@ void ngx_http_pxg_hand_on(ngx_http_pxg_ctx_t *ctx, int d, ngx_chain_t **chain) {
     f->flush = due;
   }
   if (f->out == NULL) return;
+  /* What a guest streams does not wait for `postpone_output`: more of it may come late. */
+  if (ctx->open && d == PXG_DIR_RESPONSE) f->last_out->buf.flush = 1;
   *chain = &f->out->link;
   for (p = f->out; p; p = p->next) p->link.next = p->next ? &p->next->link : NULL;
   *(f->busy ? &f->last_busy->next : &f->busy) = f->out;

@@ -37,7 +37,7 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
     if (rc != NGX_OK) return NGX_HTTP_INTERNAL_SERVER_ERROR;
   } else if (ctx->request_head && !ctx->in_access) {
     if (r->internal) pxg_stream_redirected(ctx->stream);
-    return NGX_DECLINED;
+    return ngx_http_pxg_reroute(ctx);
   }
 
   ctx->in_access = 0;

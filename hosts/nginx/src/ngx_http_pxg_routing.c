@@ -42,6 +42,7 @@ void ngx_http_pxg_check_route(ngx_http_pxg_ctx_t *ctx) {
 ngx_int_t ngx_http_pxg_reroute(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   ngx_http_core_main_conf_t *cmcf = ngx_http_get_module_main_conf(r, ngx_http_core_module);
+  ngx_http_core_srv_conf_t *cscf = ngx_http_get_module_srv_conf(r, ngx_http_core_module);
   ngx_http_phase_handler_t *ph = cmcf->phase_engine.handlers;
   ngx_uint_t i;
   bool recompute;
@@ -52,6 +53,7 @@ ngx_int_t ngx_http_pxg_reroute(ngx_http_pxg_ctx_t *ctx) {
   for (i = 0; ph[i].checker != ngx_http_core_find_config_phase; i++) { /* Every server has this phase. */
   }
   /* As `rewrite ... last` does: unlike an internal redirect this opens no `internal` location. */
+  r->loc_conf = cscf->ctx->loc_conf;
   r->phase_handler = (ngx_int_t)i;
   ngx_http_core_run_phases(r);
   return NGX_DONE;
