@@ -332,6 +332,15 @@ const char *ngx_http_pxg_lua_details(uint64_t handle) {
   return s ? pxg_stream_details(s->stream) : NULL;
 }
 
+int ngx_http_pxg_lua_request_ends(ngx_http_request_t *r) {
+#if (NGX_HTTP_V2)
+  if (r->stream) return r->stream->in_closed || r->headers_in.content_length_n == 0;
+#endif
+  return r->headers_in.content_length_n <= 0 && !r->headers_in.chunked;
+}
+
+void ngx_http_pxg_lua_no_continue(ngx_http_request_t *r) { r->expect_tested = 1; }
+
 size_t ngx_http_pxg_lua_streams(void) { return ngx_http_pxg_lua_slots.live; }
 
 int ngx_http_pxg_lua_abi_version(void) { return NGX_HTTP_PXG_LUA_ABI; }

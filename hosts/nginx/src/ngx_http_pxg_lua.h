@@ -17,6 +17,8 @@
 
 /* Mail came for a stream; false: it is not one of Lua's. */
 bool ngx_http_pxg_lua_resume(pxg_stream *s);
+/* pxg_driver.attribute: none for configurations of Lua, whose streams may be about any message. */
+int32_t ngx_http_pxg_lua_attribute(void *data, const char *name, size_t len);
 /* Before the configurations are dropped: ends all streams and gives the configurations back. */
 void ngx_http_pxg_lua_exit(void);
 
@@ -100,6 +102,10 @@ int ngx_http_pxg_lua_sees_body(uint64_t handle, int direction);
 int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema);
 /* For logs: `<filter>.<details>` of a local reply; null: there is none. Valid until the next call for the stream. */
 const char *ngx_http_pxg_lua_details(uint64_t handle);
+/* What lua-nginx-module does not tell of a request: 1 if it ends at its head, and that no 100 is to be answered any more,
+ * because the response is coming. */
+int ngx_http_pxg_lua_request_ends(ngx_http_request_t *r);
+void ngx_http_pxg_lua_no_continue(ngx_http_request_t *r);
 /* Streams that are open on this worker. */
 size_t ngx_http_pxg_lua_streams(void);
 

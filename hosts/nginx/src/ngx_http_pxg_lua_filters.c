@@ -69,6 +69,12 @@ static int ngx_http_pxg_lua_keep(const char *name, uint64_t without, pxg_config 
   return ngx_http_pxg_lua_n_filters++;
 }
 
+static bool ngx_http_pxg_lua_making;
+
+int32_t ngx_http_pxg_lua_attribute(void *data, const char *name, size_t len) {
+  return ngx_http_pxg_lua_making ? PXG_ATTR_NONE : ngx_http_pxg_attribute(data, name, len);
+}
+
 static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint64_t without, char *err, size_t *errlen) {
   pxg_config *c;
   pxg_error why;
@@ -76,7 +82,9 @@ static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint64_t without, char *
 
   ngx_memzero(spec->features, sizeof(spec->features));
   spec->features[0] = ngx_http_pxg_lua_features & pxg_host_driver()->features[0] & ~without;
+  ngx_http_pxg_lua_making = true;
   c = ngx_http_pxg_config_new(spec, &why);
+  ngx_http_pxg_lua_making = false;
   if (c == NULL) return ngx_http_pxg_lua_refuse(err, errlen, "%s", why.text);
   i = ngx_http_pxg_lua_keep(spec->instance, without, c);
   return i >= 0 ? i : ngx_http_pxg_lua_refuse(err, errlen, "no memory%s", "");

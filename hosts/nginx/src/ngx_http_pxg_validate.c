@@ -7,6 +7,7 @@
 
 #include <grp.h>
 #include <pwd.h>
+#include <sys/prctl.h>
 
 void ngx_http_pxg_filter_spec(const ngx_http_pxg_filter_t *f, pxg_config_spec *spec) {
   ngx_memzero(spec, sizeof(*spec));
@@ -62,6 +63,8 @@ static bool ngx_http_pxg_become(void *data, pxg_error *why) {
   if (!ngx_http_pxg_user(child->core, &user, &group, &name) || setgid(group) == -1 || initgroups(name, group) == -1 ||
       setuid(user) == -1)
     return pxg_fail(why, PXG_E_INTERNAL, "cannot become the worker's user %s: %s", name, strerror(ngx_errno));
+  /* As nginx does: without it a process that changed its user may not look at its own /proc. */
+  (void)prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
   return true;
 }
 

@@ -112,7 +112,7 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone) {
   ngx_memcpy(d.features, ngx_http_pxg_features, sizeof(d.features));
   d.log_level = ngx_http_pxg_level(log);
   d.log = ngx_http_pxg_log;
-  d.attribute = ngx_http_pxg_attribute;
+  d.attribute = ngx_http_pxg_lua_attribute;
   d.complete = pxg_complete;
   d.apply = pxg_apply;
   d.wake = pxg_wake;

@@ -240,7 +240,7 @@ def main():
             continue
         limits = known.expected(v)
         new = {k: d for k, d in found.items() if k not in limits}
-        gone = [k for k in limits if k not in found and not o.only and k.split(":")[0] not in base["left out"]]
+        gone = [k for k in limits if k not in found and limits[k] not in known.RACES and not o.only]
         for k, d in new.items():
             print(f"RED {v}: {k}")
             for line in d[:o.lines]:

@@ -379,6 +379,17 @@ class Processes(Test):
                 self.assertEqual(c.answer().status, 200)
                 s.nginx.process.wait(harness.DEADLINE)
 
+    def test_guests_see_a_graceful_end(self):
+        """While the loop has nothing else to do."""
+        for end in ("reload", "quit"):
+            with self.subTest(end), self.served(filter_of("a", "drain", "pend_limit 60s;"),
+                                                "location /x { proxy_golang a; }") as s:
+                with Client(f"{s.path}/n.sock") as c:
+                    c.send(b"GET /x HTTP/1.1\r\nHost: e\r\n\r\n")
+                    wait_for("it pends", lambda: "batch end" in s.nginx.log())
+                    s.nginx.signal(signal.SIGHUP if end == "reload" else signal.SIGQUIT)
+                    self.assertEqual(c.answer().status, 200)
+
     def test_batch_end(self):
         """Once for all that came in one turn of the loop, and not where it is off."""
         http = filter_of("a", "pend") + filter_of("b", "pend", "batch_end off;")

@@ -55,14 +55,13 @@ end
 
 local function request_head()
     local headers = ngx.req.get_headers(0)
-    local length, chunked = headers["content-length"], headers["transfer-encoding"]
     local view = without_connection(headers)
     view[":authority"] = headers.host or ngx.var.host
     view.host = nil
     view[":method"], view[":scheme"] = ngx.req.get_method(), ngx.var.scheme
     -- As nginx chose the location by it: see resty.proxy_golang.phases.
     view[":path"] = pxg.path()
-    return view, chunked ~= nil or length ~= nil and tonumber(length) > 0 or ngx.req.http_version() == 2 and not length
+    return view, not pxg.request_ends()
 end
 
 

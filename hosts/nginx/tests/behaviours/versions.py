@@ -254,5 +254,4 @@ def shown_hash(data):
 
 
 s.get("upgrade: refused", "/refuse", *FIELDS[:1])
-s.raw("upgrade: asked for in vain", request("GET", "/echo", (*FIELDS,)).replace(b"Connection: upgrade", b"Connection: upgrade, close"),
-      close=True)
+s.raw("upgrade: asked for in vain", request("GET", "/echo", (*FIELDS,)).replace(b"Connection: upgrade", b"Connection: upgrade, close"))

@@ -6,6 +6,7 @@
  *   count         the same, and counts requests in the metric "seen", of kind "all"
  *   pend          answers PENDING to requests and completes them in a thread of its own
  *   never         answers PENDING to requests
+ *   drain         answers PENDING to requests and completes them once the host drains
  *   reply         replies 403 to requests, with the details "not_today"
  *   error TEXT    fails at requests with TEXT
  *   user          puts the x-user that it sees into x-seen of the response
@@ -88,7 +89,7 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
   while (is(c, "hang")) sleep(60);
   out->config = (uint64_t)(uintptr_t)c;
   out->subscribe = BIT(PXG_PHASE_REQUEST_HEADERS) | BIT(PXG_PHASE_RESPONSE_HEADERS);
-  if (is(c, "pend") || is(c, "never")) out->pend_phases = BIT(PXG_PHASE_REQUEST_HEADERS);
+  if (is(c, "pend") || is(c, "never") || is(c, "drain")) out->pend_phases = BIT(PXG_PHASE_REQUEST_HEADERS);
   if (in->flags & PXG_CFG_IN_VALIDATE_ONLY) return PXG_OK;
   if (is(c, "count")) define(c);
   SAY(PXG_LOG_INFO, "life: new %s %s", c->name, c->word);
@@ -122,6 +123,12 @@ static void *complete(void *data) {
   host->complete(host->ctx, j->token, &r);
   free(j);
   return NULL;
+}
+
+static void *complete_at_drain(void *data) {
+  job *j = data;
+  while (!__atomic_load_n(&host->page->draining, __ATOMIC_RELAXED)) usleep(1000);
+  return complete(j);
 }
 
 static void *long_record(void *data) {
@@ -169,8 +176,8 @@ static void add(pxg_result *out, const char *name, const char *value) {
 
 static void request(config *c, const pxg_event *ev, pxg_result *out) {
   static pxg_reply reply = {.size = sizeof reply, .status = 403, .details = S("not_today")};
-  if (is(c, "pend") || is(c, "never")) {
-    if (is(c, "pend")) start(complete, c, ev->token);
+  if (is(c, "pend") || is(c, "never") || is(c, "drain")) {
+    if (!is(c, "never")) start(is(c, "pend") ? complete : complete_at_drain, c, ev->token);
     out->action = PXG_ACT_PENDING;
   } else if (is(c, "reply")) {
     out->action = PXG_ACT_REPLY;

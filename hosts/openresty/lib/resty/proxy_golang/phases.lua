@@ -55,6 +55,7 @@ function _M.respond(reply)
     if ngx.headers_sent then
         return nil, "the response's headers have been sent"
     end
+    core.no_continue()
     set_response(reply.status, reply.headers or {})
     local sent, err
     if reply.body and #reply.body > 0 then
@@ -100,16 +101,6 @@ local function request_head()
         end
     end
     return view
-end
-
-
-local function has_body(view)
-    local length = view["content-length"]
-    if length then
-        return tonumber(length) ~= 0
-    end
-    -- Of HTTP/2 and later Lua does not know; then the end comes as an empty body.
-    return view["transfer-encoding"] ~= nil or ngx.req.http_version() ~= 1.1 and ngx.req.http_version() ~= 1.0
 end
 
 
@@ -234,7 +225,7 @@ function _M.access(names)
     end
     local stream = core.stream(chain, { trailers = false })
     local view = request_head()
-    local body_follows = has_body(view)
+    local body_follows = not core.request_ends()
     local outcome
     ngx.ctx[KEY] = { stream = stream }
     outcome, err = stream:request_headers(view, not body_follows)

@@ -53,6 +53,8 @@ int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema);
 const char *ngx_http_pxg_lua_details(uint64_t handle);
 int ngx_http_pxg_lua_finish(uint64_t handle, uint32_t why);
 size_t ngx_http_pxg_lua_streams(void);
+int ngx_http_pxg_lua_request_ends(ngx_http_request_t *r);
+void ngx_http_pxg_lua_no_continue(ngx_http_request_t *r);
 ]]
 
 local ABI = 1
@@ -586,6 +588,18 @@ function Filter:request_headers(headers)
     local verdict, err = stream:request_headers(headers, true)
     stream:finish()
     return verdict, err
+end
+
+
+-- Whether the request that nginx serves ends at its headers.
+function _M.request_ends()
+    return C.ngx_http_pxg_lua_request_ends(get_request()) == 1
+end
+
+
+-- Its response is coming: nginx shall not ask for the body any more.
+function _M.no_continue()
+    C.ngx_http_pxg_lua_no_continue(get_request())
 end
 
 
