@@ -50,7 +50,11 @@ static ngx_int_t ngx_http_pxg_request_body_filter(ngx_http_request_t *r, ngx_cha
     (void)ngx_http_pxg_worker();
     rc = ngx_http_pxg_pass_by(ctx, PXG_DIR_REQUEST, in);
     if (rc == NGX_ERROR) return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    if (rc == NGX_DECLINED) return ngx_http_pxg_next_request_body_filter(r, in);
+    if (rc == NGX_DECLINED) {
+      rc = ngx_http_pxg_next_request_body_filter(r, in);
+      ngx_http_pxg_reap(ctx, PXG_DIR_REQUEST);
+      return rc;
+    }
   } else if (ngx_http_pxg_lend(ctx, PXG_DIR_REQUEST, in) != NGX_OK) {
     return NGX_HTTP_INTERNAL_SERVER_ERROR;
   }
