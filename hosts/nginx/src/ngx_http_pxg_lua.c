@@ -105,10 +105,11 @@ static void ngx_http_pxg_lua_post(ngx_http_pxg_lua_stream_t *s) {
   }
 }
 
-/* After each call into the engine for a stream. */
+/* After each call into the engine for a stream. What one Lua thread feeds may have moved what another one waits for. */
 static void ngx_http_pxg_lua_settle(ngx_http_pxg_lua_stream_t *s) {
   uint64_t at, now;
 
+  ngx_http_pxg_lua_post(s);
   pxg_stream_keep(s->stream);
   at = pxg_stream_deadline(s->stream);
   if (at == 0) {
@@ -126,7 +127,6 @@ static void ngx_http_pxg_lua_timer(ngx_event_t *ev) {
   (void)ngx_http_pxg_worker();
   pxg_stream_timer(s->stream);
   ngx_http_pxg_lua_settle(s);
-  ngx_http_pxg_lua_post(s);
 }
 
 /* The data of the module's own streams is another struct: whatever its first bytes are, no slot of Lua's points to it. */
@@ -138,7 +138,6 @@ bool ngx_http_pxg_lua_resume(pxg_stream *stream) {
   ngx_memcpy(&i, data, sizeof(i));
   if (i >= ngx_http_pxg_lua_slots.n || ngx_http_pxg_lua_slots.at[i].stream != s) return false;
   ngx_http_pxg_lua_settle(s);
-  ngx_http_pxg_lua_post(s);
   return true;
 }
 

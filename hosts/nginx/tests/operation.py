@@ -170,8 +170,7 @@ class Counting(Test):
                 s.ask("/x")
             self.assertEqual(s.number("pxg_guest_calls_total", config="a", phase="request_headers"), 20)
             self.assertEqual(s.number("pxg_user_operator_test_seen", kind="all"), 20)
-            started = s.number("pxg_worker_starts_total")
-            self.assertEqual(started, 2)
+            wait_for("both workers", lambda: s.number("pxg_worker_starts_total") == 2)
             s.nginx.reload()
             wait_for("old workers are gone", lambda: len(children(s.nginx.process.pid)) == 2)
             self.assertEqual(s.number("pxg_guest_calls_total", config="a", phase="request_headers"), 20)
@@ -335,8 +334,8 @@ class Processes(Test):
                 def mapped(pid):
                     with open(f"/proc/{pid}/maps") as f:
                         return GUEST in f.read()
+                wait_for("the cache manager", lambda: len(children(s.nginx.process.pid)) > len(workers))
                 others = [s.nginx.process.pid] + [p for p in children(s.nginx.process.pid) if p not in workers]
-                self.assertGreater(len(others), 1)
                 self.assertEqual([p for p in others if mapped(p)], [])
                 self.assertEqual([p for p in workers if not mapped(p)], [])
                 # Each is the only one of its process.
