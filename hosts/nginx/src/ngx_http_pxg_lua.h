@@ -27,7 +27,7 @@ void ngx_http_pxg_lua_exit(void);
 typedef struct {
   pxg_field *at;
   size_t n, cap;
-  unsigned gone : 1;   /* Some were removed since the last commit: their name's `ptr` is null. */
+  unsigned gone : 1;   /* Some were removed since the last commit. */
   unsigned pseudo : 1; /* A pseudo-header was appended: commit brings it to the front. */
 } ngx_http_pxg_lua_list_t;
 

@@ -2,8 +2,13 @@
 
 #include "ngx_http_pxg_lua.h"
 
+/* In name.flags, from a removal until commit: a view that was lent keeps its names and values. */
+#define NGX_HTTP_PXG_LUA_GONE 0x80000000u
+
+static bool ngx_http_pxg_lua_gone(const pxg_field *f) { return (f->name.flags & NGX_HTTP_PXG_LUA_GONE) != 0; }
+
 static bool ngx_http_pxg_lua_is(const pxg_field *f, const pxg_str *name) {
-  return f->name.ptr && f->name.len == name->len && ngx_memcmp(f->name.ptr, name->ptr, name->len) == 0;
+  return !ngx_http_pxg_lua_gone(f) && f->name.len == name->len && ngx_memcmp(f->name.ptr, name->ptr, name->len) == 0;
 }
 
 /* Copies are in the pool until the stream ends: what a view lent stays valid longer than it has to. */
@@ -77,7 +82,7 @@ static pxg_edit ngx_http_pxg_lua_remove(void *data, int d, bool trailers, const 
   size_t i;
 
   for (i = 0; i < l->n; i++)
-    if (ngx_http_pxg_lua_is(&l->at[i], name)) l->at[i].name.ptr = NULL, l->gone = 1;
+    if (ngx_http_pxg_lua_is(&l->at[i], name)) l->at[i].name.flags |= NGX_HTTP_PXG_LUA_GONE, l->gone = 1;
   return PXG_EDIT_DONE;
 }
 
@@ -91,15 +96,15 @@ static pxg_edit ngx_http_pxg_lua_set_at(void *data, int d, bool trailers, size_t
   ngx_http_pxg_lua_message_t *m = data;
   ngx_http_pxg_lua_list_t *l = ngx_http_pxg_lua_list(data, d, trailers);
 
-  if (index >= l->n || l->at[index].name.ptr == NULL) return PXG_EDIT_GONE;
+  if (index >= l->n || ngx_http_pxg_lua_gone(&l->at[index])) return PXG_EDIT_GONE;
   return ngx_http_pxg_lua_str(m->pool, &l->at[index].value, value) ? PXG_EDIT_DONE : PXG_EDIT_NO_MEMORY;
 }
 
 static pxg_edit ngx_http_pxg_lua_remove_at(void *data, int d, bool trailers, size_t index) {
   ngx_http_pxg_lua_list_t *l = ngx_http_pxg_lua_list(data, d, trailers);
 
-  if (index >= l->n || l->at[index].name.ptr == NULL) return PXG_EDIT_GONE;
-  l->at[index].name.ptr = NULL, l->gone = 1;
+  if (index >= l->n || ngx_http_pxg_lua_gone(&l->at[index])) return PXG_EDIT_GONE;
+  l->at[index].name.flags |= NGX_HTTP_PXG_LUA_GONE, l->gone = 1;
   return PXG_EDIT_DONE;
 }
 
@@ -117,7 +122,7 @@ static bool ngx_http_pxg_lua_commit(void *data, int d, bool trailers) {
   }
   for (pseudo = l->pseudo; pseudo >= 0; pseudo--)
     for (i = 0; i < l->n; i++) {
-      if (from[i].name.ptr == NULL || (l->pseudo && (from[i].name.ptr[0] == ':') != pseudo)) continue;
+      if (ngx_http_pxg_lua_gone(&from[i]) || (l->pseudo && (from[i].name.ptr[0] == ':') != pseudo)) continue;
       to[n++] = from[i];
     }
   l->at = to, l->n = n;

@@ -115,6 +115,8 @@ ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx) {
 
   while (rc == NGX_OK && pxg_take(ctx->stream, &out)) rc = ngx_http_pxg_take_one(ctx, &out);
   pxg_stream_keep(ctx->stream);
+  /* Without memory for what stays the stream was reset. */
+  while (rc == NGX_OK && pxg_take(ctx->stream, &out)) rc = ngx_http_pxg_take_one(ctx, &out);
   ngx_http_pxg_set_timer(ctx);
   ngx_http_pxg_batch();
   return rc;

@@ -14,7 +14,8 @@
  *   late      replies 403 to responses
  *   error     fails at requests
  *   reset     resets at requests
- *   path      sets :path to /changed?q=1, :method to PUT and :authority to guest.example, and deletes x-drop
+ *   path      sets :path to /changed?q=1, :method to PUT and :authority to guest.example, and deletes x-drop; removes
+ *             the first x-index by its index, and sets the field behind it
  *   counts    replies with how often the library was called (cancels, ends, late completions that were stale), and the
  *             features of its configuration
  *   refuse    is no configuration */
@@ -194,6 +195,13 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
     set(out, (pxg_str)S(":method"), (pxg_str)S("PUT"));
     set(out, (pxg_str)S(":authority"), (pxg_str)S("guest.example"));
     out->scratch_ops[out->n_ops++] = (pxg_op){.kind = PXG_OP_HEADER_DELETE, .key = S("x-drop")};
+    for (uint64_t i = 0; i < ev->n_fields; i++) {
+      if (ev->fields[i].name.len != 7 || memcmp(ev->fields[i].name.ptr, "x-index", 7) != 0) continue;
+      out->scratch_ops[out->n_ops++] = (pxg_op){.kind = PXG_OP_DELETE_AT, .u0 = i};
+      out->scratch_ops[out->n_ops++] = (pxg_op){.kind = PXG_OP_SET_AT, .u0 = i, .val = {S("gone"), 0, 0}};
+      out->scratch_ops[out->n_ops++] = (pxg_op){.kind = PXG_OP_SET_AT, .u0 = i + 1, .val = {S("set"), 0, 0}};
+      break;
+    }
     break;
   case COUNTS: {
     uint32_t n = (uint32_t)snprintf(text, sizeof text, "cancels %u ends %u stale %u features %llu\n", cancels, ends,

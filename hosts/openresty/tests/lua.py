@@ -208,6 +208,12 @@ class Lua(unittest.TestCase):
             return n, o.headers["x-200"]""")
         self.assertEqual(got, ["205", "200"])
 
+    def test_operations_by_index(self):
+        got = self.lua.run("""
+            local o = pxg.filter("path"):request_headers(head{["x-index"] = {"1", "2", "3"}})
+            return unpack(o.headers["x-index"])""")
+        self.assertEqual(got, ["set", "3"])
+
     def test_trailers(self):
         got = self.lua.run("""
             local s = pxg.filter("trailers"):stream()

@@ -155,7 +155,11 @@ fn printed(_: &Args) -> Result<Made> {
     if !done.status.success() {
         bail!("{command:?} for {SCHEMA}: {}", done.status);
     }
-    let text = String::from_utf8(done.stdout).with_context(|| format!("{SCHEMA}: no UTF-8"))?;
+    // Sorted: which order the program prints depends on the features that its dependencies were built with.
+    let mut schema: serde_json::Value =
+        serde_json::from_slice(&done.stdout).with_context(|| format!("{SCHEMA}: no JSON"))?;
+    schema.sort_all_objects();
+    let text = format!("{schema:#}\n");
     let mut made = Made::default();
     made.outputs.push(Output::new(SCHEMA, text));
     Ok(made)
