@@ -1,5 +1,6 @@
 //! The page of host differences, made of what each host says beside its code: the constants `LACKS` and `GRANTED` of its
-//! `features.rs`, lists of a feature and a sentence, and `LACKS_ATTRIBUTES`, the same of attributes.
+//! `features.rs`, lists of a feature and a sentence, and `LACKS_ATTRIBUTES`, the same of attributes. A host in another
+//! language says it in a `features.toml`, by tables of these names in small letters.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,13 +20,22 @@ const PAGE: &str = "docs/src/host-differences.md";
 const HOSTS: &[(&str, &str)] = &[
     ("pxg-host", "host-ref/src/proxy/features.rs"),
     ("Envoy", "hosts/envoy/src/features.rs"),
+    ("nginx", NGINX),
 ];
+
+const NGINX: &str = "hosts/nginx/features.toml";
 
 /// Sentences by the names of features, or of attributes.
 type Why = BTreeMap<String, String>;
 
 struct Host {
     name: &'static str,
+    said: Said,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Said {
     lacks: Why,
     granted: Why,
     lacks_attributes: Why,
@@ -37,7 +47,14 @@ pub(super) fn made() -> Result<Made> {
     let mut hosts = Vec::new();
     for (name, path) in HOSTS {
         let text = super::read(path)?;
-        hosts.push(read(name, &text, &attributes).with_context(|| (*path).to_owned())?);
+        let said = if path.ends_with(".toml") {
+            toml::from_str(&text).map_err(Into::into)
+        } else {
+            of_source(&text)
+        };
+        let said = said.and_then(|s| checked(s, &attributes));
+        let said = said.with_context(|| (*path).to_owned())?;
+        hosts.push(Host { name, said });
     }
     Ok(Made {
         outputs: vec![Output::new(PAGE, page(&hosts, &attributes))],
@@ -57,10 +74,17 @@ fn attributes(spec: &str) -> Vec<&str> {
     names.filter(|name| !name.contains('<')).collect()
 }
 
-fn read(name: &'static str, text: &str, attributes: &[&str]) -> Result<Host> {
+fn of_source(text: &str) -> Result<Said> {
     let file = syn::parse_file(text)?;
-    let lacks = list(&file, "LACKS")?;
-    let granted = list(&file, "GRANTED")?;
+    Ok(Said {
+        lacks: list(&file, "LACKS")?,
+        granted: list(&file, "GRANTED")?,
+        lacks_attributes: list(&file, "LACKS_ATTRIBUTES")?,
+    })
+}
+
+fn checked(said: Said, attributes: &[&str]) -> Result<Said> {
+    let (lacks, granted) = (&said.lacks, &said.granted);
     for feature in lacks.keys().chain(granted.keys()) {
         ensure!(
             Feature::ALL.iter().any(|(_, known)| known == feature),
@@ -70,19 +94,14 @@ fn read(name: &'static str, text: &str, attributes: &[&str]) -> Result<Host> {
     if let Some(both) = lacks.keys().find(|feature| granted.contains_key(*feature)) {
         bail!("{both} is in both lists: a host lacks it, or grants it");
     }
-    let lacks_attributes = list(&file, "LACKS_ATTRIBUTES")?;
-    if let Some(unknown) = lacks_attributes
+    if let Some(unknown) = said
+        .lacks_attributes
         .keys()
         .find(|name| !attributes.contains(&name.as_str()))
     {
         bail!("there is no attribute {unknown}");
     }
-    Ok(Host {
-        name,
-        lacks,
-        granted,
-        lacks_attributes,
-    })
+    Ok(said)
 }
 
 /// A constant of the form `&[(Feature::NAME, "sentence"), ...]` or `&[("name", "sentence"), ...]`.
@@ -129,7 +148,7 @@ fn text(expression: &Expr) -> Option<String> {
 
 fn page(hosts: &[Host], attributes: &[&str]) -> String {
     let mut page = String::from(
-        "<!-- Generated from the hosts' `features.rs` by `cargo xtask gen`: do not edit. -->\n\n\
+        "<!-- Generated from the hosts' `features.rs` and `features.toml` by `cargo xtask gen`: do not edit. -->\n\n\
          # Host differences\n\n\
          What each host can do. A filter asks for what it cannot do without, and is refused, with the feature's name, where\n\
          that is missing; what a feature means is in [chapter 3 of the spec](../../spec/03-negotiation.md). A host never\n\
@@ -146,9 +165,9 @@ fn page(hosts: &[Host], attributes: &[&str]) -> String {
         let cells: Vec<_> = hosts
             .iter()
             .map(|host| {
-                if host.lacks.contains_key(*feature) {
+                if host.said.lacks.contains_key(*feature) {
                     "no"
-                } else if host.granted.contains_key(*feature) {
+                } else if host.said.granted.contains_key(*feature) {
                     "granted"
                 } else {
                     "yes"
@@ -161,16 +180,16 @@ fn page(hosts: &[Host], attributes: &[&str]) -> String {
     for host in hosts {
         let _ = write!(page, "\n## {}\n", host.name);
         for (title, order, why) in [
-            ("It lacks", &*features, &host.lacks),
+            ("It lacks", &*features, &host.said.lacks),
             (
                 "It grants to some configurations",
                 &*features,
-                &host.granted,
+                &host.said.granted,
             ),
             (
                 "Of the attributes of [chapter 16](../../spec/16-attributes.md), it lacks",
                 attributes,
-                &host.lacks_attributes,
+                &host.said.lacks_attributes,
             ),
         ] {
             if why.is_empty() {
@@ -196,6 +215,7 @@ mod tests {
         const GRANTED: &[(Feature, &str)] = &[(Feature::ROUTE, "it names clusters")];
         const LACKS_ATTRIBUTES: &[(&str, &str)] = &[("path.raw", "it keeps none")];
     "#;
+    const TABLES: &str = "[lacks]\nL4 = \"it knows HTTP only\"\n[granted]\n[lacks_attributes]\n";
     const NAMES: [&str; 2] = ["request.id", "path.raw"];
 
     #[test]
@@ -206,10 +226,18 @@ mod tests {
 
     #[test]
     fn a_host_is_read_and_shown() {
-        let page = page(&[read("a-host", SOURCE, &NAMES).unwrap()], &NAMES);
-        assert!(page.contains("| feature | a-host |\n|---|---|\n"));
-        assert!(page.contains("| L4 | no |") && page.contains("| ROUTE | granted |"));
-        assert!(page.contains("| APPLY | yes |"));
+        let of = |name, said: Result<Said>| Host {
+            name,
+            said: checked(said.unwrap(), &NAMES).unwrap(),
+        };
+        let hosts = [
+            of("a-host", of_source(SOURCE)),
+            of("another", toml::from_str(TABLES).map_err(Into::into)),
+        ];
+        let page = page(&hosts, &NAMES);
+        assert!(page.contains("| feature | a-host | another |\n|---|---|---|\n"));
+        assert!(page.contains("| L4 | no | no |") && page.contains("| ROUTE | granted | yes |"));
+        assert!(page.contains("| APPLY | yes | yes |"));
         assert!(page.contains("- L4: it knows HTTP only.\n"));
         assert!(page.contains("it lacks:\n\n- path.raw: it keeps none.\n"));
     }
@@ -218,7 +246,8 @@ mod tests {
     fn what_cannot_be_read_is_refused() {
         let refused = |old: &str, new: &str| {
             let text = SOURCE.replace(old, new);
-            read("a-host", &text, &NAMES)
+            of_source(&text)
+                .and_then(|s| checked(s, &NAMES))
                 .err()
                 .expect("refused")
                 .to_string()
@@ -228,5 +257,29 @@ mod tests {
         assert!(refused("const GRANTED", "const OTHER").contains("no constant GRANTED"));
         assert!(refused("path.raw", "path.rwa").contains("no attribute path.rwa"));
         assert!(refused("\"it knows HTTP only\"", "7").contains("a name and a text"));
+    }
+
+    /// The table against the bits that the module's table had when the suite ran, with all that can be granted.
+    #[test]
+    fn nginx_is_as_its_reports_say() {
+        let said: Said = toml::from_str(&super::super::read(NGINX).unwrap()).unwrap();
+        for (host, has_trailers) in [("nginx-debian", false), ("nginx-stable", true)] {
+            let file = format!("conformance/reports/v1.0/{host}/report.json");
+            let report = super::super::read(&file).unwrap();
+            let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+            for (feature, name) in Feature::ALL {
+                let words = &report["host"]["features"];
+                let bits = words[(feature.0 / 64) as usize]
+                    .as_u64()
+                    .expect("a word of features");
+                let trailers = ["TRAILERS_IN_RESPONSE", "PEND_RESPONSE_TRAILERS"].contains(name);
+                let expected = !said.lacks.contains_key(*name) && (has_trailers || !trailers);
+                assert_eq!(
+                    bits >> (feature.0 % 64) & 1 == 1,
+                    expected,
+                    "{name} of {host}"
+                );
+            }
+        }
     }
 }
