@@ -75,7 +75,7 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
                                     (ngx_http_pxg_receives_trailers(r) ? PXG_STREAM_RECEIVES_TRAILERS : 0));
   if (ctx->stream == NULL) return NGX_ERROR;
   for (i = 0; i < l->chain->nelts; i++)
-    if (pxg_has(chain[i]->features, PXG_F_TRAILERS_OUT_RESPONSE)) ctx->may_trail = 1;
+    if (f[i]->response_trailers) ctx->may_trail = 1;
   if (ngx_http_pxg_streams.next == NULL) { ngx_queue_init(&ngx_http_pxg_streams); }
   ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);
   cln->handler = ngx_http_pxg_cleanup;
