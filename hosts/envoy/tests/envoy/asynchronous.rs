@@ -106,14 +106,15 @@ fn listeners(setup: &Setup) -> Vec<Value> {
     let cap = format!(
         "{record}case cap\nrequest_headers pend until cap-key\ncase release-cap\nlog log 0 .\n"
     );
-    let cap = json!({ "guest": script, "filter": "script", "config": cap, "max_pending": 3 });
+    let cap = json!({ "guest": script, "filter": "script", "config": cap, "max_pending": 3, "pend_limit": "120s" });
     let authority = format!("http://{}/authority", setup.clusters["app"].0);
     let duplex = format!(
         "{record}flags duplex\ncase duplex\nrequest_headers mode request stream\nrequest_body @1 pend until duplex-key\n\
          response_headers set x-a 1\nlog log 0 .\ncase release-duplex\nrequest_headers release duplex-key\n"
     );
     let thousand = format!("{record}case thousand\nrequest_headers pend forever\n");
-    let thousand = json!({ "name": "thousand", "guest": script, "config": thousand });
+    let thousand =
+        json!({ "name": "thousand", "guest": script, "config": thousand, "pend_limit": "120s" });
     vec![
         listener("duplex", vec![pxg("script", &script, text(&duplex))]),
         listener("thousand", vec![pxg_with("thousand", thousand)]),
