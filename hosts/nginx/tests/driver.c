@@ -96,7 +96,7 @@ bool pxg_zone_prometheus(pxg_zone *z, bool (*put)(void *data, const char *text, 
 int32_t pxg_apply(uint64_t ctx, uint64_t stream, const pxg_result *r) { return PXG_E_STALE; }
 int32_t pxg_wake(uint64_t ctx, uint64_t stream, uint64_t arg) { return PXG_E_STALE; }
 const char *pxg_stream_cluster(const pxg_stream *s, bool *recompute) {
-  *recompute = false;
+  if (recompute) *recompute = false;
   return NULL;
 }
 void pxg_stream_metadata(const pxg_stream *s,
