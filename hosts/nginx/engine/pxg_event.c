@@ -168,10 +168,13 @@ static void cross(pxg_place *p, const pxg_event *ev, pxg_decision *dec) {
   uint64_t took = clock_ns() - start;
   pxg_count_call(p->c->counters, ev->phase, took);
   p->time_ns += took;
+  const pxg_driver *driver = pxg_host_driver();
+  if (driver->clock) w->now = driver->clock(); /* A deadline counts from the return (PXG-ASY-011). */
   p->user = out.user;
   pxg_decision_init(dec);
   pxg_decision_read(dec, &out, BY_EVENT, lent);
-  if (lent->over && dec->action == PXG_ACT_ERROR) pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
+  if (lent->over && dec->action == PXG_ACT_ERROR)
+    pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
 }
 
 static bool is_pending(pxg_place *p, int dir, uint32_t phase, pxg_decision *d) {
@@ -237,9 +240,11 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
                   .stream = p->handle,
                   .arg = arg};
   if (x && pxg_is_body(phase)) show_chunks(p, d, &ev, len);
+  pxg_keep_views(s, true);
   bool ok = show_fields(p, d, &ev) && show_attributes(p, &ev);
   if (ok && pends) ok = (ev.token = pxg_token_new(p, phase, ev.flags)) != 0;
   if (!ok) {
+    pxg_keep_views(s, false);
     s->no_memory = true;
     return;
   }
@@ -251,6 +256,7 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
   if (ev.token) pxg_token_returned(p, ev.token, pending);
   if (dec->no_memory) s->no_memory = true;
   if (!pending && !dec->no_memory) pxg_take_result(p, d, phase, ev.flags, len, dec, BY_EVENT);
+  pxg_keep_views(s, false);
   pxg_decision_free(dec);
   pxg_call_end(&w->call);
 }

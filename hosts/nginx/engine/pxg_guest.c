@@ -421,7 +421,8 @@ pxg_guest_lib *pxg_guest_load_inside(const char *given, pxg_error *why) {
   if (!realpath(given, path) || stat(path, &st)) {
     char found[128];
     if (strerror_r(errno, found, sizeof found)) memcpy(found, "an error", sizeof "an error");
-    pxg_fail(why, PXG_E_ARG, "%s: found \"%s\", expected a file that this process may read [PXG-LOAD-011]", given, found);
+    pxg_fail(why, PXG_E_ARG, "%s: found \"%s\", expected a file that this process may read [PXG-LOAD-011]", given,
+             found);
     return NULL;
   }
   pxg_guest_lib *l = lib_of_file(&st);

@@ -45,6 +45,9 @@ typedef struct pxg_driver {
   pxg_zone *zone;             /* Counters and metrics of guests; null: none, get_ext then answers null. */
   uint32_t log_level;         /* PXG_LOG_*; see pxg_log_level. */
 
+  /* The clock of pxg_worker_clock, asked when a guest's event has returned. Null: what a call took is not seen before
+   * the next pxg_worker_clock. */
+  uint64_t (*clock)(void);
   /* [any-thread] One record, escaped and without a line end. */
   void (*log)(void *data, uint32_t level, const char *line, size_t len);
   /* [config-thread] The driver's number (0 or more) for an attribute, or PXG_ATTR_NONE. Names of metadata are not asked

@@ -190,6 +190,9 @@ struct pxg_stream {
   uint32_t flags; /* PXG_STREAM_*. */
   bool running, again, dead, no_memory, finished, upgraded, replied, local, route_final, recompute, redirected;
   bool began[2], in_done[2], trailers[2], eos_unknown[2];
+  /* Heads as they were shown to the guest whose event is under way: nothing changes them before its result does. */
+  bool keeps_views, kept[2];
+  pxg_view views[2];
   bool reset_taken;
   uint32_t why; /* The first cause; 0: none yet. */
   pxg_sink out[2];
@@ -227,6 +230,10 @@ void pxg_run(pxg_stream *s);
 void pxg_reset(pxg_stream *s, uint32_t why);
 void pxg_why(pxg_stream *s, uint32_t why); /* The first one counts. */
 bool pxg_show(pxg_stream *s, int d, bool trailers, pxg_view *v);
+static inline void pxg_keep_views(pxg_stream *s, bool keep) {
+  s->keeps_views = keep;
+  s->kept[REQ] = s->kept[RSP] = false;
+}
 static inline bool pxg_subscribed(const pxg_place *p, uint32_t phase) { return p->subscribe >> phase & 1; }
 static inline uint32_t pxg_phase(int d, uint32_t request_phase) { return request_phase + (d == RSP ? 3 : 0); }
 static inline bool pxg_c_has(const pxg_place *p, int d, unsigned request_feature) {

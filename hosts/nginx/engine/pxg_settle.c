@@ -308,15 +308,22 @@ static void body_op(pxg_place *p, int dir, pxg_todo *o, pxg_bytes *out, uint64_t
 void pxg_settle_apply(pxg_place *p, int dir, pxg_decision *d, pxg_bytes *out, uint64_t *cursor) {
   pxg_stream *s = p->s;
   pxg_view views[2] = {{NULL, 0}, {NULL, 0}};
-  bool edited[2] = {false, false};
+  bool edited[2] = {false, false}, shown[2] = {false, false};
+  /* Indices count in the view from before all edits. */
+  for (size_t k = 0; k < d->n_ops; k++) {
+    const pxg_todo *o = &d->ops[k];
+    bool t = o->target == PXG_TARGET_TRAILERS;
+    if (o->skip || !is_field_op(o) || o->kind < PXG_OP_SET_AT || shown[t] || (t && !s->trailers[dir])) continue;
+    if (!pxg_show(s, dir, t, &views[t])) return;
+    shown[t] = true;
+  }
+  pxg_keep_views(s, false);
   for (size_t k = 0; k < d->n_ops; k++) {
     pxg_todo *o = &d->ops[k];
     if (o->skip) {
       count_skipped(p);
     } else if (is_field_op(o)) {
       bool t = o->target == PXG_TARGET_TRAILERS;
-      bool had = !t || s->trailers[dir];
-      if (!edited[t] && had && !pxg_show(s, dir, t, &views[t])) return;
       edited[t] = true;
       change(p, dir, d, k, &views[t]);
     } else if (o->kind == PXG_OP_BODY_WRITE) {

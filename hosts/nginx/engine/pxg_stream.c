@@ -7,8 +7,13 @@
 #include "pxg_internal.h"
 
 bool pxg_show(pxg_stream *s, int d, bool trailers, pxg_view *v) {
-  *v = (pxg_view){NULL, 0};
-  if (s->ops->view(s->data, d, trailers, &v->at, &v->n)) return true;
+  bool keep = s->keeps_views && !trailers;
+  *v = keep && s->kept[d] ? s->views[d] : (pxg_view){NULL, 0};
+  if (keep && s->kept[d]) return true;
+  if (s->ops->view(s->data, d, trailers, &v->at, &v->n)) {
+    if (keep) s->kept[d] = true, s->views[d] = *v;
+    return true;
+  }
   s->no_memory = true;
   return false;
 }
@@ -77,6 +82,48 @@ static void choose_viewers(pxg_stream *s, bool local) {
   }
 }
 
+static bool sees(const pxg_place *p, int d) {
+  uint32_t headers = pxg_phase(d, PXG_PHASE_REQUEST_HEADERS);
+  return p->subscribe >> headers & 7; /* Headers, body, trailers. */
+}
+
+/* Whether all places are in `state` and have nothing to do with what comes next of a direction, nor before it. */
+static bool passes_by(const pxg_stream *s, int d, pxg_state state) {
+  for (int i = 0; i < s->n; i++) {
+    const pxg_place *p = &s->places[i];
+    const pxg_dir *x = &p->d[d];
+    if (d == RSP && p->skip_response) continue;
+    bool busy = p->failed || p->first || x->view.len || pxg_parked(p, d);
+    if (busy || x->state != state || x->room >= 0 || sees(p, d)) return false;
+  }
+  bool mail = atomic_load_explicit(&s->w->box, memory_order_relaxed);
+  return !mail && !s->no_memory && !s->out[d].bytes.n;
+}
+
+static void head_passes_by(pxg_stream *s, int d, bool ends) {
+  for (int i = 0; i < s->n; i++) {
+    pxg_dir *x = &s->places[i].d[d];
+    if (d == RSP && s->places[i].skip_response) continue;
+    if (d == REQ) s->places[i].reached = true;
+    x->head_in = x->head_out = true;
+    x->ended = x->end_out = x->end_at_head = ends;
+    x->state = ends ? S_DONE : S_FLOW;
+  }
+  if (d == REQ) s->route_final = true;
+  s->out[d].head = true;
+  s->out[d].head_ends = s->out[d].end = ends;
+}
+
+static void end_passes_by(pxg_stream *s, int d) {
+  for (int i = 0; i < s->n; i++) {
+    pxg_dir *x = &s->places[i].d[d];
+    if (d == RSP && s->places[i].skip_response) continue;
+    x->ended = x->end_out = true;
+    x->state = S_DONE;
+  }
+  s->out[d].end = true;
+}
+
 void pxg_stream_head(pxg_stream *s, int d, uint32_t flags) {
   if (s->dead || s->finished || (d == RSP && s->replied)) return;
   bool ends = flags & (PXG_HEAD_ENDS | PXG_HEAD_UPGRADED);
@@ -90,6 +137,7 @@ void pxg_stream_head(pxg_stream *s, int d, uint32_t flags) {
   s->began[d] = true;
   s->in_done[d] = ends;
   s->eos_unknown[d] = flags & PXG_HEAD_EOS_UNKNOWN;
+  if (!s->running && passes_by(s, d, S_WAIT)) return head_passes_by(s, d, ends);
   pxg_enter_head(s, d, ends);
   if (ends) pxg_enter_end(s, d);
   pxg_run(s);
@@ -113,6 +161,7 @@ void pxg_stream_end(pxg_stream *s, int d, bool trailers) {
   if (closed(s, d)) return;
   s->trailers[d] = trailers;
   s->in_done[d] = true;
+  if (!s->running && passes_by(s, d, S_FLOW)) return end_passes_by(s, d);
   pxg_enter_end(s, d);
   pxg_run(s);
 }

@@ -30,7 +30,8 @@ struct pxg_slot {
   _Atomic uint32_t phase, flags; /* Of a token's event. */
   _Atomic bool no_wake;
   _Atomic uint64_t wake_arg;
-  _Atomic uint64_t written; /* Twice the bytes of BODY_WRITE that were accepted and not applied; the lowest bit: FULL. */
+  _Atomic uint64_t
+      written; /* Twice the bytes of BODY_WRITE that were accepted and not applied; the lowest bit: FULL. */
   _Atomic uint64_t waiting; /* pxg_stream_waiting. */
   pxg_effect own;           /* A wake, or a completion that could not be kept, for want of memory. */
   /* The worker's. */

@@ -98,8 +98,7 @@ static void ngx_http_pxg_write(ngx_http_request_t *r) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
 
   r->write_event_handler = ctx->write_handler;
-  if (!r->connection->write->timedout && !r->connection->write->delayed &&
-      ngx_http_output_filter(r, NULL) == NGX_ERROR)
+  if (!r->connection->write->timedout && !r->connection->write->delayed && ngx_http_output_filter(r, NULL) == NGX_ERROR)
     r->connection->error = 1;
   r->write_event_handler(r);
 }

@@ -136,8 +136,7 @@ static ngx_int_t ngx_http_pxg_feed_end(ngx_http_pxg_ctx_t *ctx, int d) {
 
 /* What nginx stores before it asks an upstream does not wait for a receiver. */
 static ngx_uint_t ngx_http_pxg_crowded(ngx_http_pxg_ctx_t *ctx, int d) {
-  return ctx->flow[d].owned >= NGX_HTTP_PXG_OWNED &&
-         (d == PXG_DIR_RESPONSE || ctx->request->request_body_no_buffering);
+  return ctx->flow[d].owned >= NGX_HTTP_PXG_OWNED && (d == PXG_DIR_RESPONSE || ctx->request->request_body_no_buffering);
 }
 
 ngx_uint_t ngx_http_pxg_can_feed(ngx_http_pxg_ctx_t *ctx, int d) {

@@ -100,7 +100,8 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
   if (ctx->response_head) return ngx_http_pxg_send_head(ctx);
 
   /* Held. Callers look at header_only next, which the last header filter would have set. */
-  if (!r->header_only && (r->method == NGX_HTTP_HEAD || (ngx_http_pxg_bodiless(r) && r->headers_out.status_line.len == 0)))
+  if (!r->header_only &&
+      (r->method == NGX_HTTP_HEAD || (ngx_http_pxg_bodiless(r) && r->headers_out.status_line.len == 0)))
     r->header_only = ctx->header_only = 1;
   if (ctx->upgraded && ctx->send == NULL) {
     ctx->send = r->connection->send;

@@ -111,6 +111,7 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone) {
   d.zone = zone;
   ngx_memcpy(d.features, ngx_http_pxg_features, sizeof(d.features));
   d.log_level = ngx_http_pxg_level(log);
+  d.clock = ngx_http_pxg_now;
   d.log = ngx_http_pxg_log;
   d.attribute = ngx_http_pxg_lua_attribute;
   d.complete = pxg_complete;

@@ -53,7 +53,9 @@ static void on_stream_end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t
 
 static void ring(void *data) { (void)data; }
 
-static void discard(void *data, uint32_t level, const char *line, size_t len) { (void)data, (void)level, (void)line, (void)len; }
+static void discard(void *data, uint32_t level, const char *line, size_t len) {
+  (void)data, (void)level, (void)line, (void)len;
+}
 
 static void take_all(pxg_stream *s) {
   pxg_out out;

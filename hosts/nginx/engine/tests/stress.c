@@ -224,8 +224,8 @@ static void writes(void) {
         if (o.kind == PXG_OUT_BYTES) {
           record r;
           memcpy(&r, o.slice.ptr, sizeof r);
-          CHECK(o.slice.len == BLOCK && r.thread < THREADS && r.number == next[r.thread], "thread %u: found %u, expected %u",
-                r.thread, r.number, next[r.thread % THREADS]);
+          CHECK(o.slice.len == BLOCK && r.thread < THREADS && r.number == next[r.thread],
+                "thread %u: found %u, expected %u", r.thread, r.number, next[r.thread % THREADS]);
           next[r.thread % THREADS] = r.number + 1;
           step += o.slice.len;
         }

@@ -166,11 +166,10 @@ static void start(void *(*run)(void *), config *c, uint64_t token) {
 /* ---- Events -------------------------------------------------------------------------------------------------------- */
 
 static void add(pxg_result *out, const char *name, const char *value) {
-  out->scratch_ops[out->n_ops++] =
-      (pxg_op){.kind = PXG_OP_HEADER_ADD,
-               .target = PXG_TARGET_HEADERS,
-               .key = {(const uint8_t *)name, (uint32_t)strlen(name), 0},
-               .val = {{(const uint8_t *)value, (uint32_t)strlen(value), 0}, 0, 0}};
+  out->scratch_ops[out->n_ops++] = (pxg_op){.kind = PXG_OP_HEADER_ADD,
+                                            .target = PXG_TARGET_HEADERS,
+                                            .key = {(const uint8_t *)name, (uint32_t)strlen(name), 0},
+                                            .val = {{(const uint8_t *)value, (uint32_t)strlen(value), 0}, 0, 0}};
   out->ops = out->scratch_ops;
 }
 
