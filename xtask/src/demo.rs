@@ -31,6 +31,8 @@ enum Proxy {
     Envoy,
     /// Debian's nginx, with the module
     Nginx,
+    /// Debian's nginx, with guests called from Lua
+    Openresty,
     /// The same guest files in each of them, one after the other, in every version that is supported
     All,
 }
@@ -47,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (envoys, nginxes): (&[_], &[_]) = match args.host {
         Proxy::PxgHost => (&[], &[]),
         Proxy::Envoy => (&[newest], &[]),
-        Proxy::Nginx => (&[], &[Nginx::Debian]),
+        Proxy::Nginx | Proxy::Openresty => (&[], &[Nginx::Debian]),
         Proxy::All => (&envoy::RELEASES, &nginx::BOTH),
     };
     envoy::bring(envoys)?;
@@ -66,7 +68,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     commands.extend(envoys.iter().map(|envoy| lab.demo_in_envoy(*envoy)));
     for nginx in nginxes {
         lab.build_nginx(*nginx)?;
-        commands.push(lab.demo_in_nginx(*nginx));
+        if args.host != Proxy::Openresty {
+            commands.push(lab.demo_in_nginx(*nginx));
+        }
+    }
+    if matches!(args.host, Proxy::Openresty | Proxy::All) {
+        commands.push(lab.demo_in_openresty());
     }
     for mut command in commands {
         println!();

@@ -220,6 +220,13 @@ impl<'a> Lab<'a> {
         command
     }
 
+    /// The demonstration in Debian's nginx, with the filters called from Lua.
+    pub(crate) fn demo_in_openresty(&self) -> Command {
+        let mut command = self.demo_in_nginx(Nginx::Debian);
+        command.env("PXG_LAB_LUA", root().join("hosts/openresty/lib"));
+        command
+    }
+
     /// The demonstration in this Envoy.
     pub(crate) fn demo_in_envoy(&self, envoy: Release) -> Command {
         let mut command = self.laboratory();

@@ -263,7 +263,7 @@ pub(super) const STAGES: &[Stage] = &[
     },
     Stage {
         name: DEMO,
-        about: "the demonstration in pxg-host, Envoy and each nginx, whose checks all hold",
+        about: "the demonstration in pxg-host, Envoy, each nginx, and from Lua, whose checks all hold",
         needs: &["xtask/lab"],
         run: |c| {
             let lab = Lab::for_tests(c.tools);
@@ -276,7 +276,8 @@ pub(super) const STAGES: &[Stage] = &[
             c.finish(&mut lab.demo_in_envoy(newest))?;
             // The stage nginx-build has built them.
             BOTH.iter()
-                .try_for_each(|nginx| c.finish(&mut lab.demo_in_nginx(*nginx)))
+                .try_for_each(|nginx| c.finish(&mut lab.demo_in_nginx(*nginx)))?;
+            c.finish(&mut lab.demo_in_openresty())
         },
         counts: None,
     },

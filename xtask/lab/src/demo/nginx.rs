@@ -20,10 +20,18 @@ pub struct Args {
     /// ngx_http_proxy_golang_module.so for it
     #[arg(long, env = "PXG_LAB_NGINX_MODULE", value_name = "FILE")]
     module: PathBuf,
+    /// Call the filters from Lua, by the library in this folder
+    #[arg(long, env = "PXG_LAB_LUA", value_name = "FOLDER")]
+    lua: Option<PathBuf>,
     /// Keep running afterwards, and show each request that comes
     #[arg(long)]
     serve: bool,
 }
+
+const HOW: &str =
+    "nginx as it was released, its module in C, which loads the filters' libraries in each worker:";
+const HOW_FROM_LUA: &str = "nginx as it was released; lines of Lua in its configuration call the filters by lua-resty-proxy-golang. \
+     One of them\n   wants whole bodies of responses, whose heads Lua's phases cannot hold: the module runs it beside them:";
 
 const WORDS: Words = Words {
     name: "nginx",
@@ -31,6 +39,19 @@ const WORDS: Words = Words {
     counters: "The module's counters are in memory that all workers share; a location shows them as text, JSON, or for \
                Prometheus.",
 };
+
+const FROM_LUA: Words = Words {
+    name: "nginx with Lua",
+    again: "cargo xtask demo --host openresty --serve",
+    counters: WORDS.counters,
+};
+
+/// The filter that Lua's phases cannot serve.
+const WANTS_WHOLE_RESPONSES: &str = "body-rewrite";
+
+/// Where Debian has nginx's Lua module, and what that needs.
+const LUA_MODULES: &str = "load_module /usr/lib/nginx/modules/ndk_http_module.so;\n\
+                           load_module /usr/lib/nginx/modules/ngx_http_lua_module.so;\n";
 
 /// What is wrong in a configuration, what of the good one it is instead of, and what `nginx -t` says of it.
 const BAD: [(&str, &str, &str, &str); 5] = [
@@ -76,7 +97,15 @@ pub async fn run(args: &Args) -> Result<()> {
         let path = |path: &Path| format!("{:?}", path.display().to_string());
         template
             .replace("{module}", &path(&args.module))
-            .replace("{locations}", &locations())
+            .replace(
+                "{lua_modules}",
+                if args.lua.is_some() { LUA_MODULES } else { "" },
+            )
+            .replace(
+                "{lua_path}",
+                &args.lua.as_deref().map(lua_path).unwrap_or_default(),
+            )
+            .replace("{locations}", &locations(args.lua.is_some()))
             .replace("{access_log}", access_log)
             .replace("{folder}", &folder.path().display().to_string())
             .replace("{go}", &path(&args.guests.go))
@@ -91,8 +120,11 @@ pub async fn run(args: &Args) -> Result<()> {
     let good =
         |http1: SocketAddr, h2c: SocketAddr| config(template, &http1.to_string(), &h2c.to_string());
     let nginx = Nginx::start(&args.nginx, folder.path(), &good).await?;
-    let mut demo = Demo::new(WORDS, peers, Proxy::Nginx(nginx));
-    let how = "nginx as it was released, its module in C, which loads the filters' libraries in each worker:";
+    let (words, how) = match &args.lua {
+        None => (WORDS, HOW),
+        Some(_) => (FROM_LUA, HOW_FROM_LUA),
+    };
+    let mut demo = Demo::new(words, peers, Proxy::Nginx(nginx));
     demo.overture(&version(&args.nginx)?, how, &args.guests)?;
     let shown = async {
         demo.shows().await?;
@@ -134,15 +166,38 @@ pub async fn run(args: &Args) -> Result<()> {
     demo.finale(&said).await
 }
 
-fn locations() -> String {
+fn locations(from_lua: bool) -> String {
     let locations = ROUTES.iter().map(|(path, filters)| {
         let chain = match filters {
-            [] => "off".to_owned(),
-            filters => filters.join(" "),
+            [] => "proxy_golang off;".to_owned(),
+            filters if from_lua && !filters.contains(&WANTS_WHOLE_RESPONSES) => {
+                from_lua_phases(filters)
+            }
+            filters => format!("proxy_golang {};", filters.join(" ")),
         };
-        format!("        location {path} {{ proxy_golang {chain}; proxy_pass http://demo; }}\n")
+        format!("        location {path} {{ {chain} proxy_pass http://demo; }}\n")
     });
     locations.collect()
+}
+
+/// A chain, called phase by phase.
+fn from_lua_phases(filters: &[&str]) -> String {
+    let names: Vec<_> = filters.iter().map(|name| format!("\"{name}\"")).collect();
+    let pxg = "require(\"resty.proxy_golang\")";
+    format!(
+        "\n            access_by_lua_block {{ {pxg}.access {{ {} }} }}\n            \
+         header_filter_by_lua_block {{ {pxg}.header_filter() }}\n            \
+         body_filter_by_lua_block {{ {pxg}.body_filter() }}\n            \
+         log_by_lua_block {{ {pxg}.log() }}\n           ",
+        names.join(", ")
+    )
+}
+
+fn lua_path(folder: &Path) -> String {
+    format!(
+        "lua_package_path \"{}/?.lua;;\";\n    lua_check_client_abort on;\n",
+        folder.display()
+    )
 }
 
 /// `nginx version: nginx/VERSION`, on its standard error.
