@@ -151,7 +151,28 @@ impl Seen {
 
     /// Copies of the layer that never said how it ended: killed, or ended by `_exit`.
     fn unfinished(&self) -> usize {
-        self.copies.values().filter(|ended| !**ended).count()
+        let without_end = self.copies.iter().filter(|(_, ended)| !**ended);
+        without_end
+            .filter(|((pid, guest), _)| !self.only_judged(*pid, guest))
+            .count()
+    }
+
+    /// Whether the trace has the process for a child that judges configurations (2.4), each of them to its return. A
+    /// host may end it by `_exit`, because handlers of its parent's end are none of the child's.
+    fn only_judged(&self, pid: u32, guest: &str) -> bool {
+        const JUDGING: [&str; 3] = ["init", "on_config_new", "on_config_drop"];
+        let mut open = 0i64;
+        let mut judged = false;
+        let records = self.records.iter();
+        for r in records.filter(|r| r.pid == pid && r.library.as_deref() == Some(guest)) {
+            if JUDGING.contains(&r.function.as_str()) {
+                open += if r.edge == Edge::Enter { 1 } else { -1 };
+                judged |= r.is("on_config_new", Edge::Exit);
+            } else if r.function.starts_with("on_") {
+                return false;
+            }
+        }
+        judged && open == 0
     }
 }
 
@@ -416,6 +437,30 @@ mod tests {
         assert_eq!(code(&[BEGIN, &warning, END], &[], true), 1);
         assert_eq!(code(&[BEGIN], &[], false), 4);
         assert_eq!(code(&[], &[], false), 4);
+    }
+
+    #[test]
+    fn a_child_that_only_judged_may_end_in_any_way() {
+        let call = |seq: u32, function: &str, edge: &str| {
+            format!(
+                r#"{{"side":"layer","seq":{seq},"t":1,"pid":7,"tid":7,"fn":"{function}","edge":"{edge}","library":"/g.so"}}"#
+            )
+        };
+        let unfinished = |calls: &[&str]| {
+            let mut seen = Seen::default();
+            for line in std::iter::once(&BEGIN).chain(calls) {
+                seen.line(line).unwrap();
+            }
+            seen.unfinished()
+        };
+        let (enter, exit) = (
+            call(1, "on_config_new", "enter"),
+            call(2, "on_config_new", "exit"),
+        );
+        assert_eq!(unfinished(&[&enter, &exit]), 0);
+        assert_eq!(unfinished(&[&enter]), 1);
+        let worker = call(3, "on_worker", "enter");
+        assert_eq!(unfinished(&[&enter, &exit, &worker]), 1);
     }
 
     #[test]
