@@ -7,7 +7,6 @@ mod licences;
 mod links;
 mod nginx;
 mod report;
-mod schedule;
 mod stages;
 
 use std::cell::RefCell;
@@ -192,7 +191,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("{error:#}");
     }
     let all = Instant::now();
-    let ended = schedule::run(&chosen, args.fail_fast, &|stage| run_stage(stage, &tools));
+    let ended = run_stages(&chosen, args.fail_fast, &tools);
     report::summary(&ended, all.elapsed());
     report::write_json(&ended, all.elapsed())?;
     let failed = ended.iter().filter(|e| e.error.is_some()).count();
@@ -201,6 +200,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         std::process::exit(1);
     }
     Ok(())
+}
+
+/// Runs them one after the other.
+fn run_stages(chosen: &[&Stage], fail_fast: bool, tools: &Tools) -> Vec<Ended> {
+    let width = chosen.iter().map(|s| s.name.len()).max().unwrap_or(0);
+    let mut ended = Vec::new();
+    for stage in chosen {
+        let end = run_stage(stage, tools);
+        let (n, all) = (ended.len() + 1, chosen.len());
+        println!("[{n:2}/{all}] {:width$} {}", end.name, end.line());
+        let stop = fail_fast && end.error.is_some();
+        ended.push(end);
+        if stop {
+            break;
+        }
+    }
+    ended
 }
 
 fn run_stage(stage: &Stage, tools: &Tools) -> Ended {

@@ -31,7 +31,7 @@ static const pxg_host *host;
 
 static void *complete(void *data) {
   pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE};
-  usleep(1500000);
+  usleep(1500000); /* Longer than nginx's own limits of 1 s, which must not end what a guest holds. */
   host->complete(host->ctx, (uint64_t)(uintptr_t)data, &r);
   return NULL;
 }
