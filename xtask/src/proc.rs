@@ -20,6 +20,11 @@ pub(crate) fn cpu_of_this_thread() -> Duration {
     CPU.get()
 }
 
+/// Adds what another thread that worked for this one has waited for.
+pub(crate) fn add_cpu_to_this_thread(cpu: Duration) {
+    CPU.set(CPU.get() + cpu);
+}
+
 /// Of a child that has ended and is not reaped.
 fn cpu_of(child: Pid) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero()));

@@ -45,7 +45,8 @@ pub(super) fn host(c: &Run) -> Result<()> {
         ));
     c.finish(&mut make)?;
     let glue = glue.join("out/ngx_http_proxy_golang_module.so");
-    for nginx in BOTH {
+    // Both at once: much of it waits for nginx's own limits.
+    c.beside(&BOTH, Nginx::name, |c, nginx| {
         for program in programs(HOST)? {
             let mut arguments = Vec::new();
             match program.as_str() {
@@ -58,7 +59,8 @@ pub(super) fn host(c: &Run) -> Result<()> {
             python(c, nginx, HOST, &program, &arguments)
                 .with_context(|| format!("{program} with {}'s nginx", nginx.name()))?;
         }
-    }
+        Ok(())
+    })?;
     stages::some_ran(c, counts::python)
 }
 
@@ -87,7 +89,7 @@ fn python(c: &Run, nginx: Nginx, host: &str, program: &str, arguments: &[PathBuf
         let mut python = c.command(host, "/usr/bin/python3");
         nginx.apply(&mut python);
         python
-            .env("PXG_TEST_BUILD", folder().join("guests"))
+            .env("PXG_TEST_BUILD", folder().join("guests").join(nginx.name()))
             .env("PYTHONUNBUFFERED", "1")
             .arg("-B")
             .arg(Path::new("tests").join(program))
