@@ -160,7 +160,7 @@ void pxg_stream_timer(pxg_stream *s);
 typedef enum pxg_out_kind {
   PXG_OUT_RESET, /* Abort both directions without a reply. The only one then; pxg_stream_finish follows. */
   PXG_OUT_HEAD,  /* The head may leave, as `ops` show it. */
-  PXG_OUT_BYTES, /* `slice`, now the driver's: pxg_slice_drop. */
+  PXG_OUT_BYTES, /* `slice`, now the driver's: pxg_slice_drop. Empty where there is nothing but FLUSH to tell. */
   PXG_OUT_END    /* The message ends; its trailers, if any, are as `ops` show them. */
 } pxg_out_kind;
 

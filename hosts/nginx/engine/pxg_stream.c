@@ -391,6 +391,8 @@ static bool take_from(pxg_stream *s, int d, pxg_out *out) {
     k->end_taken = true;
     out->kind = PXG_OUT_END;
     if (s->trailers[d]) out->flags |= PXG_OUT_TRAILERS;
+  } else if (k->flush && k->head_taken && !k->end_taken) {
+    out->kind = PXG_OUT_BYTES;
   } else {
     return false;
   }
