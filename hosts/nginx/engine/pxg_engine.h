@@ -95,6 +95,9 @@ typedef struct pxg_stream_ops {
   bool (*attribute)(void *data, int32_t id, uint32_t phase, pxg_str *value);
   /* Whether a cluster exists. May be null where ROUTE is clear. */
   bool (*cluster)(void *data, const uint8_t *name, size_t len);
+  /* One record of the stream: of a guest within its event, or of its failure. As pxg_driver.log, which has all others; may
+   * be null: it has these, too. */
+  void (*log)(void *data, uint32_t level, const char *line, size_t len);
 } pxg_stream_ops;
 
 enum { PXG_MAX_PLACES = 32 };

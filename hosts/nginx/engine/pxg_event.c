@@ -163,9 +163,11 @@ static void cross(pxg_place *p, const pxg_event *ev, pxg_decision *dec) {
                     .scratch_cap = lent->scratch_cap};
   enter(w, l);
   pxg_call_begin(lent);
+  lent->config = p->c, lent->stream = p->s, lent->phase = ev->phase;
   uint64_t start = clock_ns();
   l->table.on_event(l->table.ctx, ev, &out);
   uint64_t took = clock_ns() - start;
+  lent->config = NULL, lent->stream = NULL;
   pxg_count_call(p->c->counters, ev->phase, took);
   p->time_ns += took;
   const pxg_driver *driver = pxg_host_driver();

@@ -284,6 +284,11 @@ void pxg_reply_write(pxg_place *p, pxg_todo *o);
 void pxg_reply_room(pxg_stream *s);
 uint64_t pxg_reply_idle(const pxg_place *p);
 
+/* ---- pxg_log.c --------------------------------------------------------------------------------------------------- */
+
+/* A record of the stream. */
+void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
 /* ---- pxg_tokens.c ------------------------------------------------------------------------------------------------ */
 
 uint64_t pxg_token_new(pxg_place *p, uint32_t phase, uint32_t flags); /* 0: no memory. */

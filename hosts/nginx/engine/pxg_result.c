@@ -41,9 +41,9 @@ void pxg_failure(pxg_place *p, int dir, uint32_t phase, pxg_reason why, const ch
   pxg_count(&k->failures[why]);
   if (phase && why != PXG_R_CAP) pxg_count(&k->errors[phase]);
   if (phase && why == PXG_R_PANIC) pxg_count(&k->panics[phase]);
-  pxg_say(PXG_LOG_ERROR, "guest=%s filter=%s config=%s phase=%s stream=%llu reason=%s: %s", p->c->lib->name,
-          p->c->filter, p->c->instance, phase ? pxg_phase_name(phase) : "none", (unsigned long long)s->id,
-          pxg_reason_name(why), text ? text : "");
+  pxg_stream_say(s, PXG_LOG_ERROR, "guest=%s filter=%s config=%s phase=%s stream=%llu reason=%s: %s", p->c->lib->name,
+                 p->c->filter, p->c->instance, phase ? pxg_phase_name(phase) : "none", (unsigned long long)s->id,
+                 pxg_reason_name(why), text ? text : "");
   if (phase == PXG_PHASE_LOG) return;
   p->failed = true;
   pxg_handle_retire(s->w, p->handle);

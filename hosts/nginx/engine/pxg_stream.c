@@ -239,7 +239,7 @@ void pxg_stream_keep(pxg_stream *s) {
     for (int i = 0; i < s->n; i++) ok = pxg_bytes_own(&s->places[i].d[d].view) && ok;
   }
   if (ok || s->dead) return;
-  pxg_say(PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
+  pxg_stream_say(s, PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
   pxg_reset(s, PXG_END_ERROR);
 }
 
@@ -305,7 +305,7 @@ void pxg_run(pxg_stream *s) {
     while (!s->dead && !s->no_memory && step(s)) { /* void */
     }
     if (s->no_memory && !s->dead) {
-      pxg_say(PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
+      pxg_stream_say(s, PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
       pxg_reset(s, PXG_END_ERROR);
     }
     if (!s->dead) pxg_reply_room(s);

@@ -96,6 +96,11 @@ static bool ngx_http_pxg_op_trailers(void *data, const pxg_field *fields, size_t
   return ngx_http_pxg_fields_commit(f) == NGX_OK;
 }
 
+static void ngx_http_pxg_op_log(void *data, uint32_t level, const char *line, size_t len) {
+  ngx_http_pxg_ctx_t *ctx = data;
+  ngx_http_pxg_log_to(ctx->request->connection->log, level, line, len);
+}
+
 const pxg_stream_ops ngx_http_pxg_ops = {
     .view = ngx_http_pxg_op_view,
     .set = ngx_http_pxg_op_set,
@@ -109,4 +114,5 @@ const pxg_stream_ops ngx_http_pxg_ops = {
     .trailers = ngx_http_pxg_op_trailers,
     .attribute = ngx_http_pxg_op_attribute,
     .cluster = ngx_http_pxg_op_cluster,
+    .log = ngx_http_pxg_op_log,
 };

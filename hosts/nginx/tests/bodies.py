@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import socket
-import tempfile
 import threading
 import unittest
 
@@ -66,9 +65,7 @@ class Bodies(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.path = cls.enterClassContext(harness.folder())
-        build = os.environ.get("PXG_TEST_BUILD") or cls.enterClassContext(tempfile.TemporaryDirectory())
-        os.makedirs(build, exist_ok=True)
-        guest = harness.build_c(f"{harness.HERE}/guests/bodies.c", f"{build}/bodies.so")
+        guest = harness.build_c("bodies.c")
         cls.up = Upstream(f"{cls.path}/up")
         with open(f"{cls.path}/html/large", "wb") as f:
             for _ in range(LARGE // len(PIECE)):

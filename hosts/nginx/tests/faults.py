@@ -459,9 +459,9 @@ def main():
     global guests
     if not harness.MODULE:
         sys.exit("PXG_NGINX_MODULE is not set: it names ngx_http_proxy_golang_module.so for $PXG_NGINX")
-    with harness.guests() as guests:
-        guests.second = harness.build_go(f"{harness.HERE}/guests/suspend", guests.suspend.replace("suspend.so", "second.so"), "2")
-        ok = unittest.main(exit=False).result.wasSuccessful()
+    guests = harness.Guests()
+    guests.second = harness.build_go(f"{harness.HERE}/guests/suspend", guests.suspend.replace("suspend.so", "second.so"), "2")
+    ok = unittest.main(exit=False).result.wasSuccessful()
     print(harness.result_line("faults", ok, nginx=harness.version()))
     return 0 if ok else 1
 

@@ -218,7 +218,8 @@ def main():
     variants = [v for v in VARIANTS if not o.variant or v in o.variant or v == "plain"]
     version = harness.version()
     results = {}
-    with harness.guests() as built, concurrent.futures.ProcessPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    built = harness.Guests()
+    with concurrent.futures.ProcessPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         guests = {"noop": built.noop, "suspend": built.suspend}
         jobs = {pool.submit(run_variant, v, guests, o.only): v for v in variants}
         for job in concurrent.futures.as_completed(jobs):
