@@ -62,6 +62,7 @@ typedef struct {
   ngx_http_client_body_handler_pt body_handler;
   ngx_send_pt send;
   ngx_int_t refused; /* The status that nginx's filters have in the place of a head that was held. */
+  ngx_uint_t method; /* The client's, whose answer it is: a guest may have made another one of it. */
 
   unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
   unsigned reading : 1;       /* It reads the body while headers are held. */

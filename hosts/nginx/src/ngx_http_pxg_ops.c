@@ -72,6 +72,7 @@ static bool ngx_http_pxg_op_replace(void *data, uint32_t status, const pxg_field
   ngx_http_request_t *r = f->request;
   size_t i;
 
+  r->method = ((ngx_http_pxg_ctx_t *)data)->method;
   ngx_http_clean_header(r);
   r->headers_out.status = status;
   r->headers_out.content_type_len = 0;

@@ -27,6 +27,20 @@ static ngx_int_t ngx_http_pxg_fail(ngx_http_pxg_ctx_t *ctx) {
 
 /* ---- The head ------------------------------------------------------------------------------------------------------ */
 
+/* Whether a body follows is what the client asked, whatever a guest made of the method: its answer to HEAD has none, and
+ * what was asked with a guest's HEAD has none to send, whatever length it names. */
+static void ngx_http_pxg_as_asked(ngx_http_pxg_ctx_t *ctx) {
+  ngx_http_request_t *r = ctx->request;
+
+  if (ctx->method == NGX_HTTP_HEAD) {
+    r->method = NGX_HTTP_HEAD;
+  } else if (r->method == NGX_HTTP_HEAD) {
+    ngx_http_clear_content_length(r);
+    ngx_http_clear_accept_ranges(r);
+    r->headers_out.content_length_n = 0;
+  }
+}
+
 static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   ngx_http_pxg_flow_t *f = &ctx->flow[PXG_DIR_RESPONSE];
@@ -83,6 +97,7 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
 
   if (ctx->response_fed) ngx_http_pxg_head_again(ctx);
   ctx->response_fed = 1;
+  ngx_http_pxg_as_asked(ctx);
   if (r->headers_out.status == NGX_HTTP_SWITCHING_PROTOCOLS)
     flags |= PXG_HEAD_UPGRADED, ctx->upgraded = 1;
   else if (ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)

@@ -70,6 +70,7 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
   cln = ngx_pool_cleanup_add(r->pool, 0);
   if (ctx == NULL || cln == NULL) return NGX_ERROR;
   ctx->request = r;
+  ctx->method = r->method;
   ctx->stream = pxg_stream_open(w, chain, l->chain->nelts, &ngx_http_pxg_ops, ctx, r->connection->number,
                                 (r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0) |
                                     (ngx_http_pxg_receives_trailers(r) ? PXG_STREAM_RECEIVES_TRAILERS : 0));
