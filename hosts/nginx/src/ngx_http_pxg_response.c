@@ -89,6 +89,11 @@ static void ngx_http_pxg_head_again(ngx_http_pxg_ctx_t *ctx) {
   ctx->refused = NGX_OK;
 }
 
+/* An error page may be another upstream's, or of its cache: then nginx only gives the status. */
+static ngx_uint_t ngx_http_pxg_is_local(const ngx_http_request_t *r) {
+  return r->err_status && !(r->upstream && (r->upstream->cleanup || r->cached));
+}
+
 static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
   uint32_t flags = 0;
@@ -103,7 +108,7 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
   else if (ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)
     flags |= PXG_HEAD_ENDS;
   if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = ctx->end_at_head = 1;
-  if (r->err_status) flags |= PXG_HEAD_LOCAL;
+  if (ngx_http_pxg_is_local(r)) flags |= PXG_HEAD_LOCAL;
   if (ctx->may_trail && !(flags & PXG_HEAD_ENDS) && ngx_http_pxg_receives_trailers(r)) r->expect_trailers = 1;
   (void)ngx_http_pxg_worker();
   pxg_stream_head(ctx->stream, PXG_DIR_RESPONSE, flags);

@@ -138,6 +138,40 @@ class Configuration(Test):
                         self.assertEqual((got.status, got.get("x-guest")[::-1], got.get("x-parent")[::-1]),
                                          (200, guests, parents))
 
+    def test_error_pages(self):
+        """What nginx makes itself is seen by guests that ask for it; an error page of an upstream by all."""
+        http = filter_of("a", "header x") + filter_of("all", "header all", "reply_refilter on;")
+        http += "proxy_cache_path PATH/cache keys_zone=c:1m;"
+        server = """
+    proxy_golang a all;
+    location /builtin { return 404; }
+    location /gone/ { proxy_pass http://unix:PATH/none; }
+    location /static/ { error_page 502 /page; proxy_pass http://unix:PATH/none; }
+    location = /page { }
+    location /remote/ { error_page 502 /up; proxy_pass http://unix:PATH/none; }
+    location = /up { proxy_pass http://unix:PATH/up; }
+    location /cached/ { error_page 502 /kept; proxy_pass http://unix:PATH/none; }
+    location = /kept { proxy_cache c; proxy_cache_valid 1h; proxy_pass http://unix:PATH/up; }
+    location /intercepted { error_page 503 /page; proxy_intercept_errors on; proxy_pass http://unix:PATH/up; }
+"""
+
+        def answer(request, connection):
+            status = b"503 Busy" if request.path == "/intercepted" else b"200 OK"
+            connection.say(b"HTTP/1.1 %s\r\nContent-Length: 5\r\n\r\npage\n" % status)
+        with folder() as path, harness.Upstream(f"{path}/up", answer) as up:
+            with open(f"{path}/html/page", "w") as f:
+                f.write("page\n")
+            s = Served(path, http.replace("PATH", path), server.replace("PATH", path))
+            with s.nginx:
+                # `return` answers before the phase in which a chain starts.
+                for uri, status, guests in (("/builtin", 404, []), ("/gone/", 502, ["all"]), ("/static/", 502, ["all"]),
+                                            ("/remote/", 502, ["all", "x"]), ("/cached/", 502, ["all", "x"]),
+                                            ("/cached/", 502, ["all", "x"]), ("/intercepted", 503, ["all"])):
+                    with self.subTest(uri=uri):
+                        got = s.ask(uri)
+                        self.assertEqual((got.status, got.get("x-guest")), (status, guests))
+                self.assertEqual(up.seen, 3)
+
     def test_stripped_fields(self):
         http = filter_of("a", "user")
         server = f"""
