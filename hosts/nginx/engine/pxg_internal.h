@@ -198,7 +198,7 @@ struct pxg_stream {
   pxg_sink out[2];
   uint64_t waiting;
   char *cluster, *details;
-  pxg_meta *meta;
+  pxg_meta *meta, *spent; /* `spent`: replaced; results of the event under way may refer to it. */
   pxg_stream **ready, *ready_next; /* In the worker's list of those with mail: what points here; null: not in it. */
   int n;
   pxg_place places[];
@@ -275,6 +275,7 @@ void pxg_settle_judge(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uin
 void pxg_settle_effects(pxg_place *p, pxg_decision *d); /* METADATA_SET and METRIC. */
 void pxg_settle_apply(pxg_place *p, int dir, pxg_decision *d, pxg_bytes *out, uint64_t *cursor);
 const pxg_meta *pxg_meta_find(const pxg_stream *s, const char *key, size_t len);
+void pxg_meta_free(pxg_meta **all);
 
 /* ---- pxg_reply.c ------------------------------------------------------------------------------------------------- */
 

@@ -302,8 +302,8 @@ void pxg_run(pxg_stream *s) {
   s->running = true;
   do {
     s->again = false;
-    while (!s->dead && !s->no_memory && step(s)) { /* void */
-    }
+    while (!s->dead && !s->no_memory && step(s))
+      if (s->spent) pxg_meta_free(&s->spent);
     if (s->no_memory && !s->dead) {
       pxg_stream_say(s, PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
       pxg_reset(s, PXG_END_ERROR);
@@ -484,11 +484,8 @@ void pxg_stream_free(pxg_stream *s) {
     pxg_config_unref(p->c);
   }
   for (int d = 0; d < 2; d++) pxg_bytes_free(&s->out[d].bytes);
-  for (pxg_meta *m = s->meta, *next; m; m = next) {
-    next = m->next;
-    free(m->value);
-    free(m);
-  }
+  pxg_meta_free(&s->meta);
+  pxg_meta_free(&s->spent);
   free(s->cluster);
   free(s->details);
   free(s);
