@@ -232,6 +232,7 @@ void pxg_take_result(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uint
   if (!d->status) take_settings(p, dir, phase, flags, d);
   if (!d->status) judge_action(p, dir, phase, flags, d);
   if (!d->status && d->action != PXG_ACT_ERROR) pxg_settle_judge(p, dir, phase, flags, view, d);
+  if (p->s->no_memory && dir >= 0) return; /* Nothing was judged by a view that could not be had. */
   if (d->status || (d->action != PXG_ACT_CONTINUE && d->action != PXG_ACT_MORE)) pxg_keep_views(p->s, false);
   if (d->status) return pxg_failure(p, dir, phase, reason_of(d->status), d->why);
   switch (d->action) {

@@ -27,12 +27,15 @@ typedef struct list {
 } list;
 
 static list lists[2][2];
-static int fail_after; /* So many functions of the driver that may fail succeed, and the next one does not; negative: all. */
+static int fail_after;     /* So many functions of the driver that may fail do not, the next one does; below 0: none. */
+static bool fail_for_good; /* All behind it do, too. */
+static int n_failed;
 static const char *attributes[4]; /* By the driver's number; null: ABSENT. */
 
 static pxg_str str(const char *s) { return (pxg_str){(const uint8_t *)s, (uint32_t)strlen(s), 0}; }
 
 static pxg_edit put_entry(list *l, const pxg_str *name, const pxg_str *value) {
+  if (l->n == sizeof l->at / sizeof *l->at) abort();
   entry *e = &l->at[l->n++];
   snprintf(e->name, sizeof e->name, "%.*s", (int)name->len, name->ptr);
   snprintf(e->value, sizeof e->value, "%.*s", (int)value->len, value->ptr);
@@ -45,7 +48,13 @@ static void field(int d, bool t, const char *name, const char *value) {
   put_entry(&lists[d][t], &n, &v);
 }
 
-static bool no_memory(void) { return fail_after >= 0 && fail_after-- == 0; }
+static bool no_memory(void) {
+  if (fail_after < 0) return false;
+  bool fails = !fail_after;
+  n_failed += fails;
+  if (!fails || !fail_for_good) fail_after--;
+  return fails;
+}
 
 static void tidy(list *l) {
   size_t n = 0;
@@ -309,7 +318,7 @@ static void reset_world(void) {
   fail_after = -1;
   memset(attributes, 0, sizeof attributes);
   open_with = PXG_STREAM_RECEIVES_TRAILERS | PXG_STREAM_UPSTREAM_TRAILERS;
-  pxg_worker_clock(loop, 1000);
+  if (loop) pxg_worker_clock(loop, 1000);
 }
 
 static void drain(void) {
@@ -329,7 +338,8 @@ static void drain(void) {
                               : o.direction           ? "s"
                                                       : "r",
                               kinds[o.kind], o.flags & PXG_OUT_ENDS ? "." : "", o.flags & PXG_OUT_LOCAL ? "!" : "",
-                              o.flags & PXG_OUT_TRAILERS ? "+" : "", o.flags & PXG_OUT_OPEN ? "~" : "", o.flags & PXG_OUT_FLUSH ? "^" : "");
+                              o.flags & PXG_OUT_TRAILERS ? "+" : "", o.flags & PXG_OUT_OPEN ? "~" : "",
+                              o.flags & PXG_OUT_FLUSH ? "^" : "");
   }
   pxg_stream_keep(s);
 }
