@@ -199,6 +199,7 @@ typedef struct pxg_sample {
   const char *family; /* pxg_guest_calls_total, pxg_user_<library>_<name>. */
   const char *suffix; /* "", "_bucket", "_sum", "_count". */
   const char *type;   /* counter, gauge, histogram. */
+  const char *help;   /* What it counts, in a few words; null for metrics of guests. */
   const char *labels;
   bool real;      /* `f` holds it, not `i`. */
   bool is_signed; /* `i` is an int64_t. */
@@ -242,6 +243,7 @@ typedef struct pxg_config_spec {
   uint64_t features[4];
   pxg_policy policy; /* Its lists are copied. */
   bool validate_only;
+  bool no_attributes; /* Its streams have none of the driver's. */
 } pxg_config_spec;
 
 typedef struct pxg_attr {
@@ -266,6 +268,7 @@ struct pxg_config {
   uint64_t features[4];
   uint64_t subscribe, pend_phases;
   uint32_t flags;        /* PXG_CFG_*. */
+  bool no_attributes;    /* As in the spec. */
   uint32_t body_mode[2]; /* Never UNSET. */
   uint64_t max_body[2];  /* Limited. */
   uint64_t pend_ns;      /* Limited. */

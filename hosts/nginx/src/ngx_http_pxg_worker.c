@@ -104,7 +104,7 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log, uint32_t log_level, pxg_zone *zone)
   d.log_level = ngx_min(ngx_http_pxg_log_level(log), log_level);
   d.clock = ngx_http_pxg_now;
   d.log = ngx_http_pxg_log;
-  d.attribute = ngx_http_pxg_lua_attribute;
+  d.attribute = ngx_http_pxg_attribute;
   d.complete = pxg_complete;
   d.apply = pxg_apply;
   d.wake = pxg_wake;
