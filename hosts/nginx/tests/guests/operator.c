@@ -3,7 +3,7 @@
 /* A guest for what an operator sees of one. The configuration's first word says what it does, the rest is its text:
  *
  *   header TEXT   adds x-guest: TEXT to responses, and says `parent` in x-parent for an override
- *   count         the same, and counts requests in the metric "seen", of kind "all"
+ *   count KIND    the same, and counts requests in the metric "seen", of that kind, "all"
  *   pend          answers PENDING to requests and completes them in a thread of its own
  *   never         answers PENDING to requests
  *   drain         answers PENDING to requests and completes them once the host drains
@@ -58,7 +58,8 @@ static int is(const config *c, const char *word) { return strcmp(c->word, word) 
 /* ---- Configurations ------------------------------------------------------------------------------------------------ */
 
 static void define(config *c) {
-  static const pxg_field labels[] = {{S("kind"), S("all")}};
+  const char *kind = c->text[0] ? c->text : "all";
+  const pxg_field labels[] = {{S("kind"), {(const uint8_t *)kind, (uint32_t)strlen(kind), 0}}};
   static const pxg_str name = S("seen");
   const pxg_metrics_v1 *m =
       host->get_ext ? host->get_ext(host->ctx, (const uint8_t *)PXG_METRICS_V1_ID, sizeof PXG_METRICS_V1_ID - 1) : NULL;
