@@ -190,6 +190,8 @@ class Configuration(Test):
 
 
 class Counting(Test):
+    maxDiff = None
+
     def test_workers_add_up_and_a_reload_keeps_it(self):
         http = filter_of("a", "count")
         server = "proxy_golang a;"
@@ -264,6 +266,42 @@ class Counting(Test):
                 self.assertRegex(log, rf"\[error\] \d+#\d+: \*(\d+) proxy_golang: guest=operator-test filter=operator "
                                       rf"config={name} phase=request_headers stream=\1 reason={reason}: {text}, "
                                       rf'client: unix:, server: , request: "GET /{name}/x HTTP/1.1", host: "e"\n')
+
+
+    def test_verdicts(self):
+        """In the access log, whatever becomes of a request."""
+        words = {"ok": "header x", "reply": "reply", "late": "late", "error": "error x", "reset": "reset", "never": "never",
+                 "open": "error x"}
+        http = "".join(filter_of(n, w, "failure_mode open;" if n == "open" else "") for n, w in words.items())
+        server = "log_subrequest on;" + "".join(f"location /{n} {{ proxy_golang ok {n}; alias HTML/x; }}\n" for n in words)
+        server += """
+    location /redirect { proxy_golang ok; try_files /none /inner; }
+    location /inner { proxy_golang reply; alias HTML/x; }
+    location /page { proxy_golang ok; error_page 404 /ok; }
+    location /sub { proxy_golang ok; auth_request /auth; alias HTML/x; }
+    location /auth { proxy_golang reply; return 204; }
+    location /denied { proxy_golang ok; auth_request /no; alias HTML/x; }
+    location /no { return 403; }
+    location /return { proxy_golang reply; return 204; }
+    location /plain { alias HTML/x; }
+"""
+        with self.served(http, server) as s:
+            for n in words:
+                if n == "never":
+                    with Client(f"{s.path}/n.sock") as c:
+                        c.send(b"GET /never HTTP/1.1\r\nHost: e\r\n\r\n")
+                        wait_for("it pends", lambda: s.number("pxg_guest_pending") == 1)
+                else:
+                    s.ask(f"/{n}")
+            for uri in ("/redirect", "/page", "/sub", "/denied", "/return", "/plain"):
+                s.ask(uri)
+            s.nginx.quit()
+            said = [l.rsplit(" ", 2)[0] for l in harness.read(f"{s.path}/logs/access.log").splitlines() if "/status" not in l]
+        self.assertEqual(sorted(said), sorted([
+            "/ok 200 passed [-]", "/reply 403 replied [reply.not_today]", "/late 403 replied [late.not_today]",
+            "/error 500 failed [error.error]", "/reset 444 reset [-]", "/open 200 bypassed [-]", "/never 499 aborted [-]",
+            "/inner 200 passed [-]", "/ok 404 passed [-]", "/sub 200 passed [-]", "/auth 204 passed [-]",
+            "/denied 403 passed [-]", "/no 403 passed [-]", "/return 204 - [-]", "/plain 200 - [-]"]))
 
 
 class Status(Test):
