@@ -195,6 +195,7 @@ static void note(const char *format, ...) {
   va_list args;
   va_start(args, format);
   n_trace += (size_t)vsnprintf(trace + n_trace, sizeof trace - n_trace, format, args);
+  if (n_trace >= sizeof trace) n_trace = sizeof trace - 1; /* Cut. */
   va_end(args);
 }
 
@@ -326,9 +327,10 @@ static void drain(void) {
   pxg_out o;
   while (pxg_take(s, &o)) {
     if (o.kind == PXG_OUT_BYTES) {
-      if (o.slice.len) memcpy(body[o.direction] + n_body[o.direction], o.slice.ptr, o.slice.len);
+      char *to = body[o.direction] + n_body[o.direction];
       n_body[o.direction] += o.slice.len;
-      body[o.direction][n_body[o.direction]] = 0;
+      if (o.slice.len && n_body[o.direction] < sizeof body[0])
+        memcpy(to, o.slice.ptr, o.slice.len), to[o.slice.len] = 0;
       pxg_slice_drop(&o.slice);
       if (o.flags & PXG_OUT_FLUSH) n_out += (size_t)snprintf(out + n_out, sizeof out - n_out, "flush ");
       continue;
