@@ -51,6 +51,10 @@ ngx_uint_t ngx_http_pxg_receives_trailers(ngx_http_request_t *r);
 /* Fills the view anew, of `f->trailers` where that is set; memory comes from the request's pool and is used again by the next call. NGX_ERROR: no memory. */
 ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t *r, ngx_uint_t direction);
 
+/* What the view of a request would show, into `to`, without what edits by index need. NGX_DECLINED: more than `room`, or
+ * no memory. */
+ngx_int_t ngx_http_pxg_request_fields(ngx_http_request_t *r, pxg_field *to, size_t room, size_t *n);
+
 /* Edits. The caller has checked the grammar and that the name is not one that the host owns. Name and value are copied.
  * NGX_DECLINED: nginx cannot represent the value of a pseudo-header; at an index: the field has been removed already. */
 ngx_int_t ngx_http_pxg_fields_set(ngx_http_pxg_fields_t *f, const pxg_str *name, const pxg_str *value);
@@ -71,6 +75,7 @@ ngx_int_t ngx_http_pxg_fields_length(ngx_http_request_t *r, ngx_uint_t direction
 
 ngx_int_t ngx_http_pxg_same(const ngx_str_t *a, const char *text); /* Without case. */
 u_char *ngx_http_pxg_copy(ngx_pool_t *pool, const ngx_str_t *s);   /* With a NUL: nginx reads some values up to one. */
+uint32_t ngx_http_pxg_sensitive(const u_char *lower, size_t len); /* PXG_STR_SENSITIVE or 0. */
 ngx_int_t ngx_http_pxg_gone(ngx_uint_t direction, const ngx_table_elt_t *e);
 ngx_table_elt_t *ngx_http_pxg_next(ngx_list_t *list, ngx_list_part_t **part,
                                    ngx_uint_t *i); /* Start with *part NULL. */
