@@ -21,6 +21,8 @@ build = {
         ["resty.proxy_golang.ffi"] = "lib/resty/proxy_golang/ffi.lua",
         ["resty.proxy_golang.ffi_result"] = "lib/resty/proxy_golang/ffi_result.lua",
         ["resty.proxy_golang.fields"] = "lib/resty/proxy_golang/fields.lua",
+        ["resty.proxy_golang.filter"] = "lib/resty/proxy_golang/filter.lua",
+        ["resty.proxy_golang.module"] = "lib/resty/proxy_golang/module.lua",
         ["resty.proxy_golang.phases"] = "lib/resty/proxy_golang/phases.lua",
         ["resty.proxy_golang.stream"] = "lib/resty/proxy_golang/stream.lua",
     },

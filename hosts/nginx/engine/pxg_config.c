@@ -119,6 +119,7 @@ static pxg_config *config_alloc(const pxg_config_spec *s, pxg_guest_lib *lib) {
   atomic_init(&c->refs, 1);
   c->lib = lib;
   memcpy(c->features, s->features, sizeof c->features);
+  c->no_attributes = s->no_attributes;
   c->policy = s->policy;
   bool ok = copy_list(&c->policy.clusters, s->policy.n_clusters);
   ok = copy_list(&c->policy.namespaces, s->policy.n_namespaces) && ok;

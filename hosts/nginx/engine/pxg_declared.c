@@ -141,7 +141,7 @@ static bool field_name_ok(const pxg_str *s) {
   return s->len > from;
 }
 
-int32_t pxg_attribute_find(const pxg_str *name) {
+static int32_t find_attribute(const pxg_config *c, const pxg_str *name) {
   const pxg_driver *d = pxg_host_driver();
   const char *text = (const char *)name->ptr;
   const size_t prefix = sizeof METADATA - 1;
@@ -150,7 +150,7 @@ int32_t pxg_attribute_find(const pxg_str *name) {
     bool both = dot && dot != text + prefix && dot != text + name->len - 1;
     return both && pxg_has(d->features, PXG_F_METADATA) ? PXG_ATTR_METADATA : PXG_ATTR_NONE;
   }
-  return d->attribute ? d->attribute(d->data, text, name->len) : PXG_ATTR_NONE;
+  return d->attribute && !c->no_attributes ? d->attribute(d->data, text, name->len) : PXG_ATTR_NONE;
 }
 
 static bool values_ok(const pxg_config_out *o, const pxg_call *lent, pxg_error *why) {
@@ -185,10 +185,10 @@ static bool values_ok(const pxg_config_out *o, const pxg_call *lent, pxg_error *
   return true;
 }
 
-static bool attributes_ok(const pxg_config_out *o, pxg_error *why) {
+static bool attributes_ok(const pxg_config *c, const pxg_config_out *o, pxg_error *why) {
   for (uint64_t i = 0; i < o->n_attrs; i++) {
     const pxg_attr_want *a = &o->attrs[i];
-    if (!(a->flags & PXG_ATTR_REQUIRED) || pxg_attribute_find(&a->name) != PXG_ATTR_NONE) continue;
+    if (!(a->flags & PXG_ATTR_REQUIRED) || find_attribute(c, &a->name) != PXG_ATTR_NONE) continue;
     char clean[256];
     pxg_clean(clean, sizeof clean, a->name.ptr, a->name.len);
     return pxg_fail(why, PXG_E_NOTFOUND,
@@ -199,7 +199,7 @@ static bool attributes_ok(const pxg_config_out *o, pxg_error *why) {
 }
 
 bool pxg_declared_ok(const pxg_config *c, const pxg_config_out *o, const pxg_call *lent, pxg_error *why) {
-  return readable(o, lent, why) && supported(c, o, why) && values_ok(o, lent, why) && attributes_ok(o, why);
+  return readable(o, lent, why) && supported(c, o, why) && values_ok(o, lent, why) && attributes_ok(c, o, why);
 }
 
 /* ---- Copies ------------------------------------------------------------------------------------------------------ */
@@ -229,7 +229,7 @@ bool pxg_declared_take(pxg_config *c, const pxg_config_out *o) {
   for (uint64_t i = 0; i < o->n_attrs; i++) {
     pxg_attr *a = &c->attrs[c->n_attrs++];
     const pxg_str *name = &o->attrs[i].name;
-    a->id = pxg_attribute_find(name);
+    a->id = find_attribute(c, name);
     a->phases = o->attrs[i].phases;
     c->attr_phases |= a->phases;
     size_t prefix = a->id == PXG_ATTR_METADATA ? sizeof METADATA - 1 : 0;

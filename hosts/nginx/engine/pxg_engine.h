@@ -95,6 +95,9 @@ typedef struct pxg_stream_ops {
   bool (*attribute)(void *data, int32_t id, uint32_t phase, pxg_str *value);
   /* Whether a cluster exists. May be null where ROUTE is clear. */
   bool (*cluster)(void *data, const uint8_t *name, size_t len);
+  /* One record of the stream: of a guest within its event, or of its failure. As pxg_driver.log, which has all others; may
+   * be null: it has these, too. */
+  void (*log)(void *data, uint32_t level, const char *line, size_t len);
 } pxg_stream_ops;
 
 enum { PXG_MAX_PLACES = 32 };
@@ -160,7 +163,7 @@ void pxg_stream_timer(pxg_stream *s);
 typedef enum pxg_out_kind {
   PXG_OUT_RESET, /* Abort both directions without a reply. The only one then; pxg_stream_finish follows. */
   PXG_OUT_HEAD,  /* The head may leave, as `ops` show it. */
-  PXG_OUT_BYTES, /* `slice`, now the driver's: pxg_slice_drop. */
+  PXG_OUT_BYTES, /* `slice`, now the driver's: pxg_slice_drop. Empty where there is nothing but FLUSH to tell. */
   PXG_OUT_END    /* The message ends; its trailers, if any, are as `ops` show them. */
 } pxg_out_kind;
 
@@ -238,8 +241,9 @@ bool pxg_glance_suits(const pxg_config *c);
 /* The head of the request, as pxg_stream_open and pxg_stream_head have it; `fields` is what `view` would show. The worker's
  * clock is when the call begins. The edits are HEADER_SET, HEADER_ADD and HEADER_DELETE of headers that are no
  * pseudo-headers, checked like those of pxg_stream_ops. */
-pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, void *data, const pxg_field *fields, size_t n,
-                            uint32_t head_flags, const pxg_op **edits, size_t *n_edits);
+pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
+                            const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
+                            size_t *n_edits);
 bool pxg_glance_lives(const pxg_glance *g);
 /* What has gone by since PASSED. */
 #define PXG_GLANCE_REQUEST_END 0x1u

@@ -151,7 +151,7 @@ static uint64_t clock_ns(void) {
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_event *ev) {
+uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev) {
   pxg_guest_lib *l = c->lib;
   pxg_call *lent = &w->call;
   w->out = (pxg_result){.size = sizeof w->out,
@@ -162,9 +162,11 @@ uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_event *ev) {
                         .scratch_cap = lent->scratch_cap};
   enter(w, l);
   pxg_call_begin(lent);
+  lent->config = c, lent->speaker = speaker, lent->phase = ev->phase;
   uint64_t start = clock_ns();
   l->table.on_event(l->table.ctx, ev, &w->out);
   uint64_t took = clock_ns() - start;
+  lent->config = NULL, lent->speaker = NULL;
   pxg_count_call(c->counters, ev->phase, took);
   const pxg_driver *driver = pxg_host_driver();
   if (driver->clock) w->now = driver->clock(); /* A deadline counts from the return (PXG-ASY-011). */
@@ -262,7 +264,8 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
     return;
   }
   if (x) x->resumed = false, x->last_event = w->now;
-  p->time_ns += pxg_cross(w, p->c, &ev);
+  pxg_speaker speaker = pxg_stream_speaker(s);
+  p->time_ns += pxg_cross(w, p->c, &speaker, &ev);
   pxg_conclude(p, d, &ev, len);
 }
 

@@ -76,11 +76,12 @@ static uint32_t event_flags(uint32_t head_flags) {
   return PXG_EV_CAN_REPLY | (head_flags & PXG_HEAD_EOS_UNKNOWN ? PXG_EV_EOS_UNKNOWN : 0);
 }
 
-pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, void *data, const pxg_field *fields, size_t n,
-                            uint32_t head_flags, const pxg_op **edits, size_t *n_edits) {
+pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
+                            const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
+                            size_t *n_edits) {
   const uint32_t phase = PXG_PHASE_REQUEST_HEADERS;
   if (!may_begin(w, c, head_flags)) return PXG_GLANCE_NONE;
-  *g = (pxg_glance){.w = w, .config = c, .data = data, .head = head_flags};
+  *g = (pxg_glance){.w = w, .config = c, .data = speaker->data, .head = head_flags};
   g->handle = pxg_handle_new(w, c, NULL, g);
   if (!g->handle) return PXG_GLANCE_NONE;
   pxg_event ev = {.size = sizeof ev,
@@ -99,7 +100,7 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, void *d
       return PXG_GLANCE_NONE;
     }
   }
-  g->time_ns = pxg_cross(w, c, &ev);
+  g->time_ns = pxg_cross(w, c, speaker, &ev);
   /* What came by mail meanwhile may be for it, and comes before the head leaves. */
   bool mail = atomic_load_explicit(&w->box, memory_order_relaxed);
   if (mail || !is_plain(&w->call, c, &w->out, fields, n)) return PXG_GLANCE_MORE;

@@ -48,7 +48,7 @@ typedef struct pxg_driver {
   /* The clock of pxg_worker_clock, asked when a guest's event has returned. Null: what a call took is not seen before
    * the next pxg_worker_clock. */
   uint64_t (*clock)(void);
-  /* [any-thread] One record, escaped and without a line end. */
+  /* [any-thread] One record, escaped and without a line end; not those that pxg_stream_ops.log gets. */
   void (*log)(void *data, uint32_t level, const char *line, size_t len);
   /* [config-thread] The driver's number (0 or more) for an attribute, or PXG_ATTR_NONE. Names of metadata are not asked
    * for. Null: the driver has none. */
@@ -81,8 +81,6 @@ bool pxg_is_loop_thread(void);
 void pxg_log_level(uint32_t level); /* Of the page, too. */
 bool pxg_log_wants(uint32_t level);
 void pxg_say(uint32_t level, const char *format, ...) __attribute__((format(printf, 2, 3)));
-/* "<who>: <text>" with the text escaped and capped. */
-void pxg_say_text(uint32_t level, const char *who, const void *text, uint64_t len);
 /* Escapes control bytes, backslashes and what is not UTF-8 as \xNN and caps. Writes at most `room` bytes with the NUL
  * (room >= 16) and answers the length without it. */
 size_t pxg_clean(char *to, size_t room, const void *text, uint64_t len);
@@ -93,15 +91,22 @@ const char *pxg_status_name(int32_t status);
 
 typedef struct pxg_more pxg_more;
 
+/* Whose a record is: of a stream, `id` in logs. */
+typedef struct pxg_speaker {
+  void (*log)(void *data, uint32_t level, const char *line, size_t len); /* Null: pxg_driver.log. */
+  void *data;
+  uint64_t id;
+} pxg_speaker;
+
 /* Lent memory of one call of on_event or on_config_new. Its owner sets the first seven members and zeroes the rest
- * once; `config`, `phase` and `stream` are for the log and may be 0. */
+ * once; `config`, `speaker` and `phase` are for the log and may be 0. */
 typedef struct pxg_call {
   pxg_op *ops; /* Zeros or earlier operations only (PXG-MEM-010). */
   uint64_t ops_cap;
   uint8_t *scratch; /* 16-aligned. */
   uint64_t scratch_cap;
   const pxg_config *config;
-  uint64_t stream;
+  const pxg_speaker *speaker;
   uint32_t phase;
   bool over;      /* scratch_more was refused: a failure of this call may be told as LIMIT. */
   pxg_more *more; /* What scratch_more granted. */
@@ -201,6 +206,7 @@ typedef struct pxg_sample {
   const char *family; /* pxg_guest_calls_total, pxg_user_<library>_<name>. */
   const char *suffix; /* "", "_bucket", "_sum", "_count". */
   const char *type;   /* counter, gauge, histogram. */
+  const char *help;   /* What it counts, in a few words; null for metrics of guests. */
   const char *labels;
   bool real;      /* `f` holds it, not `i`. */
   bool is_signed; /* `i` is an int64_t. */
@@ -244,6 +250,7 @@ typedef struct pxg_config_spec {
   uint64_t features[4];
   pxg_policy policy; /* Its lists are copied. */
   bool validate_only;
+  bool no_attributes; /* Its streams have none of the driver's. */
 } pxg_config_spec;
 
 typedef struct pxg_attr {
@@ -268,6 +275,7 @@ struct pxg_config {
   uint64_t features[4];
   uint64_t subscribe, pend_phases;
   uint32_t flags;        /* PXG_CFG_*. */
+  bool no_attributes;    /* As in the spec. */
   uint32_t body_mode[2]; /* Never UNSET. */
   uint64_t max_body[2];  /* Limited. */
   uint64_t pend_ns;      /* Limited. */

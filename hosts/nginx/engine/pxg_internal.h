@@ -198,7 +198,7 @@ struct pxg_stream {
   pxg_sink out[2];
   uint64_t waiting;
   char *cluster, *details;
-  pxg_meta *meta;
+  pxg_meta *meta, *spent; /* `spent`: replaced; results of the event under way may refer to it. */
   pxg_stream **ready, *ready_next; /* In the worker's list of those with mail: what points here; null: not in it. */
   int n;
   pxg_place places[];
@@ -271,7 +271,7 @@ bool pxg_parked(const pxg_place *p, int d);
 
 void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint64_t arg);
 /* Calls on_event; the result is in w->out, what it borrows lives until pxg_call_end. Answers how long it took. */
-uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_event *ev);
+uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev);
 /* Takes w->out as what `ev`, of `len` bytes, was answered with, and ends the call. */
 void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len);
 void pxg_call_cancel(pxg_place *p, uint64_t token);
@@ -292,6 +292,7 @@ void pxg_settle_judge(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uin
 void pxg_settle_effects(pxg_place *p, pxg_decision *d); /* METADATA_SET and METRIC. */
 void pxg_settle_apply(pxg_place *p, int dir, pxg_decision *d, pxg_bytes *out, uint64_t *cursor);
 const pxg_meta *pxg_meta_find(const pxg_stream *s, const char *key, size_t len);
+void pxg_meta_free(pxg_meta **all);
 
 /* ---- pxg_reply.c ------------------------------------------------------------------------------------------------- */
 
@@ -300,6 +301,14 @@ void pxg_reply_local(pxg_place *p, uint32_t status, const char *reason);
 void pxg_reply_write(pxg_place *p, pxg_todo *o);
 void pxg_reply_room(pxg_stream *s);
 uint64_t pxg_reply_idle(const pxg_place *p);
+
+/* ---- pxg_log.c --------------------------------------------------------------------------------------------------- */
+
+static inline pxg_speaker pxg_stream_speaker(const pxg_stream *s) {
+  return (pxg_speaker){s->ops->log, s->data, s->id};
+}
+/* A record of the stream. */
+void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* ---- pxg_tokens.c ------------------------------------------------------------------------------------------------ */
 

@@ -32,7 +32,6 @@ void pxg_visitors_wait(void);
 /* pxg_declared.c: 4.1 on what a guest declared, in the order in which 1.5 puts the codes. */
 bool pxg_declared_ok(const pxg_config *c, const pxg_config_out *o, const pxg_call *lent, pxg_error *why);
 bool pxg_declared_take(pxg_config *c, const pxg_config_out *o); /* Copies; false for want of memory. */
-int32_t pxg_attribute_find(const pxg_str *name);
 
 extern const pxg_metrics_v1 pxg_metrics_table;
 void pxg_host_zone(pxg_zone *zone);          /* Another one than the driver's; before the first library. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pxg_internal.h"
 #include "pxg_loading.h"
 
 /* A text of its own and a head of "guest=... filter=...". */
@@ -98,29 +99,46 @@ void pxg_log_capture(char *to, size_t room) {
   if (to) *to = 0;
 }
 
-static void put(uint32_t level, const char *line, size_t len) {
+static void put(const pxg_speaker *s, uint32_t level, const char *line, size_t len) {
   const pxg_driver *d = pxg_host_driver();
-  if (d->log) d->log(d->data, level > PXG_LOG_ERROR ? PXG_LOG_ERROR : level, line, len);
+  if (level > PXG_LOG_ERROR) level = PXG_LOG_ERROR;
+  if (s && s->log)
+    s->log(s->data, level, line, len);
+  else if (d->log)
+    d->log(d->data, level, line, len);
 }
 
-void pxg_say(uint32_t level, const char *format, ...) {
-  if (!pxg_log_wants(level)) return;
+static void say(const pxg_speaker *s, uint32_t level, const char *format, va_list args) {
   char line[4096];
-  va_list args;
-  va_start(args, format);
   int n = vsnprintf(line, sizeof line, format, args);
-  va_end(args);
   if (n < 0) return;
   size_t len = (size_t)n;
   if (len >= sizeof line) {
     len = sizeof line - 1;
     memcpy(line + len - (sizeof CUT - 1), CUT, sizeof CUT - 1);
   }
-  put(level, line, len);
+  put(s, level, line, len);
 }
 
-void pxg_say_text(uint32_t level, const char *who, const void *text, uint64_t len) {
+void pxg_say(uint32_t level, const char *format, ...) {
   if (!pxg_log_wants(level)) return;
+  va_list args;
+  va_start(args, format);
+  say(NULL, level, format, args);
+  va_end(args);
+}
+
+void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) {
+  if (!pxg_log_wants(level)) return;
+  pxg_speaker speaker = pxg_stream_speaker(s);
+  va_list args;
+  va_start(args, format);
+  say(&speaker, level, format, args);
+  va_end(args);
+}
+
+/* "<who>: <text>" with the text escaped and capped. */
+static void say_text(const pxg_speaker *s, uint32_t level, const char *who, const void *text, uint64_t len) {
   char small[HEAD_MAX + 1024];
   size_t room = HEAD_MAX + 4 * (size_t)(len < PXG_LOG_RECORD_MAX ? len : PXG_LOG_RECORD_MAX) + sizeof CUT;
   char *line = room > sizeof small ? malloc(room) : small;
@@ -128,7 +146,7 @@ void pxg_say_text(uint32_t level, const char *who, const void *text, uint64_t le
   if (line == small) room = sizeof small;
   int n = snprintf(line, HEAD_MAX, "%s: ", who);
   size_t head = n < 0 ? 0 : n < HEAD_MAX ? (size_t)n : HEAD_MAX - 1;
-  put(level, line, head + pxg_clean(line + head, room - head, text, len));
+  put(s, level, line, head + pxg_clean(line + head, room - head, text, len));
   if (line != small) free(line);
 }
 
@@ -145,8 +163,9 @@ void pxg_guest_log(uint64_t ctx, uint32_t level, const uint8_t *ptr, uint64_t le
   int n = snprintf(who, sizeof who, "guest=%s", name ? name : lib->path);
   if (c && n > 0 && n < HEAD_MAX)
     n += snprintf(who + n, (size_t)(HEAD_MAX - n), " filter=%s config=%s", c->filter, c->instance);
-  if (c && call->stream && n > 0 && n < HEAD_MAX)
-    snprintf(who + n, (size_t)(HEAD_MAX - n), " phase=%s stream=%llx", pxg_phase_name(call->phase),
-             (unsigned long long)call->stream);
-  pxg_say_text(level, who, ptr, len);
+  const pxg_speaker *s = c ? call->speaker : NULL;
+  if (s && n > 0 && n < HEAD_MAX)
+    snprintf(who + n, (size_t)(HEAD_MAX - n), " phase=%s stream=%llu", pxg_phase_name(call->phase),
+             (unsigned long long)s->id);
+  say_text(s, level, who, ptr, len);
 }

@@ -13,6 +13,7 @@ static void cut_for(pxg_stream *s, int at, uint64_t (*tokens)[2]) {
     pxg_place *p = &s->places[i];
     bool orphan = i > at && (p->c->flags & PXG_CFG_ORPHAN) && !p->failed && !p->d[RSP].head_in;
     tokens[i][REQ] = pxg_cut(p, REQ);
+    p->open = false;
     if (i < at && !pxg_has(p->c->features, PXG_F_REPLY_REFILTER)) p->skip_response = true;
     if (i < at || orphan) continue;
     tokens[i][RSP] = pxg_cut(p, RSP);
@@ -90,7 +91,7 @@ void pxg_reply_make(pxg_place *p, pxg_answer *r, const char *details) {
     if (ok && trail) ok = s->ops->trailers(s->data, r->trailers, r->n_trailers);
   }
   if (!ok) s->no_memory = true;
-  s->trailers[RSP] = trail;
+  s->trailers[RSP] = trail && !open;
   if (empty) pxg_bytes_free(&r->body);
   p->replied = true;
   begin(p, details, !open && !r->body.len && !trail);
@@ -136,6 +137,8 @@ void pxg_reply_write(pxg_place *p, pxg_todo *o) {
   pxg_bytes_free(&b);
   if (inject || !(o->flags & PXG_OPF_END)) return;
   p->open = false;
+  pxg_view trailers;
+  s->trailers[RSP] = s->ops->trailers && pxg_show(s, RSP, true, &trailers) && trailers.n;
   pxg_place *to = pxg_next_place(p, RSP);
   if (to)
     to->d[RSP].ended = true;

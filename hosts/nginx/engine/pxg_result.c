@@ -41,9 +41,9 @@ void pxg_failure(pxg_place *p, int dir, uint32_t phase, pxg_reason why, const ch
   pxg_count(&k->failures[why]);
   if (phase && why != PXG_R_CAP) pxg_count(&k->errors[phase]);
   if (phase && why == PXG_R_PANIC) pxg_count(&k->panics[phase]);
-  pxg_say(PXG_LOG_ERROR, "guest=%s filter=%s config=%s phase=%s stream=%llu reason=%s: %s", p->c->lib->name,
-          p->c->filter, p->c->instance, phase ? pxg_phase_name(phase) : "none", (unsigned long long)s->id,
-          pxg_reason_name(why), text ? text : "");
+  pxg_stream_say(s, PXG_LOG_ERROR, "guest=%s filter=%s config=%s phase=%s stream=%llu reason=%s: %s", p->c->lib->name,
+                 p->c->filter, p->c->instance, phase ? pxg_phase_name(phase) : "none", (unsigned long long)s->id,
+                 pxg_reason_name(why), text ? text : "");
   if (phase == PXG_PHASE_LOG) return;
   p->failed = true;
   pxg_handle_retire(s->w, p->handle);
@@ -232,6 +232,7 @@ void pxg_take_result(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uint
   if (!d->status) take_settings(p, dir, phase, flags, d);
   if (!d->status) judge_action(p, dir, phase, flags, d);
   if (!d->status && d->action != PXG_ACT_ERROR) pxg_settle_judge(p, dir, phase, flags, view, d);
+  if (p->s->no_memory && dir >= 0) return; /* Nothing was judged by a view that could not be had. */
   if (d->status || (d->action != PXG_ACT_CONTINUE && d->action != PXG_ACT_MORE)) pxg_keep_views(p->s, false);
   if (d->status) return pxg_failure(p, dir, phase, reason_of(d->status), d->why);
   switch (d->action) {

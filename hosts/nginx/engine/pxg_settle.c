@@ -14,6 +14,7 @@ static void skip(pxg_decision *d, pxg_todo *o, const char *why) {
 }
 
 static bool is_field_op(const pxg_todo *o) { return o->kind >= PXG_OP_HEADER_SET && o->kind <= PXG_OP_DELETE_AT; }
+static bool is_body_op(const pxg_todo *o) { return o->kind >= PXG_OP_PASS && o->kind <= PXG_OP_INJECT; }
 
 /* ---- judging ----------------------------------------------------------------------------------------------------- */
 
@@ -204,20 +205,27 @@ static bool set_metadata(pxg_place *p, const pxg_todo *o) {
   uint8_t *value = malloc(o->val.len + 1);
   if (!value) return false;
   if (o->val.len) memcpy(value, o->val.ptr, o->val.len);
-  pxg_meta *m = (pxg_meta *)(uintptr_t)pxg_meta_find(p->s, key, len);
-  if (!m) {
-    m = malloc(sizeof *m + len);
-    if (!m) return free(value), false;
-    memcpy(m->key, key, len);
-    m->key_len = (uint32_t)len;
-    m->value = NULL;
-    m->next = p->s->meta;
-    p->s->meta = m;
-  }
-  free(m->value);
+  pxg_meta *m = malloc(sizeof *m + len), **at = &p->s->meta;
+  if (!m) return free(value), false;
+  memcpy(m->key, key, len);
+  m->key_len = (uint32_t)len;
   m->value = value;
   m->len = (uint32_t)o->val.len;
+  while (*at && ((*at)->key_len != len || memcmp((*at)->key, key, len))) at = &(*at)->next;
+  pxg_meta *old = *at;
+  m->next = old ? old->next : NULL;
+  *at = m;
+  if (old) old->next = p->s->spent, p->s->spent = old;
   return true;
+}
+
+void pxg_meta_free(pxg_meta **all) {
+  for (pxg_meta *m = *all, *next; m; m = next) {
+    next = m->next;
+    free(m->value);
+    free(m);
+  }
+  *all = NULL;
 }
 
 static void effect_of(pxg_place *p, const pxg_todo *o) {
@@ -308,7 +316,7 @@ static void body_op(pxg_place *p, int dir, pxg_todo *o, pxg_bytes *out, uint64_t
 void pxg_settle_apply(pxg_place *p, int dir, pxg_decision *d, pxg_bytes *out, uint64_t *cursor) {
   pxg_stream *s = p->s;
   pxg_view views[2] = {{NULL, 0}, {NULL, 0}};
-  bool edited[2] = {false, false}, shown[2] = {false, false};
+  bool edited[2] = {false, false}, shown[2] = {false, false}, moves = false;
   /* Indices count in the view from before all edits. */
   for (size_t k = 0; k < d->n_ops; k++) {
     const pxg_todo *o = &d->ops[k];
@@ -328,8 +336,8 @@ void pxg_settle_apply(pxg_place *p, int dir, pxg_decision *d, pxg_bytes *out, ui
       change(p, dir, d, k, &views[t]);
     } else if (o->kind == PXG_OP_BODY_WRITE) {
       pxg_reply_write(p, o);
-    } else if (o->kind >= PXG_OP_PASS && o->kind <= PXG_OP_INJECT) {
-      body_op(p, dir, o, out, cursor);
+    } else if (is_body_op(o)) {
+      moves = true;
     } else if (o->kind == PXG_OP_ROUTE) {
       route(s, o);
     } else {
@@ -338,4 +346,7 @@ void pxg_settle_apply(pxg_place *p, int dir, pxg_decision *d, pxg_bytes *out, ui
   }
   for (int t = 0; t < 2; t++)
     if (edited[t] && !s->ops->commit(s->data, dir, t)) s->no_memory = true;
+  /* Only now: strings of the others may refer to the view (11.1), which ends here. */
+  for (size_t k = 0; moves && k < d->n_ops; k++)
+    if (!d->ops[k].skip && is_body_op(&d->ops[k])) body_op(p, dir, &d->ops[k], out, cursor);
 }

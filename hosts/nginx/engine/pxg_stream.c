@@ -53,11 +53,16 @@ pxg_stream *pxg_stream_make(pxg_worker *w, pxg_config *const *chain, size_t n, c
 pxg_stream *pxg_stream_open(pxg_worker *w, pxg_config *const *chain, size_t n, const pxg_stream_ops *ops, void *data,
                             uint64_t id, uint32_t flags) {
   pxg_stream *s = pxg_stream_make(w, chain, n, ops, data, id, flags);
+  bool ok = true;
   for (int i = 0; s && i < s->n; i++) {
     s->places[i].handle = pxg_handle_new(w, s->places[i].c, &s->places[i], NULL);
-    if (!s->places[i].handle) s->no_memory = true;
+    ok = ok && s->places[i].handle;
   }
-  return s;
+  if (ok) return s;
+  for (int i = 0; i < s->n; i++) pxg_handle_retire(w, s->places[i].handle);
+  s->finished = true; /* No guest has heard of it. */
+  pxg_stream_free(s);
+  return NULL;
 }
 
 /* ---- feeding ----------------------------------------------------------------------------------------------------- */
@@ -250,7 +255,7 @@ void pxg_stream_keep(pxg_stream *s) {
     for (int i = 0; i < s->n; i++) ok = pxg_bytes_own(&s->places[i].d[d].view) && ok;
   }
   if (ok || s->dead) return;
-  pxg_say(PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
+  pxg_stream_say(s, PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
   pxg_reset(s, PXG_END_ERROR);
 }
 
@@ -313,10 +318,10 @@ void pxg_run(pxg_stream *s) {
   s->running = true;
   do {
     s->again = false;
-    while (!s->dead && !s->no_memory && step(s)) { /* void */
-    }
+    while (!s->dead && !s->no_memory && step(s))
+      if (s->spent) pxg_meta_free(&s->spent);
     if (s->no_memory && !s->dead) {
-      pxg_say(PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
+      pxg_stream_say(s, PXG_LOG_ERROR, "stream=%llu is reset: no memory", (unsigned long long)s->id);
       pxg_reset(s, PXG_END_ERROR);
     }
     if (!s->dead) pxg_reply_room(s);
@@ -402,6 +407,8 @@ static bool take_from(pxg_stream *s, int d, pxg_out *out) {
     k->end_taken = true;
     out->kind = PXG_OUT_END;
     if (s->trailers[d]) out->flags |= PXG_OUT_TRAILERS;
+  } else if (k->flush && k->head_taken && !k->end_taken) {
+    out->kind = PXG_OUT_BYTES;
   } else {
     return false;
   }
@@ -493,11 +500,8 @@ void pxg_stream_free(pxg_stream *s) {
     pxg_config_unref(p->c);
   }
   for (int d = 0; d < 2; d++) pxg_bytes_free(&s->out[d].bytes);
-  for (pxg_meta *m = s->meta, *next; m; m = next) {
-    next = m->next;
-    free(m->value);
-    free(m);
-  }
+  pxg_meta_free(&s->meta);
+  pxg_meta_free(&s->spent);
   free(s->cluster);
   free(s->details);
   free(s);

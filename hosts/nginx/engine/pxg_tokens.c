@@ -397,10 +397,10 @@ static int32_t reserve(pxg_slot *s, uint64_t n) {
 /* As a visitor of the handle. */
 static int32_t apply(uint64_t handle, pxg_slot *s, letter *l) {
   pxg_decision *d = &l->d;
-  uint64_t n = written(d);
   if (d->no_memory) pxg_refuse(d, PXG_E_LIMIT, "no memory");
   if (!d->no_memory) pxg_judge(d, BY_APPLY, atomic_load_explicit(&s->config, memory_order_relaxed), 0, 0);
   if (d->status) return d->status;
+  uint64_t n = written(d); /* Without what the judge left out. */
   int32_t status = n ? reserve(s, n) : PXG_OK;
   if (status < 0) {
     pxg_refuse(d, status, "found a BODY_WRITE before WRITABLE [PXG-RPL-006]");

@@ -67,6 +67,7 @@ typedef struct {
   ngx_http_client_body_handler_pt body_handler;
   ngx_send_pt send;
   ngx_int_t refused; /* The status that nginx's filters have in the place of a head that was held. */
+  ngx_uint_t method; /* The client's, whose answer it is: a guest may have made another one of it. */
 
   unsigned in_access : 1;     /* The ACCESS handler answered NGX_AGAIN. */
   unsigned reading : 1;       /* It reads the body while headers are held. */
@@ -103,6 +104,21 @@ ngx_int_t ngx_http_pxg_attributes_init(ngx_conf_t *cf);                   /* In 
 int32_t ngx_http_pxg_attribute(void *data, const char *name, size_t len); /* pxg_driver.attribute */
 bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *value);
 void ngx_http_pxg_attributes_open(ngx_http_pxg_ctx_t *ctx); /* Before a guest or an edit. */
+
+/* What values of attributes are made from. */
+typedef struct {
+  ngx_http_request_t *request;
+  pxg_stream *stream;
+  const off_t *body_bytes; /* Two: of the request as it came, of the response as it left. */
+  ngx_str_t raw_path;
+  uint64_t started_ns;
+  const char *origin; /* response.code_details of a response that is no guest's; null: not known. */
+} ngx_http_pxg_subject_t;
+
+bool ngx_http_pxg_show_attribute(const ngx_http_pxg_subject_t *s, int32_t id, uint32_t phase, pxg_str *value);
+/* Where nginx has the response from that it makes or forwards. */
+const char *ngx_http_pxg_origin(ngx_http_request_t *r);
+uint64_t ngx_http_pxg_started(ngx_http_request_t *r); /* Its start, monotonic. */
 /* ngx_http_pxg_routing.c */
 ngx_int_t ngx_http_pxg_routing_variables(ngx_conf_t *cf); /* In preconfiguration. */
 bool ngx_http_pxg_op_cluster(void *data, const uint8_t *name, size_t len);

@@ -314,29 +314,28 @@ static bool ngx_http_pxg_show_upstream(ngx_http_request_t *r, int32_t id, pxg_st
   }
 }
 
-static bool ngx_http_pxg_show_details(ngx_http_pxg_ctx_t *ctx, pxg_str *v) {
-  ngx_http_request_t *r = ctx->request;
-  const char *details = pxg_stream_details(ctx->stream);
+const char *ngx_http_pxg_origin(ngx_http_request_t *r) {
+  if (r->err_status) return "host.error";
+  return r->upstream && r->upstream->headers_in.status_n ? "via_upstream" : "host.content";
+}
 
-  if (details) return ngx_http_pxg_show_text(details, v);
-  if (!ctx->response_fed) return false;
-  if (r->err_status) return ngx_http_pxg_show_text("host.error", v);
-  if (r->upstream && r->upstream->headers_in.status_n) return ngx_http_pxg_show_text("via_upstream", v);
-  return ngx_http_pxg_show_text("host.content", v);
+static bool ngx_http_pxg_show_details(const ngx_http_pxg_subject_t *s, pxg_str *v) {
+  const char *details = pxg_stream_details(s->stream);
+  if (details == NULL) details = s->origin;
+  return details && ngx_http_pxg_show_text(details, v);
 }
 
 /* What filters behind this one make of a body is only known where nginx sends it without chunks. */
-static bool ngx_http_pxg_show_sent(ngx_http_pxg_ctx_t *ctx, int32_t id, pxg_str *v) {
-  ngx_http_request_t *r = ctx->request;
+static bool ngx_http_pxg_show_sent(const ngx_http_pxg_subject_t *s, int32_t id, pxg_str *v) {
+  ngx_http_request_t *r = s->request;
   off_t sent = r->connection->sent - (off_t)r->header_size;
 
-  if (!r->header_sent || r->http_version > NGX_HTTP_VERSION_11 || r->chunked) sent = ctx->body_bytes[PXG_DIR_RESPONSE];
+  if (!r->header_sent || r->http_version > NGX_HTTP_VERSION_11 || r->chunked) sent = s->body_bytes[PXG_DIR_RESPONSE];
   return ngx_http_pxg_show_number(id, sent > 0 ? (uint64_t)sent : 0, v);
 }
 
-bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *v) {
-  ngx_http_pxg_ctx_t *ctx = data;
-  ngx_http_request_t *r = ctx->request;
+bool ngx_http_pxg_show_attribute(const ngx_http_pxg_subject_t *s, int32_t id, uint32_t phase, pxg_str *v) {
+  ngx_http_request_t *r = s->request;
   ngx_connection_t *c = r->connection;
   ngx_http_core_loc_conf_t *clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
   ngx_http_pxg_main_conf_t *m = ngx_http_get_module_main_conf(r, ngx_http_proxy_golang_module);
@@ -353,8 +352,8 @@ bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *
   case NGX_HTTP_PXG_EARLY_DATA: return ngx_http_pxg_show_text(ngx_http_pxg_is_early(r) ? "true" : "false", v);
   case NGX_HTTP_PXG_REQUEST_BODY_BYTES:
     if (request_headers) return false;
-    return ngx_http_pxg_show_number(id, (uint64_t)ctx->body_bytes[PXG_DIR_REQUEST], v);
-  case NGX_HTTP_PXG_PATH_RAW: return ngx_http_pxg_show(ctx->raw_path.data, ctx->raw_path.len, v);
+    return ngx_http_pxg_show_number(id, (uint64_t)s->body_bytes[PXG_DIR_REQUEST], v);
+  case NGX_HTTP_PXG_PATH_RAW: return ngx_http_pxg_show(s->raw_path.data, s->raw_path.len, v);
   case NGX_HTTP_PXG_PATH_NORMALIZED: return ngx_http_pxg_show_normalized(r, id, v);
   case NGX_HTTP_PXG_SOURCE: return ngx_http_pxg_show_address(id, c->sockaddr, c->socklen, v);
   case NGX_HTTP_PXG_SOURCE_PEER: return ngx_http_pxg_show_peer(r, id, v);
@@ -369,23 +368,39 @@ bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *
   case NGX_HTTP_PXG_UPSTREAM_ATTEMPTS:
   case NGX_HTTP_PXG_UPSTREAM_DURATION: return ngx_http_pxg_show_upstream(r, id, v);
   case NGX_HTTP_PXG_CODE: return log && r->header_sent && ngx_http_pxg_show_number(id, r->headers_out.status, v);
-  case NGX_HTTP_PXG_DETAILS: return ngx_http_pxg_show_details(ctx, v);
+  case NGX_HTTP_PXG_DETAILS: return ngx_http_pxg_show_details(s, v);
   case NGX_HTTP_PXG_RESPONSE_BODY_BYTES:
     if (!log && phase != PXG_PHASE_RESPONSE_BODY && phase != PXG_PHASE_RESPONSE_TRAILERS) return false;
-    return ngx_http_pxg_show_sent(ctx, id, v);
-  case NGX_HTTP_PXG_DURATION: return ngx_http_pxg_show_number(id, ngx_http_pxg_now() - ctx->started_ns, v);
+    return ngx_http_pxg_show_sent(s, id, v);
+  case NGX_HTTP_PXG_DURATION: return ngx_http_pxg_show_number(id, ngx_http_pxg_now() - s->started_ns, v);
   default: return ngx_http_pxg_show_tls(r, id, v);
   }
 }
 
-void ngx_http_pxg_attributes_open(ngx_http_pxg_ctx_t *ctx) {
-  ngx_http_request_t *r = ctx->request;
+bool ngx_http_pxg_op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *v) {
+  ngx_http_pxg_ctx_t *ctx = data;
+  ngx_http_pxg_subject_t s = {
+      .request = ctx->request,
+      .stream = ctx->stream,
+      .body_bytes = ctx->body_bytes,
+      .raw_path = ctx->raw_path,
+      .started_ns = ctx->started_ns,
+      .origin = ctx->response_fed ? ngx_http_pxg_origin(ctx->request) : NULL,
+  };
+  return ngx_http_pxg_show_attribute(&s, id, phase, v);
+}
+
+uint64_t ngx_http_pxg_started(ngx_http_request_t *r) {
   ngx_time_t *tp = ngx_timeofday();
   ngx_msec_int_t ms =
       (ngx_msec_int_t)((tp->sec - r->start_sec) * 1000 + (ngx_msec_int_t)tp->msec - (ngx_msec_int_t)r->start_msec);
 
-  ctx->raw_path = r->unparsed_uri;
-  ctx->started_ns = ngx_http_pxg_now() - (uint64_t)(ms > 0 ? ms : 0) * 1000000;
+  return ngx_http_pxg_now() - (uint64_t)(ms > 0 ? ms : 0) * 1000000;
+}
+
+void ngx_http_pxg_attributes_open(ngx_http_pxg_ctx_t *ctx) {
+  ctx->raw_path = ctx->request->unparsed_uri;
+  ctx->started_ns = ngx_http_pxg_started(ctx->request);
 }
 
 void ngx_http_pxg_count_body(ngx_http_pxg_ctx_t *ctx, int direction, const ngx_chain_t *in) {

@@ -97,7 +97,7 @@ ngx_int_t ngx_http_pxg_take_one(ngx_http_pxg_ctx_t *ctx, pxg_out *out) {
       if (out->flags & PXG_OUT_OPEN) ctx->open = f->flush = 1;
     }
     return NGX_OK;
-  case PXG_OUT_BYTES: return ngx_http_pxg_take_bytes(ctx, out);
+  case PXG_OUT_BYTES: return out->slice.len ? ngx_http_pxg_take_bytes(ctx, out) : NGX_OK;
   case PXG_OUT_END:
     if (out->direction == PXG_DIR_REQUEST)
       ctx->request_ended = 1;

@@ -40,6 +40,7 @@ struct ngx_http_pxg_filter_s {
 typedef struct {
   ngx_array_t filters;   /* ngx_http_pxg_filter_t *, in the order of the file. */
   ngx_array_t overrides; /* The same; of all servers and locations. */
+  uint32_t log_level;    /* PXG_LOG_*: the lowest that a location's error_log takes. */
   size_t zone_size;      /* NGX_CONF_UNSET_SIZE: preset. */
   ngx_shm_zone_t *zone;  /* Null: there is no filter. */
   ngx_int_t request_id;  /* The index of $request_id. */
@@ -116,8 +117,12 @@ ngx_int_t ngx_http_pxg_add_variables(ngx_conf_t *cf);
 
 /* ---- Log: ngx_http_pxg_log.c --------------------------------------------------------------------------------------- */
 
-/* pxg_driver.log */
+/* pxg_driver.log: the main error_log. */
 void ngx_http_pxg_log(void *data, uint32_t level, const char *line, size_t len);
+/* On the loop's thread: the log of a request, and with it the error_log of its location. */
+void ngx_http_pxg_log_to(ngx_log_t *log, uint32_t level, const char *line, size_t len);
+/* The engine's level for one of nginx's. */
+uint32_t ngx_http_pxg_log_level(const ngx_log_t *log);
 /* The calling thread is the loop from now on: others ring `bell` when there is something for ngx_http_pxg_log_take. A
  * null `bell` ends that. */
 void ngx_http_pxg_log_loop(void (*bell)(void *data), void *data);
@@ -129,8 +134,9 @@ void ngx_http_pxg_log_take(void);
 extern const uint64_t ngx_http_pxg_features[4];
 void ngx_http_pxg_grants(const ngx_http_pxg_filter_t *f, uint64_t features[4]);
 
-/* Tells the engine about this host, once per process: a worker, or the child that validates. */
-ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone);
+/* Tells the engine about this host, once per process: a worker, or the child that validates. Guests format nothing that
+ * neither `log` nor `log_level` takes. */
+ngx_int_t ngx_http_pxg_start(ngx_log_t *log, uint32_t log_level, pxg_zone *zone);
 /* Whether this is the one process of `master_process off`. After a reload there nginx accepts no connection any more,
  * module or not, so no guest is loaded for one. */
 ngx_uint_t ngx_http_pxg_serves_alone(void);

@@ -35,6 +35,7 @@ void *ngx_http_pxg_create_main_conf(ngx_conf_t *cf) {
   if (m == NULL || ngx_array_init(&m->filters, cf->pool, 4, sizeof(ngx_http_pxg_filter_t *)) != NGX_OK ||
       ngx_array_init(&m->overrides, cf->pool, 4, sizeof(ngx_http_pxg_filter_t *)) != NGX_OK)
     return NULL;
+  m->log_level = PXG_LOG_OFF;
   m->zone_size = NGX_CONF_UNSET_SIZE;
   return m;
 }
@@ -90,11 +91,20 @@ static ngx_http_pxg_filter_t *ngx_http_pxg_effective(const ngx_http_pxg_loc_conf
   return o->plain ? f : o;
 }
 
+/* The core module's part of this location has been merged before. */
+static void ngx_http_pxg_note_level(ngx_conf_t *cf) {
+  ngx_http_pxg_main_conf_t *m = ngx_http_conf_get_module_main_conf(cf, ngx_http_proxy_golang_module);
+  ngx_http_core_loc_conf_t *clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+  m->log_level = ngx_min(m->log_level, ngx_http_pxg_log_level(clcf->error_log));
+}
+
 char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child) {
   ngx_http_pxg_loc_conf_t *prev = parent, *conf = child;
   ngx_http_pxg_filter_t **f, **slot, *e;
   ngx_uint_t i;
 
+  ngx_http_pxg_note_level(cf);
   ngx_conf_merge_ptr_value(conf->declared, prev->declared, NULL);
   ngx_conf_merge_ptr_value(conf->strip, prev->strip, NULL);
   if (ngx_http_pxg_inherit_overrides(cf, prev, conf) != NGX_OK) return NGX_CONF_ERROR;

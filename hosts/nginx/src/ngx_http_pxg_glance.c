@@ -32,6 +32,11 @@ void ngx_http_pxg_glance_end_all(void) {
     ngx_http_pxg_glance_finish(ngx_queue_data(ngx_queue_head(&ngx_http_pxg_glances), ngx_http_pxg_glance_t, queue));
 }
 
+static void ngx_http_pxg_glance_log(void *data, uint32_t level, const char *line, size_t len) {
+  ngx_http_pxg_glance_t *g = data;
+  ngx_http_pxg_log_to(g->request->connection->log, level, line, len);
+}
+
 static ngx_int_t ngx_http_pxg_edit_one(ngx_http_pxg_fields_t *f, const pxg_op *o) {
   switch (o->kind) {
   case PXG_OP_HEADER_SET: return ngx_http_pxg_fields_set(f, &o->key, &o->val.bytes);
@@ -68,6 +73,7 @@ ngx_int_t ngx_http_pxg_glance_start(ngx_http_request_t *r, ngx_http_pxg_ctx_t **
   ngx_pool_cleanup_t *cln;
   const pxg_op *edits;
   pxg_worker *w;
+  pxg_speaker speaker;
   pxg_glanced way;
   size_t n;
 
@@ -84,7 +90,8 @@ ngx_int_t ngx_http_pxg_glance_start(ngx_http_request_t *r, ngx_http_pxg_ctx_t **
   g->passed = 0;
   w = ngx_http_pxg_worker();
   if (w == NULL) return NGX_ERROR;
-  way = pxg_glance_head(&g->engine, w, f->config, g, fields, n, g->bodiless ? PXG_HEAD_ENDS : 0, &edits, &n);
+  speaker = (pxg_speaker){ngx_http_pxg_glance_log, g, r->connection->number};
+  way = pxg_glance_head(&g->engine, w, f->config, &speaker, fields, n, g->bodiless ? PXG_HEAD_ENDS : 0, &edits, &n);
   if (way == PXG_GLANCE_NONE) return NGX_DECLINED;
 
   cln->handler = ngx_http_pxg_glance_cleanup;

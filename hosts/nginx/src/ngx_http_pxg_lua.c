@@ -8,21 +8,6 @@
 
 #include <dlfcn.h>
 
-typedef struct {
-  ngx_http_pxg_lua_message_t message; /* First: the operations' `data`. */
-  pxg_stream *stream;
-  ngx_http_request_t *request;
-  ngx_queue_t queue; /* Of the request's. */
-  ngx_event_t timer;
-  void *sema[2];
-  pxg_slice taken; /* What the last take answered. */
-} ngx_http_pxg_lua_stream_t;
-
-/* The streams of one request: its pool's cleanup ends them. */
-typedef struct {
-  ngx_queue_t streams;
-} ngx_http_pxg_lua_owner_t;
-
 /* ---- Handles ------------------------------------------------------------------------------------------------------- */
 
 /* 20 bits of slot and 33 of generation, so that a double holds them all. */
@@ -89,7 +74,7 @@ static ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_find(uint64_t handle) {
 
 /* The function that lua-resty-core's ngx.semaphore calls: the Lua module has it if its Lua code has called us. It posts
  * an event and runs no Lua. */
-static void ngx_http_pxg_lua_post(ngx_http_pxg_lua_stream_t *s) {
+void ngx_http_pxg_lua_post(ngx_http_pxg_lua_stream_t *s) {
   static int (*post)(void *sema, int n);
   int d;
 
@@ -105,8 +90,9 @@ static void ngx_http_pxg_lua_post(ngx_http_pxg_lua_stream_t *s) {
   }
 }
 
-/* After each call into the engine for a stream. What one Lua thread feeds may have moved what another one waits for. */
-static void ngx_http_pxg_lua_settle(ngx_http_pxg_lua_stream_t *s) {
+/* What one Lua thread feeds may have moved what another one waits for. What may leave is taken later, by calls of their own:
+ * until then all that was lent is kept. Taking moves nothing in the engine, so no deadline changes by it. */
+void ngx_http_pxg_lua_settle(ngx_http_pxg_lua_stream_t *s) {
   uint64_t at, now;
 
   ngx_http_pxg_lua_post(s);
@@ -176,15 +162,23 @@ void ngx_http_pxg_lua_exit(void) {
   ngx_http_pxg_lua_filters_exit();
 }
 
-static ngx_http_pxg_lua_owner_t *ngx_http_pxg_lua_owner(ngx_http_request_t *r) {
-  ngx_http_pxg_lua_owner_t *o;
+ngx_http_pxg_lua_owner_t *ngx_http_pxg_lua_owner_of(ngx_http_request_t *r) {
   ngx_pool_cleanup_t *cln;
 
   for (cln = r->pool->cleanup; cln; cln = cln->next)
     if (cln->handler == ngx_http_pxg_lua_cleanup) return cln->data;
+  return NULL;
+}
+
+static ngx_http_pxg_lua_owner_t *ngx_http_pxg_lua_owner(ngx_http_request_t *r) {
+  ngx_http_pxg_lua_owner_t *o = ngx_http_pxg_lua_owner_of(r);
+  ngx_pool_cleanup_t *cln;
+
+  if (o) return o;
   cln = ngx_pool_cleanup_add(r->pool, sizeof(*o));
   if (cln == NULL) return NULL;
   o = cln->data;
+  ngx_memzero(o, sizeof(*o));
   ngx_queue_init(&o->streams);
   cln->handler = ngx_http_pxg_lua_cleanup;
   return o;
@@ -222,6 +216,8 @@ uint64_t ngx_http_pxg_lua_open(ngx_http_request_t *r, const int *filters, size_t
   }
   s->message.pool = pool;
   s->request = r;
+  s->raw_path = r->unparsed_uri;
+  s->started_ns = ngx_http_pxg_started(r);
   s->timer.handler = ngx_http_pxg_lua_timer;
   s->timer.data = s;
   s->timer.log = ngx_cycle->log;
@@ -249,7 +245,7 @@ int ngx_http_pxg_lua_finish(uint64_t handle, uint32_t why) {
 
 /* ---- Feeding and taking -------------------------------------------------------------------------------------------- */
 
-static ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_enter(uint64_t handle, int direction) {
+ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_enter(uint64_t handle, int direction) {
   if (direction != PXG_DIR_REQUEST && direction != PXG_DIR_RESPONSE) return NULL;
   (void)ngx_http_pxg_worker();
   return ngx_http_pxg_lua_find(handle);
@@ -260,6 +256,7 @@ int ngx_http_pxg_lua_head(uint64_t handle, int direction, uint32_t flags, const 
 
   if (s == NULL) return PXG_E_STALE;
   if (!ngx_http_pxg_lua_copy(&s->message, direction, false, fields, n)) return PXG_E_INTERNAL;
+  if (direction == PXG_DIR_RESPONSE) s->origin = flags & PXG_HEAD_LOCAL ? "host.content" : "via_upstream";
   pxg_stream_head(s->stream, direction, flags);
   ngx_http_pxg_lua_settle(s);
   return PXG_OK;
@@ -270,6 +267,7 @@ int ngx_http_pxg_lua_bytes(uint64_t handle, int direction, const void *bytes, si
   pxg_slice slice = {.ptr = bytes, .len = n, .lent = true};
 
   if (s == NULL) return PXG_E_STALE;
+  if (direction == PXG_DIR_REQUEST) s->body_bytes[direction] += (off_t)n;
   pxg_stream_bytes(s->stream, direction, &slice, 1);
   ngx_http_pxg_lua_settle(s);
   return PXG_OK;
@@ -300,6 +298,7 @@ int ngx_http_pxg_lua_take(uint64_t handle, ngx_http_pxg_lua_out_t *out) {
   out->flags = o.flags;
   if (o.kind == PXG_OUT_BYTES) {
     s->taken = o.slice;
+    if (o.direction == PXG_DIR_RESPONSE) s->body_bytes[o.direction] += (off_t)o.slice.len;
     out->bytes = o.slice.ptr, out->n_bytes = o.slice.len;
   } else if (o.kind == PXG_OUT_HEAD || (o.flags & PXG_OUT_TRAILERS)) {
     l = &s->message.lists[o.direction][o.kind == PXG_OUT_END];

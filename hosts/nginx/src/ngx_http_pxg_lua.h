@@ -17,8 +17,6 @@
 
 /* Mail came for a stream; false: it is not one of Lua's. */
 bool ngx_http_pxg_lua_resume(pxg_stream *s);
-/* pxg_driver.attribute: none for configurations of Lua, whose streams may be about any message. */
-int32_t ngx_http_pxg_lua_attribute(void *data, const char *name, size_t len);
 /* Before the configurations are dropped: ends all streams and gives the configurations back. */
 void ngx_http_pxg_lua_exit(void);
 
@@ -37,29 +35,65 @@ typedef struct {
   ngx_http_pxg_lua_list_t lists[2][2]; /* By direction; headers, trailers. */
 } ngx_http_pxg_lua_message_t;
 
-/* Its `data` begins with an ngx_http_pxg_lua_message_t. */
+/* Its `data` is an ngx_http_pxg_lua_stream_t, and begins with the message. */
 extern const pxg_stream_ops ngx_http_pxg_lua_ops;
 /* Empties the list and copies `n` fields to it. */
 bool ngx_http_pxg_lua_copy(ngx_http_pxg_lua_message_t *m, int d, bool trailers, const pxg_field *fields, size_t n);
 
+/* ---- Streams ------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  ngx_http_pxg_lua_message_t message; /* First: the operations' `data`. */
+  pxg_stream *stream;
+  ngx_http_request_t *request;
+  ngx_queue_t queue; /* Of the request's. */
+  ngx_event_t timer;
+  void *sema[2];
+  pxg_slice taken; /* What the last take answered. */
+
+  /* For attributes. */
+  off_t body_bytes[2];
+  ngx_str_t raw_path;
+  uint64_t started_ns;
+  const char *origin;
+} ngx_http_pxg_lua_stream_t;
+
+/* The streams of one request: its pool's cleanup ends them. */
+typedef struct {
+  ngx_queue_t streams;
+  ngx_http_event_handler_pt read_handler; /* What ngx_http_pxg_lua_read replaced while it waits. */
+  unsigned began : 1;                     /* Of the request's body. */
+  unsigned ended : 1;
+} ngx_http_pxg_lua_owner_t;
+
+/* Null: the stream is not there. `direction` is checked. */
+ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_enter(uint64_t handle, int direction);
+/* After each call into the engine for a stream. */
+void ngx_http_pxg_lua_settle(ngx_http_pxg_lua_stream_t *s);
+/* Posts the semaphores of those who wait for the stream. */
+void ngx_http_pxg_lua_post(ngx_http_pxg_lua_stream_t *s);
+/* Null: the request has opened no stream. */
+ngx_http_pxg_lua_owner_t *ngx_http_pxg_lua_owner_of(ngx_http_request_t *r);
+
 /* ---- Exported to Lua ----------------------------------------------------------------------------------------------- */
 
 /* What the Lua library checks before it calls anything else: raised whenever a function or struct below changes. */
-#define NGX_HTTP_PXG_LUA_ABI 1
+#define NGX_HTTP_PXG_LUA_ABI 2
 int ngx_http_pxg_lua_abi_version(void);
 
 /* Strings are NUL-terminated. 0 leaves a limit as it is preset. `without`: features 0 to 63 that the caller's program
- * cannot keep; what no Lua program can is cleared anyway. */
+ * cannot keep; what no Lua program can is cleared anyway. `attributes`: its streams are about the request that they are
+ * opened for, and have its attributes; else none. */
 typedef struct {
   const char *guest, *filter, *name, *config;
-  uint32_t n_config, fail_open, failure_status, max_pending;
+  uint32_t n_config, fail_open, failure_status, max_pending, attributes, reserved;
   uint64_t without, pend_limit_ns, hold_limit_ns, max_body;
 } ngx_http_pxg_lua_spec_t;
 
 /* A configuration by its name, as proxy_golang_filter defines it or ngx_http_pxg_lua_load has: its number, 0 or more.
- * Each set of features is a configuration of its own. -1 with the cause in `err`, of which `*errlen` says the room and
+ * Each set of features, with attributes and without, is a configuration of its own. -1 with the cause in `err`, of which `*errlen` says the room and
  * then the length. */
-int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_t *errlen);
+int ngx_http_pxg_lua_filter(const char *name, uint64_t without, int attributes, char *err, size_t *errlen);
 /* Loads the library if need be, which blocks the worker, and makes the configuration. An earlier one of the same name
  * and features is replaced for streams to come, or stays if this one is refused. */
 int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *spec, char *err, size_t *errlen);
@@ -77,6 +111,11 @@ uint64_t ngx_http_pxg_lua_open(ngx_http_request_t *r, const int *filters, size_t
 int ngx_http_pxg_lua_head(uint64_t handle, int direction, uint32_t flags, const pxg_field *fields, size_t n);
 int ngx_http_pxg_lua_bytes(uint64_t handle, int direction, const void *bytes, size_t n);
 int ngx_http_pxg_lua_end(uint64_t handle, int direction, const pxg_field *trailers, size_t n);
+/* Reads what there is of the body of `r`, a main request for which the stream was opened, as it comes, also in chunks or by
+ * HTTP/2, and feeds it. 1: something was fed; 0: nothing has come yet, more of it posts the semaphore that is being
+ * watched; PXG_E_STALE; PXG_E_STATE: the body was read by others before; below -299 a status of HTTP with its sign
+ * changed, 408 for a client that is too slow and 499 for one that is gone. */
+int ngx_http_pxg_lua_read(uint64_t handle, ngx_http_request_t *r);
 /* `why`: PXG_END_*. The handle is stale from here on. */
 int ngx_http_pxg_lua_finish(uint64_t handle, uint32_t why);
 

@@ -164,6 +164,23 @@ static bool ngx_http_pxg_lua_trailers(void *data, const pxg_field *fields, size_
   return ngx_http_pxg_lua_copy(data, PXG_DIR_RESPONSE, true, fields, n);
 }
 
+/* A request that lua-nginx-module made, for a timer and the like, has nothing to show; nor has one whose pool is being
+ * destroyed. */
+static bool ngx_http_pxg_lua_attribute(void *data, int32_t id, uint32_t phase, pxg_str *value) {
+  ngx_http_pxg_lua_stream_t *s = data;
+  ngx_http_request_t *r = s->request;
+  ngx_http_pxg_subject_t subject = {
+      .request = r,
+      .stream = s->stream,
+      .body_bytes = s->body_bytes,
+      .raw_path = s->raw_path,
+      .started_ns = s->started_ns,
+      .origin = s->origin && (r->upstream || r->err_status) ? ngx_http_pxg_origin(r) : s->origin,
+  };
+  if (r->pool == NULL || r->connection->fd == (ngx_socket_t)-1) return false;
+  return ngx_http_pxg_show_attribute(&subject, id, phase, value);
+}
+
 const pxg_stream_ops ngx_http_pxg_lua_ops = {
     .view = ngx_http_pxg_lua_view,
     .set = ngx_http_pxg_lua_set,
@@ -175,4 +192,5 @@ const pxg_stream_ops ngx_http_pxg_lua_ops = {
     .length = ngx_http_pxg_lua_length,
     .replace = ngx_http_pxg_lua_replace,
     .trailers = ngx_http_pxg_lua_trailers,
+    .attribute = ngx_http_pxg_lua_attribute,
 };

@@ -29,6 +29,7 @@ static const uint64_t ngx_http_pxg_lua_features =
 typedef struct {
   char *name;
   uint64_t without;
+  bool attributes;
   pxg_config *config;
 } ngx_http_pxg_lua_filter_t;
 
@@ -41,18 +42,18 @@ static int ngx_http_pxg_lua_refuse(char *err, size_t *errlen, const char *text, 
   return -1;
 }
 
-static int ngx_http_pxg_lua_find(const char *name, uint64_t without) {
+static int ngx_http_pxg_lua_find(const char *name, uint64_t without, bool attributes) {
+  const ngx_http_pxg_lua_filter_t *f = ngx_http_pxg_lua_filters;
   int i;
   for (i = 0; i < ngx_http_pxg_lua_n_filters; i++)
-    if (ngx_http_pxg_lua_filters[i].without == without && ngx_strcmp(ngx_http_pxg_lua_filters[i].name, name) == 0)
-      return i;
+    if (f[i].without == without && f[i].attributes == attributes && ngx_strcmp(f[i].name, name) == 0) return i;
   return -1;
 }
 
 /* Takes over the reference. */
-static int ngx_http_pxg_lua_keep(const char *name, uint64_t without, pxg_config *c) {
+static int ngx_http_pxg_lua_keep(const char *name, uint64_t without, bool attributes, pxg_config *c) {
   ngx_http_pxg_lua_filter_t *all;
-  int i = ngx_http_pxg_lua_find(name, without);
+  int i = ngx_http_pxg_lua_find(name, without, attributes);
 
   if (i >= 0) {
     pxg_config_unref(ngx_http_pxg_lua_filters[i].config);
@@ -64,29 +65,22 @@ static int ngx_http_pxg_lua_keep(const char *name, uint64_t without, pxg_config 
   all = realloc(ngx_http_pxg_lua_filters, ((size_t)i + 1) * sizeof(*all));
   if (all == NULL) return pxg_config_unref(c), -1;
   ngx_http_pxg_lua_filters = all;
-  all[i] = (ngx_http_pxg_lua_filter_t){.name = strdup(name), .without = without, .config = c};
+  all[i] = (ngx_http_pxg_lua_filter_t){.name = strdup(name), .without = without, .attributes = attributes, .config = c};
   if (all[i].name == NULL) return pxg_config_unref(c), -1;
   return ngx_http_pxg_lua_n_filters++;
 }
 
-static bool ngx_http_pxg_lua_making;
-
-int32_t ngx_http_pxg_lua_attribute(void *data, const char *name, size_t len) {
-  return ngx_http_pxg_lua_making ? PXG_ATTR_NONE : ngx_http_pxg_attribute(data, name, len);
-}
-
-static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint64_t without, char *err, size_t *errlen) {
+static int ngx_http_pxg_lua_make(pxg_config_spec *spec, uint64_t without, bool attributes, char *err, size_t *errlen) {
   pxg_config *c;
   pxg_error why;
   int i;
 
   ngx_memzero(spec->features, sizeof(spec->features));
   spec->features[0] = ngx_http_pxg_lua_features & pxg_host_driver()->features[0] & ~without;
-  ngx_http_pxg_lua_making = true;
+  spec->no_attributes = !attributes;
   c = ngx_http_pxg_config_new(spec, &why);
-  ngx_http_pxg_lua_making = false;
   if (c == NULL) return ngx_http_pxg_lua_refuse(err, errlen, "%s", why.text);
-  i = ngx_http_pxg_lua_keep(spec->instance, without, c);
+  i = ngx_http_pxg_lua_keep(spec->instance, without, attributes, c);
   return i >= 0 ? i : ngx_http_pxg_lua_refuse(err, errlen, "no memory%s", "");
 }
 
@@ -103,12 +97,12 @@ static bool ngx_http_pxg_lua_ready(char *err, size_t *errlen) {
   return true;
 }
 
-int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_t *errlen) {
+int ngx_http_pxg_lua_filter(const char *name, uint64_t without, int attributes, char *err, size_t *errlen) {
   ngx_http_pxg_main_conf_t *m;
   ngx_http_pxg_filter_t **f;
   pxg_config_spec spec;
   ngx_uint_t i;
-  int at = ngx_http_pxg_lua_find(name, without);
+  int at = ngx_http_pxg_lua_find(name, without, attributes != 0);
 
   if (at >= 0) return at;
   if (!ngx_http_pxg_lua_ready(err, errlen)) return -1;
@@ -118,7 +112,7 @@ int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_
     if (ngx_strcmp(f[i]->name.data, name) != 0) continue;
     ngx_http_pxg_filter_spec(f[i], &spec);
     spec.validate_only = false;
-    return ngx_http_pxg_lua_make(&spec, without, err, errlen);
+    return ngx_http_pxg_lua_make(&spec, without, attributes != 0, err, errlen);
   }
   return ngx_http_pxg_lua_refuse(
       err, errlen, "no filter \"%s\": define it with proxy_golang_filter in nginx.conf, or load it before", name);
@@ -148,7 +142,7 @@ int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *l, char *err, size_t *e
   if (l->max_body) p->max_body_limit = l->max_body;
   p->pend_default_ns = ngx_min(p->pend_default_ns, p->pend_limit_ns);
   p->max_body_default = ngx_min(p->max_body_default, p->max_body_limit);
-  return ngx_http_pxg_lua_make(&spec, l->without, err, errlen);
+  return ngx_http_pxg_lua_make(&spec, l->without, l->attributes != 0, err, errlen);
 }
 
 pxg_config *ngx_http_pxg_lua_config(int filter) {

@@ -72,6 +72,7 @@ static bool ngx_http_pxg_op_replace(void *data, uint32_t status, const pxg_field
   ngx_http_request_t *r = f->request;
   size_t i;
 
+  r->method = ((ngx_http_pxg_ctx_t *)data)->method;
   ngx_http_clean_header(r);
   r->headers_out.status = status;
   r->headers_out.content_type_len = 0;
@@ -96,6 +97,11 @@ static bool ngx_http_pxg_op_trailers(void *data, const pxg_field *fields, size_t
   return ngx_http_pxg_fields_commit(f) == NGX_OK;
 }
 
+static void ngx_http_pxg_op_log(void *data, uint32_t level, const char *line, size_t len) {
+  ngx_http_pxg_ctx_t *ctx = data;
+  ngx_http_pxg_log_to(ctx->request->connection->log, level, line, len);
+}
+
 const pxg_stream_ops ngx_http_pxg_ops = {
     .view = ngx_http_pxg_op_view,
     .set = ngx_http_pxg_op_set,
@@ -109,4 +115,5 @@ const pxg_stream_ops ngx_http_pxg_ops = {
     .trailers = ngx_http_pxg_op_trailers,
     .attribute = ngx_http_pxg_op_attribute,
     .cluster = ngx_http_pxg_op_cluster,
+    .log = ngx_http_pxg_op_log,
 };

@@ -18,8 +18,13 @@ static ngx_uint_t ngx_http_pxg_bodiless(ngx_http_request_t *r) {
          r->headers_out.status == NGX_HTTP_NOT_MODIFIED;
 }
 
+/* An error page may be another upstream's, or of its cache: then nginx only gives the status. */
+static ngx_uint_t ngx_http_pxg_is_local(const ngx_http_request_t *r) {
+  return r->err_status && !(r->upstream && (r->upstream->cleanup || r->cached));
+}
+
 uint32_t ngx_http_pxg_response_flags(ngx_http_request_t *r) {
-  uint32_t local = r->err_status ? PXG_HEAD_LOCAL : 0;
+  uint32_t local = ngx_http_pxg_is_local(r) ? PXG_HEAD_LOCAL : 0;
 
   if (r->headers_out.status == NGX_HTTP_SWITCHING_PROTOCOLS) return local | PXG_HEAD_UPGRADED;
   return ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0 ? local | PXG_HEAD_ENDS : local;
@@ -33,6 +38,20 @@ static ngx_int_t ngx_http_pxg_fail(ngx_http_pxg_ctx_t *ctx) {
 }
 
 /* ---- The head ------------------------------------------------------------------------------------------------------ */
+
+/* Whether a body follows is what the client asked, whatever a guest made of the method: its answer to HEAD has none, and
+ * what was asked with a guest's HEAD has none to send, whatever length it names. */
+static void ngx_http_pxg_as_asked(ngx_http_pxg_ctx_t *ctx) {
+  ngx_http_request_t *r = ctx->request;
+
+  if (ctx->method == NGX_HTTP_HEAD) {
+    r->method = NGX_HTTP_HEAD;
+  } else if (r->method == NGX_HTTP_HEAD) {
+    ngx_http_clear_content_length(r);
+    ngx_http_clear_accept_ranges(r);
+    r->headers_out.content_length_n = 0;
+  }
+}
 
 static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
@@ -95,6 +114,7 @@ static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
 
   if (ctx->response_fed) ngx_http_pxg_head_again(ctx);
   ctx->response_fed = 1;
+  ngx_http_pxg_as_asked(ctx);
   flags = ngx_http_pxg_response_flags(r);
   if (flags & PXG_HEAD_UPGRADED) ctx->upgraded = 1;
   if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = ctx->end_at_head = 1;

@@ -44,6 +44,7 @@ ngx_http_pxg_ctx_t *ngx_http_pxg_ctx_new(ngx_http_request_t *r) {
   if (ctx == NULL) return NULL;
   ctx->kind = NGX_HTTP_PXG_CTX;
   ctx->request = r;
+  ctx->method = r->method;
   ctx->cleanup = ngx_pool_cleanup_add(r->pool, 0);
   return ctx->cleanup ? ctx : NULL;
 }

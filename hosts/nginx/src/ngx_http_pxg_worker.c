@@ -90,16 +90,7 @@ void ngx_http_pxg_batch(void) {
   if (!ngx_http_pxg_batch_event.posted) { ngx_post_event(&ngx_http_pxg_batch_event, &ngx_posted_events); }
 }
 
-/* The level of the main error_log, which is the first of its list: guests format nothing that nobody writes. */
-static uint32_t ngx_http_pxg_level(const ngx_log_t *log) {
-  if (log->log_level >= NGX_LOG_DEBUG) return PXG_LOG_TRACE;
-  if (log->log_level >= NGX_LOG_INFO) return PXG_LOG_DEBUG;
-  if (log->log_level >= NGX_LOG_NOTICE) return PXG_LOG_INFO;
-  if (log->log_level >= NGX_LOG_WARN) return PXG_LOG_WARN;
-  return log->log_level >= NGX_LOG_ERR ? PXG_LOG_ERROR : PXG_LOG_OFF;
-}
-
-ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone) {
+ngx_int_t ngx_http_pxg_start(ngx_log_t *log, uint32_t log_level, pxg_zone *zone) {
   static ngx_uint_t started;
   pxg_driver d;
   pxg_error why;
@@ -111,10 +102,10 @@ ngx_int_t ngx_http_pxg_start(ngx_log_t *log, pxg_zone *zone) {
   d.n_workers = 1; /* Of this process. */
   d.zone = zone;
   ngx_memcpy(d.features, ngx_http_pxg_features, sizeof(d.features));
-  d.log_level = ngx_http_pxg_level(log);
+  d.log_level = ngx_min(ngx_http_pxg_log_level(log), log_level);
   d.clock = ngx_http_pxg_now;
   d.log = ngx_http_pxg_log;
-  d.attribute = ngx_http_pxg_lua_attribute;
+  d.attribute = ngx_http_pxg_attribute;
   d.complete = pxg_complete;
   d.apply = pxg_apply;
   d.wake = pxg_wake;
@@ -260,7 +251,7 @@ static void ngx_http_pxg_pin(void) {
 ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {
   ngx_http_pxg_main_conf_t *m = ngx_http_pxg_main_conf(cycle);
 
-  if (m == NULL || ngx_http_pxg_start(cycle->log, ngx_http_pxg_zone(m)) != NGX_OK) return NGX_ERROR;
+  if (m == NULL || ngx_http_pxg_start(cycle->log, m->log_level, ngx_http_pxg_zone(m)) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_the_worker) return NGX_OK;
   ngx_http_pxg_pin();
   ngx_http_pxg_leave_children();

@@ -120,9 +120,10 @@ bool pxg_glance_suits(const pxg_config *c) { return (void)c, false; }
 bool pxg_glance_lives(const pxg_glance *g) { return (void)g, false; }
 void pxg_glance_close(pxg_glance *g) { (void)g; }
 pxg_glance *pxg_worker_next_glance(pxg_worker *w) { return (void)w, NULL; }
-pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, void *data, const pxg_field *fields, size_t n,
-                            uint32_t head_flags, const pxg_op **edits, size_t *n_edits) {
-  (void)g, (void)w, (void)c, (void)data, (void)fields, (void)n, (void)head_flags, (void)edits, (void)n_edits;
+pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
+                            const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
+                            size_t *n_edits) {
+  (void)g, (void)w, (void)c, (void)speaker, (void)fields, (void)n, (void)head_flags, (void)edits, (void)n_edits;
   return PXG_GLANCE_NONE;
 }
 pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 import threading
 import unittest
 
@@ -164,15 +163,8 @@ def echo(said, connection):
 
 
 def setUpModule():
-    global GUEST, KEPT
-    KEPT = contextlib.ExitStack()
-    build = os.environ.get("PXG_TEST_BUILD") or KEPT.enter_context(tempfile.TemporaryDirectory(prefix="pxg-guests-"))
-    os.makedirs(build, exist_ok=True)
-    GUEST = harness.build_c(f"{harness.HERE}/guests/features.c", f"{build}/features.so")
-
-
-def tearDownModule():
-    KEPT.close()
+    global GUEST
+    GUEST = harness.build_c("features.c")
 
 
 class Features(unittest.TestCase):

@@ -107,7 +107,7 @@ class Glue(unittest.TestCase):
         cls.nginx = subprocess.Popen([NGINX, "-p", cls.dir, "-c", f"{cls.dir}/nginx.conf", "-e", f"{cls.dir}/error.log"])
         cls.addClassCleanup(cls.stop)
         end = time.monotonic() + DEADLINE
-        while not os.path.exists(f"{cls.dir}/n.sock"):
+        while not os.path.exists(f"{cls.dir}/nginx.pid"):  # Before it listens, there may be a socket that refuses.
             if cls.nginx.poll() is not None or time.monotonic() > end:
                 raise RuntimeError("nginx did not start: " + open(f"{cls.dir}/error.log").read())
             time.sleep(0.01)

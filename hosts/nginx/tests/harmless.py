@@ -8,7 +8,8 @@ Each behaviour of behaviours/ runs in an nginx of each variant; its answers, the
 the error log are compared with those of the first variant. Dates, boundaries and the folder's name are masked, and how a
 body was cut into chunks. A difference is red, unless behaviours/known.py names it with a reason; one that is named there
 and does not come any more is red, too. The last variant changes one byte of each body, so a run in which it is not seen
-is red as well. Environment: see harness.py.
+is red as well. What differs is run once more, and is red if it differs again; else it is shown as UNSTEADY, and more than
+three subjects of that kind are red. Environment: see harness.py.
 """
 
 import argparse
@@ -46,6 +47,7 @@ FORMAT = "|".join(f"${v}" for v in """request status body_bytes_sent bytes_sent 
 CODING = 12
 # What nginx was about when the upstream was gone, and how far a limit was exceeded, depend on which came first.
 TIMING = re.compile(r"(upstream prematurely closed connection while|excess:) (?:reading upstream|sending to client|[\d.]+)")
+UNSTEADY = 3  # Subjects that may differ in one run and not in the next.
 SLOW = float(os.environ.get("PXG_TEST_SLOW", "0"))  # Names behaviours that take longer, in seconds.
 
 
@@ -79,7 +81,9 @@ def configuration(path, variant, subjects, guests):
     guest = ""
     if variant in GUEST:
         config = 'config "{\\"micros\\": 100}";' if GUEST[variant] == "suspend" else ""
-        guest = f"""proxy_golang_filter it {{ guest {guests[GUEST[variant]]}; filter {variant}; {config} pend_limit 10s; max_body 16m; }}
+        guest = f"""proxy_golang_filter it {{
+    guest {guests[GUEST[variant]]}; filter {variant}; {config} pend_default 60s; hold_limit 60s; max_body 16m;
+  }}
   proxy_golang it;"""
     load = "" if variant == "plain" else f"load_module {harness.MODULE};"
     return harness.head(path, f"{load} user root; worker_processes 1;") + f"""
@@ -205,6 +209,28 @@ def differences(base, got):
     return found
 
 
+def seen(differ):
+    return sum(not f.startswith(("access", "errors")) for f in differ)
+
+
+def judged(results, variant, only):
+    """What is not as it has to be in a run: what -> lines that show it."""
+    base = results["plain"]
+    if variant == "plain":
+        return {case: text.splitlines() for case, text in base["cases"].items() if "EXCEPTION" in text}
+    differ = differences(base, results[variant])
+    if variant == "touch":
+        if seen(differ) >= len(base["cases"]) // 4:
+            return {}
+        return {"a changed byte": [f"it was seen in {seen(differ)} of {len(base['cases'])} behaviours only"]}
+    limits = known.expected(variant)
+    wrong = {k: d for k, d in differ.items() if k not in limits}
+    for k, reason in limits.items():
+        if k not in differ and reason not in known.RACES and not only:
+            wrong[k] = [f"behaviours/known.py expects a difference ({reason}), and there is none: take it out"]
+    return wrong
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--json", metavar="FILE", help="the table and all differences, for machines")
@@ -217,41 +243,47 @@ def main():
     begun = time.monotonic()
     variants = [v for v in VARIANTS if not o.variant or v in o.variant or v == "plain"]
     version = harness.version()
-    results = {}
-    with harness.guests() as built, concurrent.futures.ProcessPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
+    built = harness.Guests()
+    with concurrent.futures.ProcessPoolExecutor(max(2, os.cpu_count() or 2)) as pool:
         guests = {"noop": built.noop, "suspend": built.suspend}
-        jobs = {pool.submit(run_variant, v, guests, o.only): v for v in variants}
-        for job in concurrent.futures.as_completed(jobs):
-            results[jobs[job]] = job.result()
-            print(f"{version}: {jobs[job]}: {len(results[jobs[job]]['cases'])} behaviours in {results[jobs[job]]['seconds']:.1f} s",
-                  flush=True)
-    base = results["plain"]
-    for case, text in base["cases"].items():
-        if "EXCEPTION" in text:
-            print(f"RED plain nginx: {case}: {text}")
-    red = sum("EXCEPTION" in t for t in base["cases"].values())
+
+        def run(variants):
+            results, jobs = {}, {pool.submit(run_variant, v, guests, o.only): v for v in variants}
+            for job in concurrent.futures.as_completed(jobs):
+                results[jobs[job]] = job.result()
+                print(f"{version}: {jobs[job]}: {len(results[jobs[job]]['cases'])} behaviours in "
+                      f"{results[jobs[job]]['seconds']:.1f} s", flush=True)
+            return results
+        results = run(variants)
+        found = {v: judged(results, v, o.only) for v in variants}
+        doubted = [v for v in variants if found[v]]
+        # Limits of time, and peers that are late, can make one run of two differ on a busy machine: what a guest does to
+        # nginx, it does in the next run, too.
+        second = run(["plain", *(v for v in doubted if v != "plain")]) if doubted else {}
+    base, red, unsteady = results["plain"], 0, set()
+    for v in doubted:
+        again = judged(second, v, o.only)
+        for k, lines in found[v].items():
+            steady = k in again
+            red += steady
+            print(f"{'RED' if steady else 'UNSTEADY'} {v}: {k}")
+            if not steady:
+                unsteady.add(re.sub(r"^(?:access|errors): |[.:].*", "", k))
+            for line in lines[:o.lines]:
+                print(f"    {''.join(c if c.isprintable() else '.' for c in line[:400])}")
+    if len(unsteady) > UNSTEADY:
+        red += 1
+        print(f"RED: {len(unsteady)} subjects differed in one run of two, expected at most {UNSTEADY}: "
+              + ", ".join(sorted(unsteady)))
     table = {}
     for v in variants[1:]:
-        found = differences(base, results[v])
+        differ = differences(base, results[v])
         if v == "touch":
-            seen = sum(not f.startswith(("access", "errors")) for f in found)
-            if seen < len(base["cases"]) // 4:
-                red += 1
-                print(f"RED touch: a changed byte was seen in {seen} of {len(base['cases'])} behaviours only")
-            table[v] = {"seen": seen}
+            table[v] = {"seen": seen(differ)}
             continue
         limits = known.expected(v)
-        new = {k: d for k, d in found.items() if k not in limits}
-        gone = [k for k in limits if k not in found and limits[k] not in known.RACES and not o.only]
-        for k, d in new.items():
-            print(f"RED {v}: {k}")
-            for line in d[:o.lines]:
-                print(f"    {''.join(c if c.isprintable() else '.' for c in line[:400])}")
-        for k in gone:
-            print(f"RED {v}: {k}: behaviours/known.py expects a difference ({limits[k]}), and there is none: take it out")
-        red += len(new) + len(gone)
-        table[v] = {"equal": len(base["cases"]) - sum(k in base["cases"] for k in found),
-                    "limits": {k: limits[k] for k in found if k in limits}, "different": new}
+        table[v] = {"equal": len(base["cases"]) - sum(k in base["cases"] for k in differ),
+                    "limits": {k: limits[k] for k in differ if k in limits}, "different": found[v]}
     subjects = collections.Counter(c.split(":")[0] for c in base["cases"])
     print(f"\nnginx {version}: {len(base['cases'])} behaviours of {len(subjects)} subjects: "
           + ", ".join(f"{s} {n}" for s, n in sorted(subjects.items())))

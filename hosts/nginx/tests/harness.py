@@ -7,11 +7,16 @@ by its own process id when the block is left, also by a failure. Environment:
     PXG_NGINX           the binary, else /usr/sbin/nginx
     PXG_NGINX_MODULE    ngx_http_proxy_golang_module.so for that binary
     PXG_TEST_DEADLINE   seconds that nothing takes if all is well, 20
-    PXG_TEST_BUILD      where guests are built, else a temporary folder; builds there are used again
+    PXG_TEST_BUILD      where guests are built, else a temporary folder; builds there are used again, also by programs that
+                        run side by side: a library is not written again while its sources are the same
     PXG_TEST_PRELOAD    LD_PRELOAD for nginx, for modules with sanitizers
 """
 
+import atexit
 import contextlib
+import fcntl
+import functools
+import hashlib
 import json
 import os
 import re
@@ -59,36 +64,71 @@ def configured(nginx=None):
 # ---- Guests ----------------------------------------------------------------------------------------------------------
 
 
-def build_c(source, to):
-    subprocess.run(["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
-                    f"-I{ROOT}/guest-sdk/c/include", f"-I{ROOT}/include", source, "-o", to, "-lpthread"], check=True)
+@functools.cache
+def build_folder():
+    """Where guests of this run are built; workers read it."""
+    keep = os.environ.get("PXG_TEST_BUILD")
+    if keep:
+        return os.path.abspath(keep)
+    path = tempfile.mkdtemp(prefix="pxg-guests-")
+    os.chmod(path, 0o755)
+    owner = os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(path, ignore_errors=True))
+    return path
+
+
+def sources_of(*places):
+    """What is read by a compiler there, in a fixed order."""
+    found = [p for p in places if os.path.isfile(p)]
+    for place in places:
+        for folder, _, names in os.walk(place):
+            found += [f"{folder}/{n}" for n in names if n.endswith((".c", ".h", ".go", ".mod", ".sum"))]
+    return sorted(found)
+
+
+def build(to, sources, command, **how):
+    """Runs `command` + [to], unless the same command has made `to` from the same sources. Others see the old file or the
+    new one."""
+    to = os.path.abspath(to)
+    key = hashlib.sha256(repr((command, shutil.which(command[0]))).encode())
+    for source in sources:
+        with open(source, "rb") as f:
+            key.update(source.encode() + b"\0" + f.read())
+    os.makedirs(os.path.dirname(to), exist_ok=True)
+    with open(to + ".key", "a+") as made:
+        fcntl.flock(made, fcntl.LOCK_EX)
+        made.seek(0)
+        if made.read() == key.hexdigest() and os.path.exists(to):
+            return to
+        made.truncate(0)
+        subprocess.run([*command, to + ".new"], check=True, stdout=subprocess.DEVNULL, **how)
+        os.rename(to + ".new", to)
+        made.write(key.hexdigest())
     return to
+
+
+def build_c(source, to=None, *more):
+    """`source` may be the name of one in tests/guests. `more`: for the compiler."""
+    source = source if os.path.isabs(source) else f"{HERE}/guests/{source}"
+    to = to or f"{build_folder()}/{os.path.basename(source)[:-2]}.so"
+    include = [f"{ROOT}/guest-sdk/c/include", f"{ROOT}/include"]
+    return build(to, sources_of(source, *include),
+                 ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
+                  *(f"-I{i}" for i in include), *more, source, "-lpthread", "-o"])
 
 
 def build_go(folder, to, version="1"):
-    subprocess.run(["go", "build", "-buildmode=c-shared", "-trimpath", f"-ldflags=-s -w -X main.version={version}",
-                    "-o", to, "."], cwd=folder, check=True, stdout=subprocess.DEVNULL,
-                   env={"GOFLAGS": "-mod=mod", "GOPROXY": "off"} | os.environ)
-    return to
+    return build(to, sources_of(folder, f"{ROOT}/guest-sdk/go"),
+                 ["go", "build", "-C", folder, "-buildmode=c-shared", "-trimpath", f"-ldflags=-s -w -X main.version={version}",
+                  "-o"], env={"GOFLAGS": "-mod=mod", "GOPROXY": "off"} | os.environ)
 
 
 class Guests:
-    """The libraries of tests/guests, built once for the folder `build`."""
+    """Libraries of tests/guests that several programs use."""
 
-    def __init__(self, build):
-        os.makedirs(build, exist_ok=True)
-        self.noop = build_c(f"{HERE}/guests/noop.c", f"{build}/noop.so")
-        self.suspend = build_go(f"{HERE}/guests/suspend", f"{build}/suspend.so")
-
-
-@contextlib.contextmanager
-def guests():
-    keep = os.environ.get("PXG_TEST_BUILD")
-    if keep:
-        yield Guests(keep)
-        return
-    with tempfile.TemporaryDirectory(prefix="pxg-guests-") as build:
-        yield Guests(build)
+    def __init__(self):
+        self.noop = build_c("noop.c")
+        self.suspend = build_go(f"{HERE}/guests/suspend", f"{build_folder()}/suspend.so")
 
 
 # ---- nginx -----------------------------------------------------------------------------------------------------------

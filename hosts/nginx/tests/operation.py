@@ -10,11 +10,9 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
@@ -26,12 +24,7 @@ GUEST = ""
 
 def setUpModule():
     global GUEST
-    build = os.environ.get("PXG_TEST_BUILD")
-    if not build:
-        build = tempfile.mkdtemp(prefix="pxg-operator-")
-        unittest.addModuleCleanup(shutil.rmtree, build, True)
-        os.chmod(build, 0o755)  # Workers read it.
-    GUEST = harness.build_c(f"{harness.HERE}/guests/operator.c", f"{build}/operator.so")
+    GUEST = harness.build_c("operator.c")
 
 
 def filter_of(name, config, inside=""):
@@ -145,6 +138,40 @@ class Configuration(Test):
                         self.assertEqual((got.status, got.get("x-guest")[::-1], got.get("x-parent")[::-1]),
                                          (200, guests, parents))
 
+    def test_error_pages(self):
+        """What nginx makes itself is seen by guests that ask for it; an error page of an upstream by all."""
+        http = filter_of("a", "header x") + filter_of("all", "header all", "reply_refilter on;")
+        http += "proxy_cache_path PATH/cache keys_zone=c:1m;"
+        server = """
+    proxy_golang a all;
+    location /builtin { return 404; }
+    location /gone/ { proxy_pass http://unix:PATH/none; }
+    location /static/ { error_page 502 /page; proxy_pass http://unix:PATH/none; }
+    location = /page { }
+    location /remote/ { error_page 502 /up; proxy_pass http://unix:PATH/none; }
+    location = /up { proxy_pass http://unix:PATH/up; }
+    location /cached/ { error_page 502 /kept; proxy_pass http://unix:PATH/none; }
+    location = /kept { proxy_cache c; proxy_cache_valid 1h; proxy_pass http://unix:PATH/up; }
+    location /intercepted { error_page 503 /page; proxy_intercept_errors on; proxy_pass http://unix:PATH/up; }
+"""
+
+        def answer(request, connection):
+            status = b"503 Busy" if request.path == "/intercepted" else b"200 OK"
+            connection.say(b"HTTP/1.1 %s\r\nContent-Length: 5\r\n\r\npage\n" % status)
+        with folder() as path, harness.Upstream(f"{path}/up", answer) as up:
+            with open(f"{path}/html/page", "w") as f:
+                f.write("page\n")
+            s = Served(path, http.replace("PATH", path), server.replace("PATH", path))
+            with s.nginx:
+                # `return` answers before the phase in which a chain starts.
+                for uri, status, guests in (("/builtin", 404, []), ("/gone/", 502, ["all"]), ("/static/", 502, ["all"]),
+                                            ("/remote/", 502, ["all", "x"]), ("/cached/", 502, ["all", "x"]),
+                                            ("/cached/", 502, ["all", "x"]), ("/intercepted", 503, ["all"])):
+                    with self.subTest(uri=uri):
+                        got = s.ask(uri)
+                        self.assertEqual((got.status, got.get("x-guest")), (status, guests))
+                self.assertEqual(up.seen, 3)
+
     def test_stripped_fields(self):
         http = filter_of("a", "user")
         server = f"""
@@ -233,8 +260,9 @@ class Counting(Test):
             log = s.nginx.log()
             for name, reason, text in (("closed", "error", "no luck"), ("panic", "panic", "panic: at the disco"),
                                        ("late", "deadline", "the deadline of a PENDING")):
-                self.assertRegex(log, rf"\[error\] \d+#\d+: proxy_golang: guest=operator-test filter=operator "
-                                      rf"config={name} phase=request_headers stream=\d+ reason={reason}: {text}")
+                self.assertRegex(log, rf"\[error\] \d+#\d+: \*(\d+) proxy_golang: guest=operator-test filter=operator "
+                                      rf"config={name} phase=request_headers stream=\1 reason={reason}: {text}, "
+                                      rf'client: unix:, server: , request: "GET /{name}/x HTTP/1.1", host: "e"\n')
 
 
 class Status(Test):
@@ -307,6 +335,28 @@ class Log(Test):
                 s.ask("/x")
                 return "beginx" in s.nginx.log()
             wait_for("a record in it", asked)
+
+    def test_of_a_location(self):
+        """What a guest says within an event goes where its location logs, at that log's level."""
+        http = filter_of("a", "say it") + filter_of("t", "long 1000") + filter_of("e", "error it")
+        server = "".join(f"location /{w} {{ proxy_golang a; error_log PATH/logs/{w} {w}; }}\n" for w in ("debug", "error"))
+        server += ("location /main { proxy_golang a; } location /thread { proxy_golang t; error_log PATH/logs/thread; }"
+                   "location /failure { proxy_golang e; error_log PATH/logs/failure; }")
+        with folder() as path:
+            s = Served(path, http, server.replace("PATH", path), level="warn")
+            with s.nginx:
+                for where in ("debug", "error", "main", "thread", "failure"):
+                    s.ask(f"/{where}")
+                wait_for("the record of a thread", lambda: "xend" in s.nginx.log())
+                for where, log, levels in (("debug", "debug", "01234" if "debug" in harness.configured() else "1234"),
+                                           ("error", "error", "4"), ("main", "error.log", "34")):
+                    said = re.findall(rf"(\[\w+\]) \d+#\d+: \*(\d+) proxy_golang: guest=operator-test filter=operator config=a "
+                                      rf'phase=request_headers stream=\2: it at (\d)(?:, client: unix:, server: , request: '
+                                      rf'"GET /{where} HTTP/1.1", host: "e")?\n', harness.read(f"{path}/logs/{log}"))
+                    self.assertEqual("".join(level for _, _, level in said), levels, where)
+                self.assertNotIn("config=e phase", s.nginx.log())
+                self.assertIn("reason=error: it, client", harness.read(f"{path}/logs/failure"))
+                self.assertNotIn("xend", harness.read(f"{path}/logs/thread"))
 
     def test_level(self):
         http = filter_of("a", "header x")

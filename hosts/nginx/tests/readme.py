@@ -77,7 +77,8 @@ class Readme(unittest.TestCase):
             with harness.Upstream(f"{path}/up.sock", answer):
                 process = subprocess.Popen(command)
                 try:
-                    wait_for("nginx", lambda: os.path.exists(f"{path}/n.sock"), harness.DEADLINE * 3)
+                    # Written once it listens; before, there may be a socket that refuses.
+                    wait_for("nginx", lambda: os.path.exists(f"{path}/nginx.pid"), harness.DEADLINE * 3)
                     self.expect(path, seen)
                 finally:
                     process.send_signal(signal.SIGQUIT)

@@ -21,6 +21,9 @@ local PIECE = 65536
 local PER_CONNECTION = { "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade", "te", "trailer",
                          "expect" }
 
+-- What a client does wrong to its body.
+local CLIENT = { ["timeout"] = true, ["client aborted"] = true }
+
 local filters = {}
 
 
@@ -33,6 +36,7 @@ function _M.load(list)
             file:close()
         end
         opts.without = WITHOUT
+        opts.attributes = true
         local filter, err = pxg.load(opts)
         if not filter then
             ngx.log(ngx.ERR, "filter ", opts.name, " is refused: ", err)
@@ -62,37 +66,6 @@ local function request_head()
     -- As nginx chose the location by it: see resty.proxy_golang.phases.
     view[":path"] = pxg.path()
     return view, not pxg.request_ends()
-end
-
-
--- A function that answers the next bytes and whether they are the last.
-local function body_reader()
-    local left = tonumber(ngx.var.http_content_length)
-    if not left or ngx.req.http_version() == 2 then
-        return function()
-            ngx.req.read_body()
-            local path = ngx.req.get_body_file()
-            local file = path and io.open(path, "rb")
-            local bytes = file and file:read("*a") or ngx.req.get_body_data() or ""
-            if file then
-                file:close()
-            end
-            return bytes, true
-        end
-    end
-    local sock, err = ngx.req.socket()
-    return function()
-        if not sock then
-            return nil, err
-        end
-        local bytes
-        bytes, err = sock:receiveany(math.min(left, PIECE))
-        if not bytes then
-            return nil, err
-        end
-        left = left - #bytes
-        return bytes, left == 0
-    end
 end
 
 
@@ -259,20 +232,16 @@ local function pump_request(ex, view, body_follows)
     if not body_follows then
         return
     end
-    local read = body_reader()
-    local last = false
-    while not last do
-        local bytes
-        bytes, last = read()
-        if not bytes then
+    repeat
+        o, err = ex.stream:read_request_body()
+        if not o and CLIENT[err] then
             ex.failed = "client"
             return
         end
-        o, err = ex.stream:request_body(bytes, last)
         if not request_on(ex, o, err, true) then
             return
         end
-    end
+    until o.last
 end
 
 

@@ -14,6 +14,8 @@ sys.path.insert(0, f"{ROOT}/hosts/nginx/tests")
 
 import harness  # noqa: E402
 
+# Where lua-resty-core is, if nginx's Lua module does not find it by itself.
+LUA_PATH = os.environ.get("PXG_LUA_PATH", "")
 LUA_MODULES = os.environ.get("PXG_NGINX_MODULES", "/usr/lib/nginx/modules")
 
 HEAD = '{[":method"]="GET", [":path"]="/", [":scheme"]="http", [":authority"]="e"}'
@@ -70,7 +72,7 @@ def conf(path, guest, more="", locations="", init="", workers=1, connections=409
     with open(f"{path}/console.lua", "w") as f:
         f.write(CONSOLE)
     words = ("headers", "pend", "must-pend", "never", "hang", "whole", "stream", "trailers", "deny", "late", "error",
-             "reset", "path", "counts")
+             "reset", "path", "counts", "attrs", "must-attr")
     filters = "".join(f"proxy_golang_filter {w} {{ guest {guest}; filter lua-test; config {w}; "
                       f"pend_limit {'300ms' if w == 'never' else '20s'}; max_pending 20000; }}\n" for w in words)
     call = 'require("console").call(ngx.var.arg_c)'
@@ -85,7 +87,7 @@ events {{ worker_connections {connections}; }}
 http {{
   {harness.temp_paths(path)}
   access_log off;
-  lua_package_path "{path}/?.lua;{HERE}/../lib/?.lua;;";
+  lua_package_path "{path}/?.lua;{HERE}/../lib/?.lua;{HERE}/../examples/?.lua;{LUA_PATH};;";
   lua_max_running_timers 2000; lua_max_pending_timers 2000;
   lua_check_client_abort on;
   lua_shared_dict said 1m;
@@ -97,6 +99,7 @@ http {{
   }}
   server {{
     listen unix:{path}/n.sock backlog=4096;
+    listen unix:{path}/h2.sock http2;
     server_name e;
     keepalive_requests 1000000;
     location /rewrite {{ rewrite_by_lua_block {{ ngx.say({call}) ngx.exit(200) }} }}

@@ -18,7 +18,11 @@
  *             the first x-index by its index, and sets the field behind it
  *   counts    replies with how often the library was called (cancels, ends, late completions that were stale), and the
  *             features of its configuration
- *   refuse    is no configuration */
+ *   attrs     sets x-attrs to the attributes that it has, in both heads, and logs them at the end
+ *   must-attr the same, and requires them
+ *   refuse    is no configuration
+ *
+ * pend@N, never@N, hang@N, error@N, reset@N and deny@N do it in phase N alone, of bodies in mode STREAM. */
 
 #define _GNU_SOURCE
 #include "proxy_golang.h"
@@ -34,19 +38,44 @@
   { (const uint8_t *)(text), sizeof(text) - 1, 0 }
 #define BIT PXG_PHASE_BIT
 
-static const char *const words[] = {"",         "headers", "pend", "must-pend", "never", "hang", "whole", "stream",
-                                    "trailers", "deny",    "late", "error",     "reset", "path", "counts"};
-enum { HEADERS = 1, PEND, MUST_PEND, NEVER, HANG, WHOLE, STREAM, TRAILERS, DENY, LATE, ERROR, RESET, PATH, COUNTS };
+static const char *const words[] = {"",      "headers", "pend",     "must-pend", "never",    "hang",
+                                    "whole", "stream",  "trailers", "deny",      "late",     "error",
+                                    "reset", "path",    "counts",   "attrs",     "must-attr"};
+enum {
+  HEADERS = 1,
+  PEND,
+  MUST_PEND,
+  NEVER,
+  HANG,
+  WHOLE,
+  STREAM,
+  TRAILERS,
+  DENY,
+  LATE,
+  ERROR,
+  RESET,
+  PATH,
+  COUNTS,
+  ATTRS,
+  MUST_ATTR
+};
+
+static const char *const attrs[] = {"request.id",         "request.protocol",      "path.raw",
+                                    "path.normalized",    "source.address",        "connection.requests",
+                                    "request.body_bytes", "response.body_bytes",   "duration_ns",
+                                    "route.name",         "response.code_details", "response.code"};
+enum { N_ATTRS = sizeof attrs / sizeof attrs[0] };
 
 static const pxg_str filters[] = {S("lua-test")};
 static const pxg_host *host;
 static _Atomic unsigned cancels, ends, stale;
 static uint64_t features;        /* Of the last `counts`. */
-static _Atomic uint32_t configs; /* Values of configurations are never used again: word | number << 8. */
+static _Atomic uint32_t configs; /* Values of configurations are never used again: word | phase << 8 | number << 16. */
 
 typedef struct job {
   struct job *next;
   uint64_t token;
+  int plain; /* A body's: no fields are held. */
 } job;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -64,7 +93,7 @@ static void *work(void *data) {
     jobs = j->next;
     if (jobs == NULL) last = &jobs;
     pthread_mutex_unlock(&lock);
-    pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE, .ops = &add, .n_ops = 1};
+    pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE, .ops = j->plain ? NULL : &add, .n_ops = !j->plain};
     if (host->complete(host->ctx, j->token, &r) == PXG_E_STALE) stale++;
     free(j);
   }
@@ -76,9 +105,10 @@ static void start(void) {
   pthread_create(&t, NULL, work, NULL);
 }
 
-static void push(uint64_t token) {
+static void push(uint64_t token, int plain) {
   job *j = calloc(1, sizeof *j);
   j->token = token;
+  j->plain = plain;
   pthread_once(&once, start);
   pthread_mutex_lock(&lock);
   *last = j, last = &j->next;
@@ -91,13 +121,16 @@ static int has(const pxg_config_in *in, unsigned f) { return in->features[f / 64
 static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) {
   uint64_t heads = BIT(PXG_PHASE_REQUEST_HEADERS) | BIT(PXG_PHASE_RESPONSE_HEADERS), word = 0;
   uint64_t bodies = BIT(PXG_PHASE_REQUEST_BODY) | BIT(PXG_PHASE_RESPONSE_BODY);
+  const uint8_t *at = memchr(in->bytes.ptr, '@', in->bytes.len);
+  size_t len = at ? (size_t)(at - in->bytes.ptr) : in->bytes.len;
+  uint64_t only = at ? at[1] - '0' : 0;
   for (size_t i = 1; i < sizeof words / sizeof words[0]; i++)
-    if (in->bytes.len == strlen(words[i]) && memcmp(in->bytes.ptr, words[i], in->bytes.len) == 0) word = i;
+    if (len == strlen(words[i]) && memcmp(in->bytes.ptr, words[i], len) == 0) word = i;
   if (word == 0) {
     out->error = (pxg_str)S("no word of this guest");
     return PXG_E_ARG;
   }
-  out->config = word | (uint64_t)atomic_fetch_add(&configs, 1) << 8;
+  out->config = word | only << 8 | (uint64_t)atomic_fetch_add(&configs, 1) << 16;
   if (word == MUST_PEND && !has(in, PXG_F_PEND_RESPONSE_HEADERS)) {
     out->error = (pxg_str)S("must-pend needs PEND_RESPONSE_HEADERS");
     return PXG_E_UNSUPPORTED;
@@ -111,6 +144,22 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
     out->body_mode[0] = out->body_mode[1] = word == WHOLE ? PXG_BODY_WHOLE : PXG_BODY_STREAM;
     if (word == WHOLE && !has(in, PXG_F_BODY_WHOLE_RESPONSE)) out->body_mode[1] = PXG_BODY_SKIP;
     out->max_body[0] = out->max_body[1] = 4 << 20;
+  }
+  if (word == ATTRS || word == MUST_ATTR) {
+    static pxg_attr_want want[N_ATTRS];
+    for (int i = 0; i < N_ATTRS; i++)
+      want[i] = (pxg_attr_want){
+          .name = {(const uint8_t *)attrs[i], (uint32_t)strlen(attrs[i]), 0},
+          .phases = heads | BIT(PXG_PHASE_LOG),
+          .flags = word == MUST_ATTR ? PXG_ATTR_REQUIRED : 0,
+      };
+    out->subscribe = heads | BIT(PXG_PHASE_LOG);
+    out->attrs = want, out->n_attrs = N_ATTRS;
+  }
+  if (only) {
+    out->subscribe = BIT(only);
+    if (only == PXG_PHASE_REQUEST_BODY) out->body_mode[0] = PXG_BODY_STREAM;
+    if (only == PXG_PHASE_RESPONSE_BODY) out->body_mode[1] = PXG_BODY_STREAM;
   }
   if (word <= HANG && word >= PEND) out->pend_phases = out->subscribe;
   if (word == PEND && !has(in, PXG_F_PEND_REQUEST_HEADERS)) out->pend_phases &= ~BIT(PXG_PHASE_REQUEST_HEADERS);
@@ -155,8 +204,19 @@ static void reply(pxg_result *out, uint32_t status, pxg_str text) {
   out->reply = &r;
 }
 
+/* name=value of all that is there, and nothing for what changes from run to run. */
+static uint32_t show(const pxg_event *ev, char *to, size_t room) {
+  size_t n = 0;
+  for (uint64_t i = 0; i < ev->n_attrs; i++) {
+    const pxg_str *v = &ev->attrs[i];
+    if (v->flags & PXG_STR_ABSENT) continue;
+    n += (size_t)snprintf(to + n, room - n, "%s=%.*s;", attrs[i], (int)v->len, (const char *)v->ptr);
+  }
+  return (uint32_t)n;
+}
+
 static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
-  static char text[128];
+  static char text[4096];
   uint64_t word = ev->config & 0xff;
   int sync = word == HEADERS || ev->token == 0;
 
@@ -167,7 +227,7 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   case PEND:
   case MUST_PEND:
     if (!sync) {
-      push(ev->token);
+      push(ev->token, ev->phase == PXG_PHASE_REQUEST_BODY || ev->phase == PXG_PHASE_RESPONSE_BODY);
       out->action = PXG_ACT_PENDING;
       break;
     }
@@ -203,6 +263,15 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
       break;
     }
     break;
+  case ATTRS:
+  case MUST_ATTR: {
+    uint32_t n = show(ev, text, sizeof text);
+    if (ev->phase == PXG_PHASE_LOG)
+      host->log(host->ctx, PXG_LOG_ERROR, (const uint8_t *)text, n);
+    else
+      set(out, (pxg_str)S("x-attrs"), (pxg_str){(uint8_t *)text, n, 0});
+    break;
+  }
   case COUNTS: {
     uint32_t n = (uint32_t)snprintf(text, sizeof text, "cancels %u ends %u stale %u features %llu\n", cancels, ends,
                                     stale, (unsigned long long)features);
@@ -216,7 +285,7 @@ static void drop(uint64_t ctx, uint64_t config) {}
 
 static void cancel(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint64_t token, uint32_t w) {
   cancels++;
-  if ((config & 0xff) == HANG) push(token);
+  if ((config & 0xff) == HANG) push(token, 1);
 }
 
 static void end(uint64_t ctx, uint64_t config, uint64_t user, uint64_t stream, uint32_t worker) { ends++; }

@@ -1,6 +1,7 @@
 //! Guests in a stock nginx, against plain nginx and the alternatives.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -65,10 +66,12 @@ pub(super) fn run(lab: &Lab, args: &Args) -> Result<()> {
     };
     lab.build_nginx(nginx)?;
     let guests = target().join("guests");
+    let bare = nginx.folder().join("bare.so");
     let mut cargo = lab.command(".", "cargo");
     cargo.args(["build", "--release", "--locked", "-p", "pxg-lab"]);
     let mut steps = vec![
         ("the laboratory", cargo),
+        ("the bare module", bare_module(lab, nginx, &bare)),
         (
             "the benchmark's guest in C",
             super::guest_in_c(lab, &guests),
@@ -82,6 +85,7 @@ pub(super) fn run(lab: &Lab, args: &Args) -> Result<()> {
     for (name, value) in [
         ("PXG_LAB_NGINX", nginx.binary()),
         ("PXG_LAB_NGINX_MODULE", nginx.module()),
+        ("PXG_LAB_NGINX_BARE", bare),
         ("PXG_LAB_BENCH_C", guests.join("bench-c/bench.so")),
         ("PXG_LAB_RESTY", root().join("hosts/openresty/lib")),
         ("PXG_LAB_LUA", root().join("xtask/peers")),
@@ -110,4 +114,25 @@ pub(super) fn run(lab: &Lab, args: &Args) -> Result<()> {
         command.args(["--version-of", &version]);
     }
     Lab::run(&mut command)
+}
+
+/// A module without nginx's configure: from the headers that the host's module was configured with.
+fn bare_module(lab: &Lab, nginx: Nginx, out: &Path) -> Command {
+    let module = nginx.folder().join("module");
+    let mut cc = lab.command("xtask/peers", "cc");
+    cc.args(["-O2", "-Wall", "-Werror", "-shared", "-fPIC"]);
+    for headers in [
+        "core",
+        "event",
+        "event/modules",
+        "os/unix",
+        "http",
+        "http/modules",
+        "http/v2",
+    ] {
+        cc.arg("-isystem").arg(module.join("src/src").join(headers));
+    }
+    cc.arg("-isystem").arg(module.join("out"));
+    cc.arg("bare-nginx.c").arg("-o").arg(out);
+    cc
 }

@@ -123,7 +123,7 @@ impl Nginx {
         self.folder().join(MODULE)
     }
 
-    fn folder(self) -> PathBuf {
+    pub(crate) fn folder(self) -> PathBuf {
         target().join("nginx").join(self.name())
     }
 

@@ -405,7 +405,7 @@ static void operations(void) {
 
   reset_world();
   on[1][PXG_PHASE_REQUEST_HEADERS] = add;
-  fail_edits = 0;
+  fail_after = 1;
   begin(1);
   head(REQ, true);
   LEFT("RESET ");

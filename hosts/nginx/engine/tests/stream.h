@@ -27,11 +27,15 @@ typedef struct list {
 } list;
 
 static list lists[2][2];
-static int fail_edits; /* That many edits succeed, and the next one has no memory; negative: all succeed. */
+static int fail_after;     /* So many functions of the driver that may fail do not, the next one does; below 0: none. */
+static bool fail_for_good; /* All behind it do, too. */
+static int n_failed;
+static const char *attributes[4]; /* By the driver's number; null: ABSENT. */
 
 static pxg_str str(const char *s) { return (pxg_str){(const uint8_t *)s, (uint32_t)strlen(s), 0}; }
 
 static pxg_edit put_entry(list *l, const pxg_str *name, const pxg_str *value) {
+  if (l->n == sizeof l->at / sizeof *l->at) abort();
   entry *e = &l->at[l->n++];
   snprintf(e->name, sizeof e->name, "%.*s", (int)name->len, name->ptr);
   snprintf(e->value, sizeof e->value, "%.*s", (int)value->len, value->ptr);
@@ -44,65 +48,80 @@ static void field(int d, bool t, const char *name, const char *value) {
   put_entry(&lists[d][t], &n, &v);
 }
 
-static bool op_commit(void *data, int d, bool t) {
-  (void)data;
-  list *l = &lists[d][t];
+static bool no_memory(void) {
+  if (fail_after < 0) return false;
+  bool fails = !fail_after;
+  n_failed += fails;
+  if (!fails || !fail_for_good) fail_after--;
+  return fails;
+}
+
+static void tidy(list *l) {
   size_t n = 0;
   for (size_t i = 0; i < l->n; i++)
     if (!l->at[i].gone) l->at[n++] = l->at[i];
   l->n = n;
-  return true;
+}
+
+static bool op_commit(void *data, int d, bool t) {
+  (void)data;
+  tidy(&lists[d][t]);
+  return !no_memory();
 }
 
 static bool op_view(void *data, int d, bool t, const pxg_field **at, size_t *n) {
   list *l = &lists[d][t];
-  op_commit(data, d, t);
+  if (no_memory()) return false;
+  tidy(l);
+  (void)data;
   for (size_t i = 0; i < l->n; i++) l->view[i] = (pxg_field){str(l->at[i].name), str(l->at[i].value)};
   *at = l->view;
   *n = l->n;
   return true;
 }
 
-static bool no_memory(void) { return fail_edits >= 0 && fail_edits-- == 0; }
-
 static pxg_edit op_add(void *data, int d, bool t, const pxg_str *name, const pxg_str *value) {
   (void)data;
   return no_memory() ? PXG_EDIT_NO_MEMORY : put_entry(&lists[d][t], name, value);
 }
 
-static pxg_edit op_remove(void *data, int d, bool t, const pxg_str *name) {
-  (void)data;
-  list *l = &lists[d][t];
+static void remove_entries(list *l, const pxg_str *name) {
   for (size_t i = 0; i < l->n; i++)
     if (strlen(l->at[i].name) == name->len && !memcmp(l->at[i].name, name->ptr, name->len)) l->at[i].gone = true;
-  return PXG_EDIT_DONE;
+}
+
+static pxg_edit op_remove(void *data, int d, bool t, const pxg_str *name) {
+  (void)data;
+  remove_entries(&lists[d][t], name);
+  return no_memory() ? PXG_EDIT_NO_MEMORY : PXG_EDIT_DONE;
 }
 
 static pxg_edit op_set(void *data, int d, bool t, const pxg_str *name, const pxg_str *value) {
-  op_remove(data, d, t, name);
+  remove_entries(&lists[d][t], name);
   return op_add(data, d, t, name, value);
 }
 
 static pxg_edit op_set_at(void *data, int d, bool t, size_t i, const pxg_str *value) {
   (void)data;
   snprintf(lists[d][t].at[i].value, sizeof lists[d][t].at[i].value, "%.*s", (int)value->len, value->ptr);
-  return PXG_EDIT_DONE;
+  return no_memory() ? PXG_EDIT_NO_MEMORY : PXG_EDIT_DONE;
 }
 
 static pxg_edit op_remove_at(void *data, int d, bool t, size_t i) {
   (void)data;
   lists[d][t].at[i].gone = true;
-  return PXG_EDIT_DONE;
+  return no_memory() ? PXG_EDIT_NO_MEMORY : PXG_EDIT_DONE;
 }
 
 static bool op_length(void *data, int d, int64_t length) {
   char text[24];
   pxg_str name = str("content-length"), value;
+  (void)data;
   snprintf(text, sizeof text, "%lld", (long long)length);
   value = str(text);
-  op_remove(data, d, false, &name);
+  remove_entries(&lists[d][0], &name);
   if (length >= 0) put_entry(&lists[d][0], &name, &value);
-  return true;
+  return !no_memory();
 }
 
 static bool op_replace(void *data, uint32_t status, const pxg_field *f, size_t n) {
@@ -112,13 +131,23 @@ static bool op_replace(void *data, uint32_t status, const pxg_field *f, size_t n
   lists[RSP][0].n = lists[RSP][1].n = 0;
   field(RSP, false, ":status", text);
   for (size_t i = 0; i < n; i++) put_entry(&lists[RSP][0], &f[i].name, &f[i].value);
-  return true;
+  return !no_memory();
 }
 
 static bool op_trailers(void *data, const pxg_field *f, size_t n) {
   (void)data;
   for (size_t i = 0; i < n; i++) put_entry(&lists[RSP][1], &f[i].name, &f[i].value);
-  return true;
+  return !no_memory();
+}
+
+/* Its memory is the driver's for one event only. */
+static bool op_attribute(void *data, int32_t id, uint32_t phase, pxg_str *value) {
+  static char *lent[4];
+  (void)data, (void)phase;
+  free(lent[id]);
+  lent[id] = attributes[id] ? malloc(strlen(attributes[id]) + 1) : NULL;
+  if (lent[id]) *value = str(strcpy(lent[id], attributes[id]));
+  return lent[id];
 }
 
 static bool op_cluster(void *data, const uint8_t *name, size_t len) {
@@ -126,14 +155,24 @@ static bool op_cluster(void *data, const uint8_t *name, size_t len) {
   return len == 4 && !memcmp(name, "blue", 4);
 }
 
-static const pxg_stream_ops stream_ops = {op_view,   op_set,    op_add,     op_remove,   op_set_at, op_remove_at,
-                                          op_commit, op_length, op_replace, op_trailers, NULL,      op_cluster};
+static const pxg_stream_ops stream_ops = {.view = op_view,
+                                          .set = op_set,
+                                          .add = op_add,
+                                          .remove = op_remove,
+                                          .set_at = op_set_at,
+                                          .remove_at = op_remove_at,
+                                          .commit = op_commit,
+                                          .length = op_length,
+                                          .replace = op_replace,
+                                          .trailers = op_trailers,
+                                          .attribute = op_attribute,
+                                          .cluster = op_cluster};
 
 /* "name=value,..." of a list. */
 static inline const char *fields_of(int d, bool t) {
   static char text[4096];
   size_t n = 0;
-  op_commit(NULL, d, t);
+  tidy(&lists[d][t]);
   text[0] = 0;
   for (size_t i = 0; i < lists[d][t].n; i++)
     n += (size_t)snprintf(text + n, sizeof text - n, "%s%s=%s", i ? "," : "", lists[d][t].at[i].name,
@@ -149,6 +188,7 @@ static script on[MOST + 1][PXG_PHASE_WAKE + 1]; /* By configuration and phase; n
 static char trace[8192];
 static size_t n_trace;
 static uint64_t tokens[MOST + 1], handles[MOST + 1];
+static uint32_t open_with; /* Flags of the next streams. */
 static _Atomic int released;
 
 static void note(const char *format, ...) {
@@ -275,8 +315,10 @@ static void reset_world(void) {
   n_trace = n_out = n_body[0] = n_body[1] = 0;
   trace[0] = out[0] = body[0][0] = body[1][0] = 0;
   released = bells = 0;
-  fail_edits = -1;
-  pxg_worker_clock(loop, 1000);
+  fail_after = -1;
+  memset(attributes, 0, sizeof attributes);
+  open_with = PXG_STREAM_RECEIVES_TRAILERS | PXG_STREAM_UPSTREAM_TRAILERS;
+  if (loop) pxg_worker_clock(loop, 1000);
 }
 
 static void drain(void) {
@@ -284,18 +326,20 @@ static void drain(void) {
   pxg_out o;
   while (pxg_take(s, &o)) {
     if (o.kind == PXG_OUT_BYTES) {
-      memcpy(body[o.direction] + n_body[o.direction], o.slice.ptr, o.slice.len);
+      if (o.slice.len) memcpy(body[o.direction] + n_body[o.direction], o.slice.ptr, o.slice.len);
       n_body[o.direction] += o.slice.len;
       body[o.direction][n_body[o.direction]] = 0;
       pxg_slice_drop(&o.slice);
+      if (o.flags & PXG_OUT_FLUSH) n_out += (size_t)snprintf(out + n_out, sizeof out - n_out, "flush ");
       continue;
     }
-    n_out += (size_t)snprintf(out + n_out, sizeof out - n_out, "%s%s%s%s%s%s ",
+    n_out += (size_t)snprintf(out + n_out, sizeof out - n_out, "%s%s%s%s%s%s%s ",
                               o.kind == PXG_OUT_RESET ? ""
                               : o.direction           ? "s"
                                                       : "r",
                               kinds[o.kind], o.flags & PXG_OUT_ENDS ? "." : "", o.flags & PXG_OUT_LOCAL ? "!" : "",
-                              o.flags & PXG_OUT_TRAILERS ? "+" : "", o.flags & PXG_OUT_OPEN ? "~" : "");
+                              o.flags & PXG_OUT_TRAILERS ? "+" : "", o.flags & PXG_OUT_OPEN ? "~" : "",
+                              o.flags & PXG_OUT_FLUSH ? "^" : "");
   }
   pxg_stream_keep(s);
 }
@@ -303,8 +347,7 @@ static void drain(void) {
 static void begin(int n) {
   pxg_config *chain[MOST];
   for (int i = 0; i < n; i++) chain[i] = &configs[i + 1];
-  s = pxg_stream_open(loop, chain, (size_t)n, &stream_ops, NULL, 1,
-                      PXG_STREAM_RECEIVES_TRAILERS | PXG_STREAM_UPSTREAM_TRAILERS);
+  s = pxg_stream_open(loop, chain, (size_t)n, &stream_ops, NULL, 1, open_with);
 }
 
 static void head(int d, bool ends) {

@@ -11,6 +11,7 @@
  *   error TEXT    fails at requests with TEXT
  *   user          puts the x-user that it sees into x-seen of the response
  *   long N        logs a record of N bytes at each request, from a thread of its own
+ *   say TEXT      logs TEXT at requests, at each level: "TEXT at 0" and so on
  *   child         starts a child in a thread of its own at each request and says what wait(2) told
  *   refuse TEXT   is refused with TEXT; `silent` without a word
  *   crash, exit, hang    on_config_new does what the word says
@@ -186,6 +187,8 @@ static void request(config *c, const pxg_event *ev, pxg_result *out) {
     out->error = (pxg_str){(const uint8_t *)c->text, (uint32_t)strlen(c->text), 0};
   } else if (is(c, "long")) {
     start(long_record, c, 0);
+  } else if (is(c, "say")) {
+    for (uint32_t level = PXG_LOG_TRACE; level <= PXG_LOG_ERROR; level++) SAY(level, "%s at %u", c->text, level);
   } else if (is(c, "child")) {
     start(a_child, c, 0);
   } else if (is(c, "count")) {

@@ -1,12 +1,13 @@
 -- SPDX-License-Identifier: Apache-2.0
 
 local core = require "resty.proxy_golang.stream"
+local filter = require "resty.proxy_golang.filter"
 local phases = require "resty.proxy_golang.phases"
 
 local _M = { _VERSION = "1.0.0" }
 
-_M.load = core.load
-_M.filter = core.filter
+_M.load = filter.load
+_M.filter = filter.filter
 _M.stream = core.stream
 _M.streams = core.streams
 

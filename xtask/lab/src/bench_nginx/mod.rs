@@ -1,5 +1,5 @@
-//! A stock nginx with guests in it, against itself without, and against what else can be done there: Lua, Lua that calls
-//! Go by FFI, and njs. Besides: what reloads cost, in memory and in requests.
+//! A stock nginx with guests in it, against itself without, and against what else can be done there: a module of nginx's
+//! own, Lua, Lua that calls Go by FFI, and njs. Besides: what reloads cost, in memory and in requests.
 
 mod reload;
 mod server;

@@ -17,6 +17,9 @@ pub(super) struct Built {
     /// `ngx_http_proxy_golang_module.so` for it
     #[arg(long, env = "PXG_LAB_NGINX_MODULE", value_name = "FILE")]
     module: PathBuf,
+    /// The module that only sets a field, for it
+    #[arg(long, env = "PXG_LAB_NGINX_BARE", value_name = "FILE")]
+    bare: PathBuf,
     /// The folder with nginx's other dynamic modules
     #[arg(
         long,
@@ -44,6 +47,8 @@ pub(super) struct Built {
 pub(super) enum Kind {
     /// Not at all.
     Plain,
+    /// By a module that does nothing else.
+    Bare,
     /// By a filter of the guest in C, or in Go.
     C(&'static str),
     Go(&'static str),
@@ -83,6 +88,12 @@ pub(super) const VARIANTS: &[Variant] = &[
         name: "plain-again",
         title: "plain nginx again: the noise",
         kind: Kind::Plain,
+        sections: ALL,
+    },
+    Variant {
+        name: "bare",
+        title: "a bare module: the floor",
+        kind: Kind::Bare,
         sections: ALL,
     },
     Variant {
@@ -157,7 +168,7 @@ impl Variant {
             name: self.name,
             title: self.title,
             class: match self.kind {
-                Kind::Plain => Class::Native,
+                Kind::Plain | Kind::Bare => Class::Native,
                 Kind::C(_) | Kind::Go(_) => Class::Guest,
                 _ => Class::Other,
             },
@@ -234,6 +245,13 @@ http {{
         let none = String::new;
         let [load, http, filter, proxy, file] = match self.kind {
             Kind::Plain => [none(), none(), none(), none(), none()],
+            Kind::Bare => [
+                format!("load_module {};\n", built.bare.display()),
+                none(),
+                "bare on;".to_owned(),
+                none(),
+                none(),
+            ],
             Kind::C(name) | Kind::Go(name) => {
                 let guest = if matches!(self.kind, Kind::C(_)) {
                     &built.c

@@ -3,6 +3,7 @@
 -- The request that nginx is serving, put through a stream phase by phase.
 
 local core = require "resty.proxy_golang.stream"
+local filters = require "resty.proxy_golang.filter"
 
 local ngx = ngx
 local type = type
@@ -202,7 +203,7 @@ local function chain_of(names)
     local chain = {}
     for i = 1, #names do
         if type(names[i]) == "string" then
-            local filter, err = core.filter(names[i], { phases = true })
+            local filter, err = filters.filter(names[i], { phases = true })
             if not filter then
                 return nil, err
             end

@@ -1,14 +1,15 @@
 -- SPDX-License-Identifier: Apache-2.0
 
--- Filters and streams: what the nginx module exports, as objects.
+-- Streams: what the nginx module exports for them, as objects.
 
 local ffi = require "ffi"
 local base = require "resty.core.base"
 local semaphore = require "ngx.semaphore"
+local module = require "resty.proxy_golang.module"
+local filter = require "resty.proxy_golang.filter"
 local fields = require "resty.proxy_golang.fields"
-local FEATURE = require "resty.proxy_golang.features"
 
-local C = ffi.C
+local C, errbuf, errlen = module.C, module.errbuf, module.errlen
 local ffi_new = ffi.new
 local ffi_str = ffi.string
 local get_request = base.get_request
@@ -17,50 +18,9 @@ local setmetatable = setmetatable
 local tonumber = tonumber
 local type = type
 local concat = table.concat
-local floor = math.floor
 local find = string.find
-local bor, lshift = bit.bor, bit.lshift
-
-ffi.cdef [[
-typedef struct {
-    const char *guest, *filter, *name, *config;
-    uint32_t    n_config, fail_open, failure_status, max_pending;
-    uint64_t    without, pend_limit_ns, hold_limit_ns, max_body;
-} ngx_http_pxg_lua_spec_t;
-
-typedef struct {
-    uint32_t    kind;
-    int32_t     direction;
-    uint32_t    flags, reserved;
-    const char *bytes;
-    size_t      n_bytes;
-    const pxg_lua_field *fields;
-    size_t      n_fields;
-} ngx_http_pxg_lua_out_t;
-
-int ngx_http_pxg_lua_abi_version(void);
-int ngx_http_pxg_lua_filter(const char *name, uint64_t without, char *err, size_t *errlen);
-int ngx_http_pxg_lua_load(const ngx_http_pxg_lua_spec_t *spec, char *err, size_t *errlen);
-uint64_t ngx_http_pxg_lua_open(ngx_http_request_t *r, const int *filters, size_t n, uint32_t flags, char *err,
-                               size_t *errlen);
-int ngx_http_pxg_lua_head(uint64_t handle, int direction, uint32_t flags, const pxg_lua_field *fields, size_t n);
-int ngx_http_pxg_lua_bytes(uint64_t handle, int direction, const char *bytes, size_t n);
-int ngx_http_pxg_lua_end(uint64_t handle, int direction, const pxg_lua_field *trailers, size_t n);
-int ngx_http_pxg_lua_take(uint64_t handle, ngx_http_pxg_lua_out_t *out);
-int ngx_http_pxg_lua_pends(uint64_t handle, int direction);
-int ngx_http_pxg_lua_sees_body(uint64_t handle, int direction);
-int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema);
-const char *ngx_http_pxg_lua_details(uint64_t handle);
-int ngx_http_pxg_lua_finish(uint64_t handle, uint32_t why);
-size_t ngx_http_pxg_lua_streams(void);
-int ngx_http_pxg_lua_request_ends(ngx_http_request_t *r);
-void ngx_http_pxg_lua_no_continue(ngx_http_request_t *r);
-]]
-
-local ABI = 1
 
 local REQUEST, RESPONSE = 0, 1
-local ERR_SIZE = 1600
 -- Kinds of what may leave, and flags of it.
 local OUT_RESET, OUT_HEAD, OUT_BYTES = 1, 2, 3
 local OUT_LOCAL, OUT_TRAILERS = 0x2, 0x8
@@ -75,162 +35,17 @@ local CAUSES = { complete = 1, client_abort = 2, upstream_reset = 3, timeout = 4
 local FOREVER = 24 * 3600
 local SLOTS = 2 ^ 20
 
-
-local ok, version = pcall(function()
-    return C.ngx_http_pxg_lua_abi_version()
-end)
-if not ok then
-    error("resty.proxy_golang: nginx has no proxy_golang module: load_module ngx_http_proxy_golang_module.so, "
-          .. "or use resty.proxy_golang.ffi", 2)
-end
-if version ~= ABI then
-    error("resty.proxy_golang: the proxy_golang module has version " .. version .. " of the functions for Lua, "
-          .. "expected " .. ABI .. ": install library and module of one release", 2)
-end
-
+-- Members of a stream: what has left of a direction since it was answered last, whether its head was fed, whether its head
+-- has left, whether a thread waits in it.
+local LEAVING, BEGAN, LEFT, WAITING = 1, 3, 5, 7
 
 local _M = {}
 
-local Filter = {}
-local filter_mt = { __index = Filter }
 local Stream = {}
 local stream_mt = { __index = Stream }
 
-local errlen = ffi_new("size_t[1]")
-local errbuf = ffi_new("char[?]", ERR_SIZE)
 local out = ffi_new("ngx_http_pxg_lua_out_t")
 local chain = ffi_new("int[32]")
-
-
-local function refusal()
-    return ffi_str(errbuf, errlen[0])
-end
-
-
--- ---- Filters --------------------------------------------------------------------------------------------------------
-
-local PEND_REQUEST = "PEND_REQUEST_HEADERS PEND_REQUEST_BODY PEND_REQUEST_TRAILERS "
-local PEND_RESPONSE = "PEND_RESPONSE_HEADERS PEND_RESPONSE_BODY PEND_RESPONSE_TRAILERS "
-local TRAILERS = "TRAILERS_IN_REQUEST TRAILERS_IN_RESPONSE TRAILERS_OUT_REQUEST TRAILERS_OUT_RESPONSE "
-
-
--- A mask of features by their names.
-local function mask(names)
-    local m = 0ULL
-    for name in names:gmatch("%S+") do
-        local feature = FEATURE[name]
-        if not feature then
-            return nil, name
-        end
-        m = bor(m, lshift(1ULL, feature))
-    end
-    return m
-end
-
-
--- Where Lua cannot wait.
-local SYNC = mask(PEND_REQUEST .. PEND_RESPONSE .. "BATCH_END")
--- A response that passes header_filter_by_lua* and body_filter_by_lua*: its head leaves at once, nothing waits, and
--- trailers are not seen.
-local PHASES = mask(PEND_RESPONSE .. "PEND_REQUEST_TRAILERS HOLD_RESPONSE BODY_WHOLE_RESPONSE " .. TRAILERS)
-
-
--- The features that a filter shall not be offered.
-local function without(opts)
-    if not opts then
-        return 0ULL
-    end
-    local m = bor(opts.sync and SYNC or 0ULL, opts.phases and PHASES or 0ULL)
-    if opts.without then
-        local more, unknown = mask(table.concat(opts.without, " "))
-        if not more then
-            error("bad option \"without\": found " .. unknown .. ", expected names of features, such as HOLD_RESPONSE", 3)
-        end
-        m = bor(m, more)
-    end
-    return m
-end
-
-
-local function new_filter(name, number)
-    return setmetatable({ name = name, number = number }, filter_mt)
-end
-
-
-local function text(opts, key, preset)
-    local v = opts[key]
-    if v == nil and preset ~= nil then
-        return preset
-    end
-    if type(v) ~= "string" or v == "" or find(v, "\0", 1, true) then
-        error("bad option \"" .. key .. "\": found " .. tostring(v) .. ", expected a string", 3)
-    end
-    return v
-end
-
-
-local function number(opts, key, scale)
-    local v = opts[key]
-    if v == nil then
-        return 0
-    end
-    if type(v) ~= "number" or v ~= v or v <= 0 then
-        error("bad option \"" .. key .. "\": found " .. tostring(v) .. ", expected a number above 0", 3)
-    end
-    return floor(v * (scale or 1))
-end
-
-
-function _M.filter(name, opts)
-    if type(name) ~= "string" or find(name, "\0", 1, true) then
-        error("bad name of a filter: found a " .. type(name) .. ", expected a string", 2)
-    end
-    errlen[0] = ERR_SIZE
-    local n = C.ngx_http_pxg_lua_filter(name, without(opts), errbuf, errlen)
-    if n < 0 then
-        return nil, refusal()
-    end
-    return new_filter(name, n)
-end
-
-
-function _M.load(opts)
-    if type(opts) ~= "table" then
-        error("bad argument: found a " .. type(opts) .. ", expected a table of options", 2)
-    end
-    local guest, filter = text(opts, "guest"), text(opts, "filter")
-    local name = text(opts, "name", filter)
-    local config = opts.config or ""
-    if type(config) ~= "string" then
-        error("bad option \"config\": found a " .. type(config) .. ", expected a string", 2)
-    end
-    local mode = opts.failure_mode or "closed"
-    if mode ~= "closed" and mode ~= "open" then
-        error("bad option \"failure_mode\": found " .. tostring(mode) .. ", expected \"closed\" or \"open\"", 2)
-    end
-    local spec = ffi_new("ngx_http_pxg_lua_spec_t")
-    spec.guest, spec.filter, spec.name = guest, filter, name
-    spec.config, spec.n_config = config, #config
-    spec.without = without(opts)
-    spec.fail_open = mode == "open" and 1 or 0
-    spec.failure_status = number(opts, "failure_status")
-    if opts.failure_status and (opts.failure_status < 500 or opts.failure_status > 599) then
-        error("bad option \"failure_status\": found " .. opts.failure_status .. ", expected 500 to 599", 2)
-    end
-    spec.max_pending = number(opts, "max_pending")
-    spec.pend_limit_ns = number(opts, "pend_limit", 1e9)
-    spec.hold_limit_ns = number(opts, "hold_limit", 1e9)
-    spec.max_body = number(opts, "max_body")
-    errlen[0] = ERR_SIZE
-    local n = C.ngx_http_pxg_lua_load(spec, errbuf, errlen)
-    if n < 0 then
-        return nil, refusal()
-    end
-    return new_filter(name, n)
-end
-
-
--- ---- Streams --------------------------------------------------------------------------------------------------------
 
 -- One for each direction of each slot of the module, and for good: what the module posts to is never collected.
 local semaphores = {}
@@ -248,14 +63,14 @@ end
 
 
 function _M.stream(filters, opts)
-    if getmetatable(filters) == filter_mt then
+    if filter.is(filters) then
         filters = { filters }
     end
     if type(filters) ~= "table" or #filters == 0 or #filters > 32 then
         error("bad chain: expected a filter or an array of 1 to 32 filters", 2)
     end
     for i = 1, #filters do
-        if getmetatable(filters[i]) ~= filter_mt then
+        if not filter.is(filters[i]) then
             error("bad chain: entry " .. i .. " is no filter of pxg.filter or pxg.load", 2)
         end
     end
@@ -263,10 +78,12 @@ function _M.stream(filters, opts)
         filters = filters,
         trailers = not opts or opts.trailers ~= false,
         handle = 0,
-        leaving = {},
-        began = {},
-        left = {},
-        waiting = {},
+        replied = false,
+        -- By direction.
+        [LEAVING] = false, [LEAVING + 1] = false,
+        [BEGAN] = false, [BEGAN + 1] = false,
+        [LEFT] = false, [LEFT + 1] = false,
+        [WAITING] = false, [WAITING + 1] = false,
     }, stream_mt)
 end
 
@@ -293,10 +110,10 @@ local function open(self, headers)
     for i = 1, n do
         chain[i - 1] = self.filters[i].number
     end
-    errlen[0] = ERR_SIZE
+    module.clear()
     local handle = tonumber(C.ngx_http_pxg_lua_open(r, chain, n, flags, errbuf, errlen))
     if handle == 0 then
-        return nil, refusal()
+        return nil, module.cause()
     end
     self.handle = handle
     return true
@@ -304,10 +121,10 @@ end
 
 
 local function leaving(self, d)
-    local o = self.leaving[d]
+    local o = self[LEAVING + d]
     if not o then
         o = { n = 0 }
-        self.leaving[d] = o
+        self[LEAVING + d] = o
     end
     return o
 end
@@ -327,7 +144,7 @@ local function drain(self)
         local o = leaving(self, d)
         if kind == OUT_HEAD then
             o.headers = unpack_fields(out.fields, tonumber(out.n_fields))
-            self.left[d] = true
+            self[LEFT + d] = true
             if d == RESPONSE and out.flags % (2 * OUT_LOCAL) >= OUT_LOCAL then
                 self.replied = true
             end
@@ -359,15 +176,16 @@ local function wait(self, d)
         return nil, err
     end
     C.ngx_http_pxg_lua_watch(self.handle, d, sema.sem)
-    self.waiting[d] = true
+    self[WAITING + d] = true
     local woken
     woken, err = sema:wait(FOREVER)
-    self.waiting[d] = nil
+    self[WAITING + d] = false
     if woken or err == "timeout" then
         return true
     end
     if find(err, "API disabled", 1, true) then
-        err = "a guest answered PENDING in " .. ngx.get_phase() .. "_by_lua*, which cannot wait: "
+        err = (C.ngx_http_pxg_lua_pends(self.handle, d) == 1 and "a guest answered PENDING in " or "waiting in ")
+              .. ngx.get_phase() .. "_by_lua*, which cannot wait: "
               .. "use a filter with the option sync or phases"
     end
     return nil, err
@@ -401,7 +219,7 @@ local function settle(self, d)
             close(self, CAUSES.error)
             return nil, "reset"
         end
-        local over = self.replied and self.leaving[RESPONSE].last
+        local over = self.replied and self[LEAVING + RESPONSE].last
         local pends = over and 0 or C.ngx_http_pxg_lua_pends(self.handle, self.replied and RESPONSE or d)
         if pends == 0 then
             break
@@ -419,15 +237,15 @@ local function settle(self, d)
     if self.replied then
         return { action = "reply", reply = reply_of(self) }
     end
-    local o = self.leaving[d]
-    self.leaving[d] = nil
+    local o = self[LEAVING + d]
+    self[LEAVING + d] = false
     if not o then
-        return { action = self.left[d] and "continue" or "more", body = "" }
+        return { action = self[LEFT + d] and "continue" or "more", body = "" }
     end
     return {
-        action = self.left[d] and "continue" or "more",
+        action = self[LEFT + d] and "continue" or "more",
         headers = o.headers,
-        body = concat(o, "", 1, o.n),
+        body = o.n == 1 and o[1] or concat(o, "", 1, o.n),
         trailers = o.trailers,
         last = o.last,
     }
@@ -441,7 +259,7 @@ local function ready(self, d)
     if self.reply then
         return nil, "a guest has replied"
     end
-    if self.waiting[d] then
+    if self[WAITING + d] then
         return nil, "busy: another thread waits for a guest in this direction"
     end
     return true
@@ -472,9 +290,9 @@ local function head(self, d, headers, flags)
         close(self, CAUSES.error)
         return nil, n
     end
-    self.began[d] = true
-    self.left[d] = nil
-    self.leaving[d] = nil
+    self[BEGAN + d] = true
+    self[LEFT + d] = false
+    self[LEAVING + d] = false
     if C.ngx_http_pxg_lua_head(self.handle, d, flags, at, n) ~= 0 then
         return nil, "closed"
     end
@@ -482,13 +300,19 @@ local function head(self, d, headers, flags)
 end
 
 
-local function body(self, d, bytes, last)
+local function ready_for_body(self, d)
     local ready_to, err = ready(self, d)
+    if ready_to and not self[BEGAN + d] then
+        return nil, "headers come first"
+    end
+    return ready_to, err
+end
+
+
+local function body(self, d, bytes, last)
+    local ready_to, err = ready_for_body(self, d)
     if not ready_to then
         return nil, err
-    end
-    if not self.began[d] then
-        return nil, "headers come first"
     end
     if bytes ~= nil and type(bytes) ~= "string" then
         error("bad bytes: found a " .. type(bytes) .. ", expected a string or nil", 3)
@@ -504,12 +328,9 @@ end
 
 
 local function trailers(self, d, t)
-    local ready_to, err = ready(self, d)
+    local ready_to, err = ready_for_body(self, d)
     if not ready_to then
         return nil, err
-    end
-    if not self.began[d] then
-        return nil, "headers come first"
     end
     local at, n = pack(t)
     if not at then
@@ -529,6 +350,47 @@ end
 
 function Stream:request_body(bytes, last)
     return body(self, REQUEST, bytes, last)
+end
+
+
+-- What ngx_http_pxg_lua_read answers.
+local NOTHING, STALE, NOT_THERE = 0, -1, -2
+local UNREAD = { [-408] = "timeout", [-413] = "too large", [-499] = "client aborted" }
+
+
+-- Feeds the next piece of the body that nginx receives for the current request, as it comes. Waits for it.
+function Stream:read_request_body()
+    local ready_to, err = ready_for_body(self, REQUEST)
+    if not ready_to then
+        return nil, err
+    end
+    local r = get_request()
+    if not r then
+        return nil, "no request found"
+    end
+    while true do
+        local got = C.ngx_http_pxg_lua_read(self.handle, r)
+        if got > NOTHING then
+            return settle(self, REQUEST)
+        end
+        if got == STALE then
+            return nil, "closed"
+        end
+        if got == NOT_THERE then
+            return nil, "no body to be read: it has been read before, or the stream is of another request"
+        end
+        if got < NOTHING then
+            return nil, UNREAD[got] or "a bad request: " .. -got
+        end
+        ready_to, err = wait(self, REQUEST)
+        if not ready_to then
+            close(self, CAUSES.error)
+            return nil, err
+        end
+        if self.replied or self.handle < 0 then
+            return settle(self, REQUEST)
+        end
+    end
 end
 
 
@@ -577,13 +439,13 @@ function Stream:finish(why)
 end
 
 
-function Filter:stream(opts)
+function filter.methods:stream(opts)
     return _M.stream(self, opts)
 end
 
 
 -- One question: a request without a body, and its end.
-function Filter:request_headers(headers)
+function filter.methods:request_headers(headers)
     local stream = _M.stream(self)
     local verdict, err = stream:request_headers(headers, true)
     stream:finish()
