@@ -3,6 +3,7 @@
  * script of the case that the stream's request names. */
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -408,6 +409,12 @@ static void on_batch_end(uint64_t ctx, uint32_t worker) {
   record_end(record_begin("on_batch_end", 1));
 }
 
+/* How many processors this thread may run on; 0: unknown. */
+static uint64_t cpus(void) {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) ? 0 : (uint64_t)CPU_COUNT(&set);
+}
+
 static void on_worker(uint64_t ctx, uint32_t worker, uint32_t up) {
   (void)ctx;
   entered();
@@ -418,7 +425,7 @@ static void on_worker(uint64_t ctx, uint32_t worker, uint32_t up) {
     pthread_attr_destroy(&attr);
   }
   text *t = record_begin("on_worker", 0);
-  j_u64(t, "worker", worker), j_u64(t, "arg", up), j_u64(t, "stack", stack);
+  j_u64(t, "worker", worker), j_u64(t, "arg", up), j_u64(t, "stack", stack), j_u64(t, "cpus", cpus());
   record_end(t);
   record_end(record_begin("on_worker", 1));
 }
@@ -455,6 +462,7 @@ static void record_init(const pxg_host *h) {
   for (int i = 1; i <= 64; i++) signals[i - 1] = sigismember(&mask, i) == 1 ? '1' : '0';
   signals[64] = 0;
   j_text(t, "text", signals);
+  j_u64(t, "cpus", cpus());
   record_end(t);
 }
 

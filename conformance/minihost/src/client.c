@@ -328,7 +328,8 @@ void client_head(stream *s) {
     c->close_after = true;
   bool none = s->head_method || ((s->code == 204 || s->code == 304) && !BUG("body-with-204")) || s->upgraded;
   bool length = fields_get(h, "content-length") != NULL;
-  c->framing = none ? F_NONE : length ? F_LENGTH : c->minor ? F_CHUNKED : F_CLOSE;
+  bool chunks = c->minor || BUG("chunks-for-http-1.0");
+  c->framing = none ? F_NONE : length ? F_LENGTH : chunks ? F_CHUNKED : F_CLOSE;
   if (c->framing == F_CLOSE) c->close_after = true;
   if (c->framing != F_CHUNKED) s->trailers_ok[RSP] = false;
   print_response(&c->out, s, c->framing, c->close_after && !s->upgraded, c->minor);

@@ -113,7 +113,8 @@ char *path_normal(const char *path) {
     if (out[i] == '%' && i + 2 < end + 1 && isxdigit((unsigned char)out[i + 1]) &&
         isxdigit((unsigned char)out[i + 2])) {
       char c = (char)strtoul((char[]){out[i + 1], out[i + 2], 0}, NULL, 16);
-      if (isalnum((unsigned char)c) || strchr("-._~", c ? c : '/')) {
+      bool plain = isalnum((unsigned char)c) || strchr("-._~", c ? c : '/');
+      if (plain && !(BUG("escapes-kept") && c != '.')) {
         decoded[w++] = c;
       } else {
         decoded[w++] = '%';
@@ -341,7 +342,10 @@ void print_request(bytes *to, const stream *s, enum framing f) {
   const fields *h = &s->m[REQ].head;
   const char *path = fields_get(h, ":path"), *authority = fields_get(h, ":authority"),
              *method = fields_get(h, ":method");
-  line(to, "%s %s HTTP/1.1\r\n", method, path ? path : authority ? authority : "/");
+  if (path && BUG("path-forwarded-as-received")) path = s->raw_path;
+  char *again = path && BUG("set-path-normalised-unseen") ? path_normal(path) : NULL;
+  line(to, "%s %s HTTP/1.1\r\n", method, again ? again : path ? path : authority ? authority : "/");
+  free(again);
   if (authority) line(to, "host: %s\r\n", authority);
   print_fields(to, h);
   if (f == F_CHUNKED) line(to, "transfer-encoding: chunked\r\n");

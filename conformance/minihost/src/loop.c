@@ -140,9 +140,21 @@ static void batch_end(worker *w) {
 
 _Thread_local bool loop_thread;
 
+/* This thread runs on one processor from here on, another one for each `index` as far as there are some. */
+void pin(uint32_t index) {
+  cpu_set_t all, one;
+  if (sched_getaffinity(0, sizeof all, &all)) return;
+  int n = CPU_COUNT(&all), skip = n ? (int)(index % (uint32_t)n) : 0, cpu = 0;
+  while (cpu < CPU_SETSIZE && !(CPU_ISSET(cpu, &all) && !skip--)) cpu++;
+  CPU_ZERO(&one);
+  CPU_SET(cpu, &one);
+  (void)sched_setaffinity(0, sizeof one, &one);
+}
+
 static void *run(void *of) {
   worker *w = of;
   loop_thread = true;
+  if (set.pin) pin((uint32_t)(w - workers));
   for (lib *l = lib_first(); l; l = l->next)
     if (l->name) loop_enter(w, l);
   while (!atomic_load(&w->stop)) {

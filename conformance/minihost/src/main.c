@@ -163,6 +163,7 @@ int main(int argc, char **argv) {
   page_tick();
   if (set.validate) return !validate();
   world *w = NULL;
+  if (set.pin && BUG("loads-on-one-processor")) pin(0);
   if (!world_load(0, &w)) {
     configs_drop();
     if (!BUG("serves-without-the-filter")) return 1;

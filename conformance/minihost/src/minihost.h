@@ -145,7 +145,7 @@ typedef struct settings {
   char **texts;
   size_t n_texts;
   uint32_t workers;
-  bool l4, validate;
+  bool l4, pin, validate;
   uint64_t pend_ms, pend_limit_ms, hold_time_ms, hold_span_ms, drain_ms, idle_ms;
   uint64_t max_body, max_body_limit, watermark, pending_cap;
   uint64_t max_ops, max_fields, max_field_bytes, scratch_limit, max_series;
@@ -573,6 +573,7 @@ extern worker *workers;
 extern _Thread_local bool loop_thread;
 void handler_set(worker *w, handler *h, uint32_t interest); /* 0 removes. */
 bool workers_start(uint16_t *port);
+void pin(uint32_t index);
 void workers_drain(void);
 void workers_cut(void);       /* A mutant's. */
 void workers_stop(void);      /* Returns when no worker has a stream. */

@@ -216,7 +216,8 @@ static void route(place *p, const op *o) {
   if (BUG("recompute-changes-the-chain")) {
     config *chain[MAX_PLACES];
     size_t n = world_take(path, chain);
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = (size_t)s->n; i < n; i++) config_unref(chain[i]);
+    for (size_t i = 0; i < n && i < (size_t)s->n; i++) {
       config *old = s->places[i].c;
       s->places[i].c = chain[i];
       config_unref(old);

@@ -42,6 +42,7 @@ static const char usage[] =
     "  --strip NAME                               a field that is removed from each request before the first guest\n"
     "  --admin HOST:PORT                          GET /metrics, POST /log-level/LEVEL\n"
     "  --l4                                       connections instead of HTTP\n"
+    "  --pin                                      each worker stays on one processor\n"
     "  --validate                                 make each configuration with VALIDATE_ONLY, and end\n"
     "  --log-level LEVEL                          trace, debug, info, warn, error, off\n"
     "  --NUMBER N                                 pend-ms, pend-limit-ms, hold-time-ms, hold-span-ms, drain-ms, "
@@ -199,6 +200,7 @@ static bool read_args(const char *path) {
 static bool one(const char *name, char *value) {
   char *equals = strchr(value, '=');
   if (!strcmp(name, "l4")) return set.l4 = true;
+  if (!strcmp(name, "pin")) return set.pin = true;
   if (!strcmp(name, "validate")) return set.validate = true;
   if (!strcmp(name, "listen")) return set.listen = value, true;
   if (!strcmp(name, "admin")) return set.admin = value, true;

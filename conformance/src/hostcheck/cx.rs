@@ -40,7 +40,10 @@ pub(crate) struct Shared {
     pub(crate) patience: Duration,
     /// Folder of the run, for hosts of a case's own.
     pub(crate) dir: PathBuf,
+    /// Of the host's table.
     pub(crate) features: Cell<[u64; 4]>,
+    /// What any configuration of the common setup is given of them.
+    pub(crate) granted: Cell<[u64; 4]>,
     pub(crate) workshop: Workshop,
     /// Stands before each guest of each host, if it is asked for.
     pub(crate) layer: Option<Layer>,
@@ -206,8 +209,9 @@ impl Cx {
 
     // ---- the host and its features
 
+    /// Whether streams of the common setup have a feature.
     pub(crate) fn has(&self, f: Feature) -> bool {
-        has(&self.0.shared.features.get(), f)
+        has(&self.0.shared.granted.get(), f)
     }
 
     pub(crate) fn shared(&self) -> &Rc<Shared> {

@@ -6,12 +6,12 @@
 //!
 //! | `fn` | `enter` | `exit` |
 //! |---|---|---|
-//! | `init` | the host's table in `host` | `status` |
+//! | `init` | the host's table in `host`, `cpus` | `status` |
 //! | `on_config_new` | `config_bytes`, `filter`, `features`, `arg` = flags, `parent` | `config`, `status`, what it declared in `result` |
 //! | `on_config_drop` | `config` | |
 //! | `on_event` | the event, and the preset result in `preset` | `sum` again, `result` |
 //! | `on_cancel`, `on_stream_end` | `config user stream token worker` | |
-//! | `on_batch_end`, `on_worker` | `worker`, `arg` = up | |
+//! | `on_batch_end`, `on_worker` | `worker`, `arg` = up, `stack`, `cpus` | |
 //! | `complete`, `apply`, `wake` | `token` or `stream`, `result`, `arg` | `status` |
 //! | `scratch_more`, `get_ext`, `log` | `arg` = bytes asked for | `status` (0, or NOTFOUND for NULL), `misaligned`, `dirty` |
 //! | `release` | `owned` = the buffer's id, `arg` = how often by now | |
@@ -268,6 +268,9 @@ pub(crate) struct Record {
     /// Of `on_worker`: the thread's stack in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stack: Option<u64>,
+    /// Of `init` and `on_worker`: how many processors the thread may run on; 0 if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cpus: Option<u64>,
     /// Memory that ought to be zero was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dirty: Option<bool>,

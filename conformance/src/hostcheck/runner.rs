@@ -19,6 +19,7 @@ use super::history;
 use super::host;
 use super::layer_check::{self, Layer};
 use super::probe::{Workshop, sha256};
+use super::record::Record;
 use super::setup::NoOption;
 use super::upstream::Upstream;
 use crate::finding::{Finding, GuestInfo};
@@ -185,6 +186,7 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
         changes,
         dir: run_dir.clone(),
         features: Cell::default(),
+        granted: Cell::default(),
         workshop,
         layer: match &plan.layer {
             Some(file) => Some(Layer::new(file, toml::Table::new())?),
@@ -214,6 +216,7 @@ async fn run_all(plan: Plan, each: Rc<dyn Fn(&CaseResult)>) -> Result<Report> {
         .find_map(|r| r.host.clone())
         .context("the host is ready and has not called the probe's init: is the probe in its configuration?")?;
     shared.features.set(table.features);
+    shared.granted.set(granted(&running.journal.all()));
     let results: Rc<RefCell<Vec<(usize, CaseResult)>>> = Rc::default();
     let slots = Rc::new(tokio::sync::Semaphore::new(plan.jobs.clamp(1, 64)));
     let mut tasks = Vec::new();
@@ -297,6 +300,46 @@ fn feature_name(f: Feature) -> &'static str {
         .map_or("?", |(_, n)| n)
 }
 
+/// Features that a configuration is given for an option of the adapter, which cases that need one ask for: `clusters`, `l4`.
+const BY_OPTION: &[Feature] = &[
+    Feature::ROUTE,
+    Feature::L4,
+    Feature::PEND_L4_OPEN,
+    Feature::PEND_L4_DATA,
+];
+
+/// What any configuration has been given.
+fn granted(records: &[Rc<Record>]) -> [u64; 4] {
+    let mut all = [0; 4];
+    for given in records.iter().filter_map(|r| r.features) {
+        for (sum, bits) in all.iter_mut().zip(given) {
+            *sum |= bits;
+        }
+    }
+    all
+}
+
+/// Why a case that needs `f` does not apply. What the table sets and no configuration is given needs a reason.
+fn lacks(shared: &Shared, f: Feature) -> Option<(Status, String)> {
+    let name = feature_name(f);
+    if !has(&shared.features.get(), f) {
+        let why = format!("the host does not set the feature {name}");
+        return Some((Status::NotApplicable, why));
+    }
+    if has(&shared.granted.get(), f) || BY_OPTION.contains(&f) {
+        return None;
+    }
+    Some(match shared.adapter.not_applicable.get(name) {
+        Some(why) => (Status::NotApplicable, format!("{name}: {why}")),
+        None => (
+            Status::Skip,
+            format!(
+                "the host's table sets {name}, no configuration is given it, and [not_applicable] does not say why"
+            ),
+        ),
+    })
+}
+
 fn ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
@@ -346,16 +389,8 @@ async fn one(
             format!("not through the layer: {why}"),
         );
     }
-    if let Some(f) = case
-        .needs
-        .iter()
-        .find(|f| !has(&shared.features.get(), **f))
-    {
-        return result(
-            case,
-            Status::NotApplicable,
-            format!("the host does not set the feature {}", feature_name(*f)),
-        );
+    if let Some((status, why)) = case.needs.iter().find_map(|f| lacks(&shared, *f)) {
+        return result(case, status, why);
     }
     let from = running.host.output.len();
     let started = Instant::now();

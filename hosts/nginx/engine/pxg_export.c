@@ -19,8 +19,12 @@ typedef struct walk {
   char labels[PXG_ZONE_LABELS + 64];
 } walk;
 
-static bool emit(walk *w, const char *family, const char *type, const char *labels, uint64_t value) {
-  pxg_sample s = {.family = family, .suffix = "", .type = type, .labels = labels, .i = value};
+typedef struct family {
+  const char *name, *type, *help;
+} family;
+
+static bool emit(walk *w, const family *f, const char *labels, uint64_t value) {
+  pxg_sample s = {.family = f->name, .suffix = "", .type = f->type, .help = f->help, .labels = labels, .i = value};
   return w->each(w->data, &s);
 }
 
@@ -33,29 +37,42 @@ static const char *with(walk *w, const char *labels, const char *name, const cha
 
 /* ---- 15.4 -------------------------------------------------------------------------------------------------------- */
 
+static const family calls = {"pxg_guest_calls_total", "counter", "Calls of on_event."};
+static const family errors = {"pxg_guest_errors_total", "counter", "Events that ended in a failure."};
+static const family panics = {"pxg_guest_panics_total", "counter", "Events that ended in a panic."};
+static const family pendings = {"pxg_guest_pending_total", "counter", "Events that answered PENDING."};
+static const family call_time = {"pxg_guest_call_seconds", "histogram", "Time inside on_event."};
+static const family failed = {"pxg_guest_failures_total", "counter", "Failures of guests, by reason."};
+static const family pending_now = {"pxg_guest_pending", "gauge", "Places that wait for a guest now."};
+static const family stale = {"pxg_guest_stale_completions_total", "counter", "Answers that came too late."};
+static const family cancels = {"pxg_guest_cancels_total", "counter", "Calls of on_cancel."};
+static const family skipped = {"pxg_guest_operations_skipped_total", "counter", "Operations that could not be applied."};
+static const family late_replies = {"pxg_guest_late_replies_total", "counter", "Replies that came after a response had begun."};
+static const family bypassed = {"pxg_guest_bypassed_total", "counter", "Streams that went on without a failed guest."};
+
 #define EACH_INSTANCE(w, i)                                               \
   for (uint32_t k = 0, n = atomic_load(&(w)->z->n_instances); k < n; k++) \
     for (pxg_instance *i = pxg_zone_instance((w)->z, k); i; i = NULL)
 
-static bool by_phase(walk *w, const char *family, size_t offset) {
+static bool by_phase(walk *w, const family *f, size_t offset) {
   EACH_INSTANCE(w, i) for (uint32_t p = 1; p < PXG_N_PHASES; p++) {
     uint64_t v = load((const pxg_counter *)(const void *)((const char *)&i->counters + offset) + p);
-    if (v && !emit(w, family, "counter", with(w, i->labels, "phase", pxg_phase_name(p)), v)) return false;
+    if (v && !emit(w, f, with(w, i->labels, "phase", pxg_phase_name(p)), v)) return false;
   }
   return true;
 }
 
-static bool plain(walk *w, const char *family, size_t offset) {
+static bool plain(walk *w, const family *f, size_t offset) {
   EACH_INSTANCE(w, i) {
     uint64_t v = load((const pxg_counter *)(const void *)((const char *)&i->counters + offset));
-    if (!emit(w, family, "counter", i->labels, v)) return false;
+    if (!emit(w, f, i->labels, v)) return false;
   }
   return true;
 }
 
 static bool call_seconds(walk *w) {
   static const char *const le[PXG_N_BUCKETS] = {"1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", "1", "+Inf"};
-  pxg_sample s = {.family = "pxg_guest_call_seconds", .type = "histogram"};
+  pxg_sample s = {.family = call_time.name, .type = call_time.type, .help = call_time.help};
   EACH_INSTANCE(w, i) for (uint32_t p = 1; p < PXG_N_PHASES; p++) {
     if (!load(&i->counters.calls[p])) continue;
     char labels[PXG_ZONE_LABELS + 64];
@@ -84,8 +101,7 @@ static bool call_seconds(walk *w) {
 static bool failures(walk *w) {
   EACH_INSTANCE(w, i)
   for (int r = 0; r < PXG_N_REASONS; r++)
-    if (!emit(w, "pxg_guest_failures_total", "counter", with(w, i->labels, "reason", pxg_reason_name((pxg_reason)r)),
-              load(&i->counters.failures[r])))
+    if (!emit(w, &failed, with(w, i->labels, "reason", pxg_reason_name((pxg_reason)r)), load(&i->counters.failures[r])))
       return false;
   return true;
 }
@@ -101,7 +117,7 @@ static bool pending(walk *w) {
     int64_t sum = 0;
     for (int p = 0; p < PXG_ZONE_PROCESSES; p++)
       if (alive[p]) sum += atomic_load_explicit(&i->counters.pending[p], memory_order_relaxed);
-    if (!emit(w, "pxg_guest_pending", "gauge", i->labels, sum > 0 ? (uint64_t)sum : 0)) return false;
+    if (!emit(w, &pending_now, i->labels, sum > 0 ? (uint64_t)sum : 0)) return false;
   }
   return true;
 }
@@ -165,13 +181,10 @@ static bool user(walk *w) {
 bool pxg_zone_walk(pxg_zone *z, bool (*each)(void *data, const pxg_sample *s), void *data) {
   walk w = {.z = z, .each = each, .data = data};
   if (!z) return true;
-  return by_phase(&w, "pxg_guest_calls_total", AT(calls)) && by_phase(&w, "pxg_guest_errors_total", AT(errors)) &&
-         by_phase(&w, "pxg_guest_panics_total", AT(panics)) && by_phase(&w, "pxg_guest_pending_total", AT(pendings)) &&
-         call_seconds(&w) && failures(&w) && pending(&w) && plain(&w, "pxg_guest_stale_completions_total", AT(stale)) &&
-         plain(&w, "pxg_guest_cancels_total", AT(cancels)) &&
-         plain(&w, "pxg_guest_operations_skipped_total", AT(skipped)) &&
-         plain(&w, "pxg_guest_late_replies_total", AT(late_replies)) &&
-         plain(&w, "pxg_guest_bypassed_total", AT(bypassed)) && user(&w);
+  return by_phase(&w, &calls, AT(calls)) && by_phase(&w, &errors, AT(errors)) && by_phase(&w, &panics, AT(panics)) &&
+         by_phase(&w, &pendings, AT(pendings)) && call_seconds(&w) && failures(&w) && pending(&w) &&
+         plain(&w, &stale, AT(stale)) && plain(&w, &cancels, AT(cancels)) && plain(&w, &skipped, AT(skipped)) &&
+         plain(&w, &late_replies, AT(late_replies)) && plain(&w, &bypassed, AT(bypassed)) && user(&w);
 }
 
 /* ---- Text -------------------------------------------------------------------------------------------------------- */
@@ -202,6 +215,8 @@ static bool print(void *data, const pxg_sample *s) {
   }
   if (!t->family || strcmp(t->family, s->family)) {
     t->family = s->family;
+    if (s->help && (!put(t, "# HELP ") || !put(t, s->family) || !put(t, " ") || !put(t, s->help) || !put(t, "\n")))
+      return false;
     if (!put(t, "# TYPE ") || !put(t, s->family) || !put(t, " ") || !put(t, s->type) || !put(t, "\n")) return false;
   }
   if (!put(t, s->family) || !put(t, s->suffix)) return false;

@@ -11,6 +11,8 @@
 
 #include "pxg_engine.h"
 
+#define NGX_HTTP_PXG_VERSION "0.1.0"
+
 /* ---- Directives: ngx_http_pxg_directives.c, ngx_http_pxg_filter.c -------------------------------------------------- */
 
 /* One proxy_golang_filter or proxy_golang_override block. */
@@ -127,6 +129,13 @@ uint32_t ngx_http_pxg_log_level(const ngx_log_t *log);
  * null `bell` ends that. */
 void ngx_http_pxg_log_loop(void (*bell)(void *data), void *data);
 void ngx_http_pxg_log_take(void);
+
+/* ---- The module's file: ngx_http_pxg_file.c ------------------------------------------------------------------------ */
+
+/* In a worker: the module stays until the process ends. */
+void ngx_http_pxg_pin(void);
+/* When a configuration was read: warns of a file that has been replaced since nginx loaded it. */
+void ngx_http_pxg_note_file(ngx_conf_t *cf);
 
 /* ---- Worker: ngx_http_pxg_worker.c --------------------------------------------------------------------------------- */
 

@@ -131,6 +131,20 @@ static ngx_int_t ngx_http_pxg_set_authority(ngx_http_request_t *r, const ngx_str
   size_t n;
 
   if (p == NULL) return NGX_ERROR;
+  /* $host, by the rules that nginx has for clients: without the port and a dot at its end, in lower case. It may be part
+   * of a path, so `..` is none. */
+  n = v->len;
+  if (p[0] == '[') {
+    end = ngx_strlchr(p, p + n, ']');
+    if (end) n = (size_t)(end + 1 - p);
+  } else {
+    end = ngx_strlchr(p, p + n, ':');
+    if (end) n = (size_t)(end - p);
+  }
+  if (ngx_strnstr(p, "..", n)) return NGX_DECLINED;
+  if (n && p[n - 1] == '.') n--;
+  if (n == 0) return NGX_DECLINED;
+
   if (h == NULL) {
     h = ngx_list_push(&r->headers_in.headers);
     if (h == NULL) return NGX_ERROR;
@@ -142,15 +156,6 @@ static ngx_int_t ngx_http_pxg_set_authority(ngx_http_request_t *r, const ngx_str
   }
   h->value.data = p, h->value.len = v->len;
 
-  /* $host: without the port, in lower case. */
-  n = v->len;
-  if (p[0] == '[') {
-    end = ngx_strlchr(p, p + n, ']');
-    if (end) n = (size_t)(end + 1 - p);
-  } else {
-    end = ngx_strlchr(p, p + n, ':');
-    if (end) n = (size_t)(end - p);
-  }
   low = ngx_pnalloc(r->pool, n + 1);
   if (low == NULL) return NGX_ERROR;
   ngx_strlow(low, p, n);

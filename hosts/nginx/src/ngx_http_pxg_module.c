@@ -22,6 +22,7 @@ static ngx_int_t ngx_http_pxg_postconfiguration(ngx_conf_t *cf) {
   if (ngx_http_pxg_phase(cf, NGX_HTTP_LOG_PHASE, ngx_http_pxg_log_handler) != NGX_OK) return NGX_ERROR;
   ngx_http_pxg_request_body_init();
   ngx_http_pxg_response_init();
+  ngx_http_pxg_note_file(cf);
   return ngx_http_pxg_validate(cf);
 }
 

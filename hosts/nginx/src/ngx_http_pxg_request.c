@@ -44,6 +44,9 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
   } else if (ctx->request_head && !ctx->in_access) {
     if (r->internal) pxg_stream_redirected(ctx->stream);
     return ngx_http_pxg_reroute(ctx);
+  } else if (ctx->reading) {
+    /* An error page for a body that nginx would not read on: guests that wait for its end do not keep that back. */
+    return NGX_DECLINED;
   }
 
   ctx->in_access = 0;

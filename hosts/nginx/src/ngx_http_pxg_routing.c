@@ -53,6 +53,7 @@ ngx_int_t ngx_http_pxg_reroute(ngx_http_pxg_ctx_t *ctx) {
   for (i = 0; ph[i].checker != ngx_http_core_find_config_phase; i++) { /* Every server has this phase. */
   }
   /* As `rewrite ... last` does: unlike an internal redirect this opens no `internal` location. */
+  r->valid_location = 1;
   r->loc_conf = cscf->ctx->loc_conf;
   r->phase_handler = (ngx_int_t)i;
   ngx_http_core_run_phases(r);

@@ -49,19 +49,22 @@ static bool ngx_http_pxg_print(ngx_http_pxg_page_t *p, const char *format, ...) 
   return ngx_http_pxg_put(p, (char *)line, (size_t)(last - line));
 }
 
-/* A JSON string of what nginx.conf or a label holds. */
-static bool ngx_http_pxg_json(ngx_http_pxg_page_t *p, const void *text, size_t len) {
-  const u_char *s = text;
+/* What is between the quotes of a JSON string. `escaped`: quotes and backslashes are. */
+static bool ngx_http_pxg_json_text(ngx_http_pxg_page_t *p, const u_char *s, size_t len, ngx_uint_t escaped) {
   size_t i, from = 0;
 
-  if (!ngx_http_pxg_put(p, "\"", 1)) return false;
   for (i = 0; i < len; i++) {
-    if (s[i] >= 0x20 && s[i] != '"' && s[i] != '\\') continue;
+    if (s[i] >= 0x20 && (escaped || (s[i] != '"' && s[i] != '\\'))) continue;
     if (!ngx_http_pxg_put(p, (const char *)s + from, i - from) || !ngx_http_pxg_print(p, "\\u%04xd", (int)s[i]))
       return false;
     from = i + 1;
   }
-  return ngx_http_pxg_put(p, (const char *)s + from, len - from) && ngx_http_pxg_put(p, "\"", 1);
+  return ngx_http_pxg_put(p, (const char *)s + from, len - from);
+}
+
+/* A JSON string of what nginx.conf holds. */
+static bool ngx_http_pxg_json(ngx_http_pxg_page_t *p, const ngx_str_t *s) {
+  return ngx_http_pxg_put(p, "\"", 1) && ngx_http_pxg_json_text(p, s->data, s->len, 0) && ngx_http_pxg_put(p, "\"", 1);
 }
 
 static void ngx_http_pxg_number_of(const pxg_sample *s, char *to, size_t room) {
@@ -118,10 +121,17 @@ static bool ngx_http_pxg_prometheus(ngx_http_pxg_page_t *p) {
 
   if (!pxg_zone_prometheus(ngx_http_pxg_zone(p->main), ngx_http_pxg_put, p)) return false;
   for (i = 0; i < NGX_HTTP_PXG_N_SUMS; i++)
-    if (!ngx_http_pxg_print(p, "# TYPE %s counter\n%s %ul\n", ngx_http_pxg_sums[i].name, ngx_http_pxg_sums[i].name,
+    if (!ngx_http_pxg_print(p, "# HELP %s All workers: %s.\n# TYPE %s counter\n%s %ul\n", ngx_http_pxg_sums[i].name,
+                            ngx_http_pxg_sums[i].text, ngx_http_pxg_sums[i].name, ngx_http_pxg_sums[i].name,
                             ngx_http_pxg_sum(i)))
       return false;
-  if (p->main->filters.nelts && !ngx_http_pxg_print(p, "# TYPE pxg_recipe gauge\n")) return false;
+  if (!ngx_http_pxg_print(p, "# HELP pxg_host_info The module and the nginx that it is in.\n# TYPE pxg_host_info gauge\n"
+                             "pxg_host_info{host=\"nginx\",version=\"%s\",module=\"%s\",abi=\"%d.%d\"} 1\n",
+                          NGINX_VERSION, NGX_HTTP_PXG_VERSION, PXG_VERSION_MAJOR, PXG_VERSION_MINOR))
+    return false;
+  if (p->main->filters.nelts &&
+      !ngx_http_pxg_print(p, "# HELP pxg_recipe What the host does for runtimes: 1 where it is on.\n# TYPE pxg_recipe gauge\n"))
+    return false;
   for (i = 0; i < p->main->filters.nelts; i++)
     for (k = 0; k < NGX_HTTP_PXG_N_STEPS; k++)
       if (!ngx_http_pxg_print(p, "pxg_recipe{config=\"%V\",step=\"%s\"} %ui\n", &f[i]->name, ngx_http_pxg_steps[k],
@@ -132,7 +142,7 @@ static bool ngx_http_pxg_prometheus(ngx_http_pxg_page_t *p) {
 
 /* ---- JSON ---------------------------------------------------------------------------------------------------------- */
 
-/* A label's value in Prometheus' escapes as a JSON string: both know \\ and \", JSON has \n, too. */
+/* A label's value in Prometheus' escapes, which JSON has, too: \\, \" and \n. */
 static bool ngx_http_pxg_json_labels(ngx_http_pxg_page_t *p, const char *labels) {
   ngx_str_t name, value;
   ngx_uint_t n = 0;
@@ -140,7 +150,7 @@ static bool ngx_http_pxg_json_labels(ngx_http_pxg_page_t *p, const char *labels)
   if (!ngx_http_pxg_put(p, "{", 1)) return false;
   for (; (labels = ngx_http_pxg_label(labels, &name, &value)) != NULL; n++)
     if (!ngx_http_pxg_print(p, "%s\"%V\":\"", n ? "," : "", &name) ||
-        !ngx_http_pxg_put(p, (char *)value.data, value.len) || !ngx_http_pxg_put(p, "\"", 1))
+        !ngx_http_pxg_json_text(p, value.data, value.len, 1) || !ngx_http_pxg_put(p, "\"", 1))
       return false;
   return ngx_http_pxg_put(p, "}", 1);
 }
@@ -157,8 +167,8 @@ static bool ngx_http_pxg_json_sample(void *data, const pxg_sample *s) {
 
 static bool ngx_http_pxg_json_filter(ngx_http_pxg_page_t *p, const ngx_http_pxg_filter_t *f) {
   return ngx_http_pxg_print(p, "%s\n{\"name\":\"%V\",\"guest\":", p->n++ ? "," : "", &f->name) &&
-         ngx_http_pxg_json(p, f->guest.data, f->guest.len) && ngx_http_pxg_print(p, ",\"filter\":") &&
-         ngx_http_pxg_json(p, f->filter.data, f->filter.len) &&
+         ngx_http_pxg_json(p, &f->guest) && ngx_http_pxg_print(p, ",\"filter\":") &&
+         ngx_http_pxg_json(p, &f->filter) &&
          ngx_http_pxg_print(p,
                             ",\"loaded\":%s,\"failure_mode\":\"%s\",\"recipe\":{\"batch_end\":%s,\"warm_up\":%s,"
                             "\"all_cpus\":%s}}",
@@ -171,8 +181,9 @@ static bool ngx_http_pxg_json_page(ngx_http_pxg_page_t *p) {
   ngx_http_pxg_filter_t **f = p->main->filters.elts;
   ngx_uint_t i;
 
-  if (!ngx_http_pxg_print(p, "{\"host\":\"nginx\",\"version\":\"%s\",\"worker\":%P,\"filters\":[", NGINX_VERSION,
-                          ngx_pid))
+  if (!ngx_http_pxg_print(p, "{\"host\":\"nginx\",\"version\":\"%s\",\"module\":\"%s\",\"abi\":\"%d.%d\",\"worker\":%P,"
+                             "\"filters\":[",
+                          NGINX_VERSION, NGX_HTTP_PXG_VERSION, PXG_VERSION_MAJOR, PXG_VERSION_MINOR, ngx_pid))
     return false;
   for (i = 0; i < p->main->filters.nelts; i++)
     if (!ngx_http_pxg_json_filter(p, f[i])) return false;
@@ -213,7 +224,8 @@ static bool ngx_http_pxg_text_page(ngx_http_pxg_page_t *p) {
   ngx_http_pxg_filter_t **f = p->main->filters.elts;
   ngx_uint_t i;
 
-  if (!ngx_http_pxg_print(p, "proxy_golang in nginx %s, %ui filters\n\n", NGINX_VERSION, p->main->filters.nelts))
+  if (!ngx_http_pxg_print(p, "proxy_golang %s in nginx %s, %ui filters\n\n", NGX_HTTP_PXG_VERSION, NGINX_VERSION,
+                          p->main->filters.nelts))
     return false;
   for (i = 0; i < p->main->filters.nelts; i++)
     if (!ngx_http_pxg_print(p, "%V: %s\n  filter %V of %V\n  failure_mode %s, batch_end %s, warm_up %s, all_cpus %s\n",
@@ -270,6 +282,18 @@ static ngx_uint_t ngx_http_pxg_format(ngx_http_request_t *r, ngx_uint_t set) {
   return NGX_HTTP_PXG_STATUS_TEXT;
 }
 
+/* A cache on the way would show old numbers, or show them to others. */
+static ngx_int_t ngx_http_pxg_no_store(ngx_http_request_t *r) {
+  ngx_table_elt_t *h = ngx_list_push(&r->headers_out.headers);
+
+  if (h == NULL) return NGX_ERROR;
+  ngx_memzero(h, sizeof(*h));
+  h->hash = 1;
+  ngx_str_set(&h->key, "Cache-Control");
+  ngx_str_set(&h->value, "no-store");
+  return NGX_OK;
+}
+
 static ngx_int_t ngx_http_pxg_status_handler(ngx_http_request_t *r) {
   ngx_http_pxg_loc_conf_t *l = ngx_http_get_module_loc_conf(r, ngx_http_proxy_golang_module);
   ngx_http_pxg_page_t p;
@@ -299,6 +323,7 @@ static ngx_int_t ngx_http_pxg_status_handler(ngx_http_request_t *r) {
   r->headers_out.content_type_lowcase = NULL;
   r->headers_out.status = NGX_HTTP_OK;
   r->headers_out.content_length_n = p.len;
+  if (ngx_http_pxg_no_store(r) != NGX_OK) return NGX_HTTP_INTERNAL_SERVER_ERROR;
   p.buf->last_buf = r == r->main;
   p.buf->last_in_chain = 1;
   rc = ngx_http_send_header(r);

@@ -71,7 +71,8 @@ static ngx_int_t ngx_http_pxg_verdict(ngx_http_request_t *r, ngx_http_variable_v
          : replied                         ? "replied"
          : failed && pxg_stream_details(s) ? "failed"
          : failed                          ? "bypassed"
-                                           : "passed";
+         : ctx->request_head               ? "passed"
+                                           : "aborted";
   return ngx_http_pxg_value(v, word, ngx_strlen(word));
 }
 

@@ -6,7 +6,6 @@
 
 #include "ngx_http_pxg_lua.h"
 
-#include <dlfcn.h>
 #include <sched.h>
 #include <sys/eventfd.h>
 
@@ -240,12 +239,6 @@ static void ngx_http_pxg_leave_children(void) {
   preset.sa_handler = SIG_DFL;
   (void)sigemptyset(&preset.sa_mask);
   (void)sigaction(SIGCHLD, &preset, NULL);
-}
-
-/* nginx unloads its modules at the end of a process, while threads of guests still call this one. */
-static void ngx_http_pxg_pin(void) {
-  Dl_info me;
-  if (dladdr(&ngx_http_proxy_golang_module, &me)) (void)dlopen(me.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
 }
 
 ngx_int_t ngx_http_pxg_worker_start(ngx_cycle_t *cycle) {

@@ -175,8 +175,8 @@ class Nginx:
             self.env["LD_PRELOAD"] = PRELOAD
         self.listens = listens
 
-    def write(self, conf):
-        with open(self.conf + ".new", "w") as f:
+    def write(self, conf, encoding=None):
+        with open(self.conf + ".new", "w", encoding=encoding) as f:
             f.write(conf)
         os.rename(self.conf + ".new", self.conf)
 

@@ -8,8 +8,7 @@ nginx and an upstream would read differently, and endings that a guest's suspens
 
 import contextlib
 import json
-import tempfile
-import time
+import os
 import unittest
 
 import harness
@@ -25,8 +24,6 @@ FILTERS = {
     "reply": "reply 403 denied",
     "authority-up": "request set :authority ..\nview",
     "authority-dot": "request set :authority files.test.:80",
-    "mark": "request set x-mark 1",
-    "remove": "request delete x-gone",
     "view": "view",
     "resize": "resize",
     "to-alias": "request set :path /files/file.txt\nrecompute",
@@ -69,7 +66,7 @@ http {{
     location /plain/ {{ proxy_pass http://app; }}
     location /up/ {{ proxy_golang authority-up view; root {path}/html/$host; }}
     location /dot/ {{ proxy_golang authority-dot; alias {path}/html/$host/; }}
-    location /hosts/ {{ proxy_golang mark remove view; proxy_pass http://app; }}
+    location /seen/ {{ proxy_golang view; alias {path}/html/$host/; }}
     location /a/long/way/alias/ {{ proxy_golang to-alias; proxy_pass http://app; }}
     location /a/long/way/proxy/ {{ proxy_golang to-proxy; proxy_pass http://app; }}
     location /files/ {{ alias {path}/html/; }}
@@ -102,16 +99,16 @@ class Hostile(unittest.TestCase):
         cls.kept = contextlib.ExitStack()
         cls.addClassCleanup(cls.kept.close)
         cls.path = cls.kept.enter_context(folder())
-        build = cls.kept.enter_context(tempfile.TemporaryDirectory(prefix="pxg-hostile-"))
-        features = harness.build_c(f"{harness.HERE}/guests/features.c", f"{build}/features.so")
-        words = harness.build_c(f"{harness.HERE}/guest.c", f"{build}/guest.so")
         cls.at = f"{cls.path}/n.sock"
-        for name, text in (("file.txt", "a file\n"), ("refused.txt", "refused\n"), ("files.test", None)):
-            if text is not None:
-                with open(f"{cls.path}/html/{name}", "w") as f:
-                    f.write(text)
+        os.mkdir(f"{cls.path}/html/files.test")
+        for name in ("file.txt", "refused.txt", "files.test/file.txt"):
+            with open(f"{cls.path}/html/{name}", "w") as f:
+                f.write(f"this is {name}\n")
+        os.mkdir(f"{cls.path}/up")
+        with open(f"{cls.path}/up/secret", "w") as f:
+            f.write("not below html")
         cls.up = cls.kept.enter_context(Upstream(f"{cls.path}/up.sock", echo))
-        cls.nginx = cls.kept.enter_context(Nginx(cls.path, conf(cls.path, features, words), cls.at))
+        cls.nginx = cls.kept.enter_context(Nginx(cls.path, conf(cls.path, harness.build_c("features.c"), harness.build_c("../guest.c")), cls.at))
 
     def pair(self, method, path, **more):
         """A request, and another one that follows on the connection: both answers, none of the one in the other."""
@@ -138,6 +135,42 @@ class Hostile(unittest.TestCase):
                 got = self.pair("GET", path)
                 self.assertEqual((got.status, got.body), (status, body), got.head)
                 self.assertIn(got.framing, ("length", "chunked"))
+
+    # ---- The authority ---------------------------------------------------------------------------------------------
+
+    def test_an_authority_that_is_no_host_changes_nothing(self):
+        """`root html/$host`: nginx itself refuses such names from clients."""
+        with Client(self.at) as c:
+            c.send(request("GET", "/up/secret", ("Connection: close",), host="files.test"))
+            got = c.answer()
+        self.assertEqual(got.status, 404, got.head + got.body)
+
+    def test_a_host_is_what_nginx_makes_of_it(self):
+        """Without the dot at its end and the port, by a guest or by the client's request line."""
+        got = self.pair("GET", "/dot/file.txt")
+        self.assertEqual((got.status, got.body), (200, b"this is files.test/file.txt\n"))
+        got = self.pair("GET", "http://files.test.:80/seen/file.txt")
+        self.assertEqual((got.status, got.body), (200, b"this is files.test/file.txt\n"))
+
+    # ---- A location that is chosen again ---------------------------------------------------------------------------
+
+    def test_a_location_chosen_again_is_taken_as_any(self):
+        got = self.pair("GET", "/a/long/way/alias/x")
+        self.assertEqual((got.status, got.body), (200, b"this is file.txt\n"))
+        self.assertEqual(self.pair("GET", "/a/long/way/proxy/x").json()["target"], "/replaced/x")
+
+    # ---- An error of nginx's own while a guest waits ---------------------------------------------------------------
+
+    def test_an_error_page_does_not_wait_for_a_body_that_is_refused(self):
+        big = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        for path, body in (("/held/", b"THIS IS REFUSED.TXT\n"), ("/held/named/", b"REFUSED")):
+            for what, sent in (("too large", big + big), ("no chunk", b"zz\r\n")):
+                with self.subTest(path=path, what=what), Client(self.at) as c:
+                    c.send(request("POST", path, ("Transfer-Encoding: chunked",)))
+                    c.send_aside(sent)
+                    got = c.answer()
+                    self.assertIsNotNone(got)
+                    self.assertEqual((got.status, got.body.upper().strip()), (200, body.strip()), got.head)
 
 
 if __name__ == "__main__":

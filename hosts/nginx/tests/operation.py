@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,15 +38,15 @@ FORMAT = "$uri $status $proxy_golang_verdict [$proxy_golang_details] $proxy_gola
 class Served:
     """An nginx with one server, and what it is asked."""
 
-    def __init__(self, path, http, server, main="", workers=1, level="notice"):
-        self.path = path
+    def __init__(self, path, http, server, main="", workers=1, level="notice", module=None):
+        self.path, self.module = path, module or harness.MODULE
         self.nginx = Nginx(path, "", listens=f"{path}/n.sock")
         self.set(http, server, main, workers, level)
 
-    def set(self, http, server, main="", workers=1, level="notice"):
+    def set(self, http, server, main="", workers=1, level="notice", encoding=None):
         path = self.path
         daemon = "" if "daemon" in main else "daemon off; "
-        self.nginx.write(f"""load_module {harness.MODULE};
+        self.nginx.write(f"""load_module {self.module};
 {daemon}pid {path}/nginx.pid; error_log {path}/logs/error.log {level}; worker_processes {workers};
 {main}
 events {{ worker_connections 64; }}
@@ -61,7 +62,7 @@ http {{
     location /status {{ proxy_golang off; proxy_golang_status; }}
   }}
 }}
-""")
+""", encoding)
 
     def ask(self, uri, fields=()):
         with Client(f"{self.path}/n.sock") as c:
@@ -189,6 +190,8 @@ class Configuration(Test):
 
 
 class Counting(Test):
+    maxDiff = None
+
     def test_workers_add_up_and_a_reload_keeps_it(self):
         http = filter_of("a", "count")
         server = "proxy_golang a;"
@@ -265,6 +268,42 @@ class Counting(Test):
                                       rf'client: unix:, server: , request: "GET /{name}/x HTTP/1.1", host: "e"\n')
 
 
+    def test_verdicts(self):
+        """In the access log, whatever becomes of a request."""
+        words = {"ok": "header x", "reply": "reply", "late": "late", "error": "error x", "reset": "reset", "never": "never",
+                 "open": "error x"}
+        http = "".join(filter_of(n, w, "failure_mode open;" if n == "open" else "") for n, w in words.items())
+        server = "log_subrequest on;" + "".join(f"location /{n} {{ proxy_golang ok {n}; alias HTML/x; }}\n" for n in words)
+        server += """
+    location /redirect { proxy_golang ok; try_files /none /inner; }
+    location /inner { proxy_golang reply; alias HTML/x; }
+    location /page { proxy_golang ok; error_page 404 /ok; }
+    location /sub { proxy_golang ok; auth_request /auth; alias HTML/x; }
+    location /auth { proxy_golang reply; return 204; }
+    location /denied { proxy_golang ok; auth_request /no; alias HTML/x; }
+    location /no { return 403; }
+    location /return { proxy_golang reply; return 204; }
+    location /plain { alias HTML/x; }
+"""
+        with self.served(http, server) as s:
+            for n in words:
+                if n == "never":
+                    with Client(f"{s.path}/n.sock") as c:
+                        c.send(b"GET /never HTTP/1.1\r\nHost: e\r\n\r\n")
+                        wait_for("it pends", lambda: s.number("pxg_guest_pending") == 1)
+                else:
+                    s.ask(f"/{n}")
+            for uri in ("/redirect", "/page", "/sub", "/denied", "/return", "/plain"):
+                s.ask(uri)
+            s.nginx.quit()
+            said = [l.rsplit(" ", 2)[0] for l in harness.read(f"{s.path}/logs/access.log").splitlines() if "/status" not in l]
+        self.assertEqual(sorted(said), sorted([
+            "/ok 200 passed [-]", "/reply 403 replied [reply.not_today]", "/late 403 replied [late.not_today]",
+            "/error 500 failed [error.error]", "/reset 444 reset [-]", "/open 200 bypassed [-]", "/never 499 aborted [-]",
+            "/inner 200 passed [-]", "/ok 404 passed [-]", "/sub 200 passed [-]", "/auth 204 passed [-]",
+            "/denied 403 passed [-]", "/no 403 passed [-]", "/return 204 - [-]", "/plain 200 - [-]"]))
+
+
 class Status(Test):
     def test_formats(self):
         http = filter_of("a", "header x") + filter_of("b", "reply", "batch_end off; all_cpus off; failure_mode open;")
@@ -307,14 +346,81 @@ class Status(Test):
             with Client(f"{s.path}/n.sock") as c:
                 c.send(b"POST /status HTTP/1.1\r\nHost: e\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi")
                 self.assertEqual(c.answer().status, 405)
-            with Client(f"{s.path}/n.sock") as c:
-                c.send(b"HEAD /json HTTP/1.1\r\nHost: e\r\nConnection: close\r\n\r\n")
-                self.assertNotIn(b"filters", c.rest())
+            for uri in ("/json", "/text", "/prometheus"):
+                with Client(f"{s.path}/n.sock") as c:
+                    c.send(f"HEAD {uri} HTTP/1.1\r\nHost: e\r\nConnection: close\r\n\r\n".encode())
+                    got = c.answer("HEAD")
+                    self.assertEqual((got.status, got.get("cache-control"), c.rest()), (200, ["no-store"], b""))
+                    self.assertGreater(int(got.get("content-length")[0]), 100)
 
     def test_without_filters(self):
         with self.served("", "") as s:
             self.assertIn(b"0 filters", s.ask("/status").body)
             self.assertEqual(s.ask("/status?format=json").json()["metrics"], [])
+
+
+    def test_schema(self):
+        """What the README promises of the JSON, and no more."""
+        with self.served(filter_of("a", "count"), "proxy_golang a;") as s:
+            s.ask("/x")
+            page = s.ask("/status?format=json").json()
+            kind = lambda v: {k: type(v[k]) for k in v}
+            self.assertEqual(kind(page), {"host": str, "version": str, "module": str, "abi": str, "worker": int, "filters": list,
+                                          "workers": dict, "metrics": list})
+            self.assertEqual((page["host"], page["version"], page["abi"]), ("nginx", harness.version(), "1.0"))
+            self.assertIn(page["worker"], s.nginx.workers())
+            with open(f"{harness.HERE}/../debian/changelog") as f:
+                self.assertIn(f"({page['module']})", f.readline())
+            self.assertEqual(kind(page["filters"][0]), {"name": str, "guest": str, "filter": str, "loaded": bool,
+                                                        "failure_mode": str, "recipe": dict})
+            self.assertEqual(kind(page["filters"][0]["recipe"]), {"batch_end": bool, "warm_up": bool, "all_cpus": bool})
+            self.assertEqual(kind(page["workers"]), dict.fromkeys(
+                ["pxg_worker_starts_total", "pxg_worker_refused_filters_total", "pxg_worker_wakes_total",
+                 "pxg_worker_completions_total", "pxg_worker_batch_ends_total"], int))
+            for m in page["metrics"]:
+                self.assertEqual(kind(m) | {"value": 0}, {"name": str, "type": str, "labels": dict, "value": 0})
+                self.assertIn(type(m["value"]), (int, float))
+
+    def test_parsers(self):
+        """What Prometheus' own parser makes of the page is what the JSON says, whatever a guest has in its labels."""
+        from prometheus_client.parser import text_string_to_metric_families  # Debian: python3-prometheus-client.
+        wild = 'quote\\" back\\\\slash\\ttab \x01 \xc3\xa9 \xff'
+        http = filter_of("a", "count " + wild) + filter_of("b", "pend") + filter_of("c", "error x")
+        with folder() as path:
+            s = Served(path, "", "")
+            s.set(http, "location /x { proxy_golang a b; } location /c { proxy_golang c; }", encoding="latin1")
+            with s.nginx:
+                for uri in ("/x", "/x", "/c"):
+                    s.ask(uri)
+                text = s.ask("/status?format=prometheus").body.decode()
+                page = s.ask("/status?format=json").json()
+        families = list(text_string_to_metric_families(text))
+        names = [(f.name, f.type) for f in families]  # Without `_total`: the gauge pxg_guest_pending has its counter's name.
+        self.assertEqual(len(names), len(set(names)))
+        self.assertEqual([f.name for f in families if not f.documentation], ["pxg_user_operator_test_seen"])
+        key = lambda name, labels: (name, *sorted(labels.items()))
+        read = {key(x.name, x.labels): x.value for f in families for x in f.samples}
+        self.assertEqual(len(read), sum(len(f.samples) for f in families))
+        # The parser adds `_total` to a counter that has none.
+        said = {key(m["name"].replace("test_seen", "test_seen_total"), m["labels"]): m["value"] for m in page["metrics"]}
+        for k, v in said.items():
+            self.assertAlmostEqual(read.pop(k), v, 6)
+        self.assertEqual({k[0] for k in read}, {"pxg_recipe", "pxg_host_info", *page["workers"]})
+        kinds = [dict(k[1:])["kind"] for k in said if k[0] == "pxg_user_operator_test_seen_total"]
+        self.assertEqual(kinds, ['quote" back\\slash\ttab \x01 \u00e9 \\xff'])
+        for f in families:
+            if f.type != "histogram":
+                continue
+            series = {}
+            for x in f.samples:
+                labels = dict(x.labels)
+                le = labels.pop("le", None)
+                series.setdefault(key("", labels), {})[x.name.rpartition("_")[2], le] = x.value
+            for values in series.values():
+                buckets = [(float(le), v) for (what, le), v in values.items() if what == "bucket"]
+                self.assertEqual(buckets, sorted(buckets))
+                self.assertEqual((buckets[-1][0], buckets[-1][1]), (float("inf"), values["count", None]))
+                self.assertGreater(values["sum", None], 0)
 
 
 class Log(Test):
@@ -488,8 +594,10 @@ class Processes(Test):
                              ["new a header", "worker 0 of 1 up", "drop a header draining=1", "worker 0 of 1 down"])
 
     def test_binary_upgrade(self):
+        """Which also brings a new file of the module, while a reload does not."""
         with folder() as path:
-            s = Served(path, filter_of("a", "count"), "location /x { proxy_golang a; }")
+            module = shutil.copy(harness.MODULE, f"{path}/module.so")
+            s = Served(path, filter_of("a", "count"), "location /x { proxy_golang a; }", module=module)
             pids = []
 
             def master():
@@ -503,14 +611,24 @@ class Processes(Test):
                 pids.append(wait_for("the master", master, harness.DEADLINE * 3))
                 wait_for("its worker", lambda: "worker ready" in s.nginx.log())
                 s.ask("/x")
+                self.assertNotIn("[warn]", s.nginx.log())
+                os.rename(shutil.copy(module, f"{module}.new"), module)
+                s.nginx.master = pids[0]
+                s.nginx.reload()
+                wait_for("a warning", lambda: "is another file than the one that nginx has loaded" in s.nginx.log())
+                self.assertEqual(s.ask("/status?format=json").json()["workers"]["pxg_worker_starts_total"], 2)
                 os.kill(pids[0], signal.SIGUSR2)
                 pids.append(wait_for("the new master", master, harness.DEADLINE * 3))
-                wait_for("its worker", lambda: s.nginx.log().count("worker ready") == 2)
+                wait_for("its worker", lambda: s.nginx.log().count("worker ready") == 3)
                 os.kill(pids[0], signal.SIGQUIT)
                 wait_for("the old one's end", lambda: not harness.alive(pids[0]))
                 s.ask("/x")
                 self.assertEqual(s.number("pxg_guest_calls_total", config="a", phase="request_headers"), 1)
                 self.assertNotIn("[alert]", s.nginx.log())
+                self.assertEqual(s.nginx.log().count("is another file"), 1)
+                os.unlink(module)
+                os.kill(pids[1], signal.SIGHUP)
+                wait_for("a warning", lambda: "is not there any more" in s.nginx.log())
             finally:
                 for pid in pids:
                     with contextlib.suppress(ProcessLookupError):

@@ -77,12 +77,13 @@ class Readme(unittest.TestCase):
             with harness.Upstream(f"{path}/up.sock", answer):
                 process = subprocess.Popen(command)
                 try:
-                    # Written once it listens; before, there may be a socket that refuses.
-                    wait_for("nginx", lambda: os.path.exists(f"{path}/nginx.pid"), harness.DEADLINE * 3)
+                    # Written once it listens: before, there may be a socket that refuses. The test left an empty one.
+                    wait_for("nginx", lambda: os.path.getsize(f"{path}/nginx.pid"), harness.DEADLINE * 3)
                     self.expect(path, seen)
                 finally:
-                    process.send_signal(signal.SIGQUIT)
-                    process.wait(harness.DEADLINE * 3)
+                    # Again and again: one that comes while nginx starts is overlooked.
+                    wait_for("its end", lambda: process.poll() is not None or process.send_signal(signal.SIGQUIT),
+                             harness.DEADLINE * 3)
             with open(f"{path}/access.log") as f:
                 lines = [" ".join(l.split()[1:-1]) for l in f]
             self.assertEqual(lines, ['/ HTTP/1.1 200 passed "-"',

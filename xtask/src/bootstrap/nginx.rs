@@ -95,6 +95,12 @@ const PACKAGES: &[Tool] = &[
         need: Need::Nginx,
     },
     Tool {
+        name: "Prometheus' parser for Python",
+        probe: || exists("/usr/lib/python3/dist-packages/prometheus_client/parser.py"),
+        package: "python3-prometheus-client",
+        need: Need::Nginx,
+    },
+    Tool {
         name: "luacheck",
         probe: || version("luacheck", "--version"),
         package: "lua-check",

@@ -1,6 +1,13 @@
 //! Chains.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::own::{self, Own};
 use super::prelude::*;
+use crate::hostcheck::groups;
+
+const PLAIN: &str = "subscribe all\npend all\n";
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -164,12 +171,32 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("chn/recompute", 2, &["PXG-CHN-006"], "the chain stays, also when the route is computed again")
             .needs(&[Feature::ROUTE])
             .script("b request-headers: set :path /never/x; recompute")
+            .alone()
             .run(|cx| async move {
-                let x = cx.exchange(Request::get("/x")).await?;
-                cx.equal("PXG-CHN-006", "events at never", x.records.phases("never").len(), 0);
-                cx.equal("PXG-CHN-006", "RESPONSE_HEADERS at c", x.records.events("c", Phase::RESPONSE_HEADERS.0).len(), 1);
+                let probe = cx.shared().probe.clone();
+                let places = ["a", "b", "c"];
+                let mut setup = own::chain(&cx, &places.map(|n| (n, PLAIN)))?;
+                own::also(&cx, &mut setup, ("probe", &probe), "never", PLAIN);
+                // The other route has a chain of its own, and other configurations for what is in both.
+                if let Some(other) = setup.routes.iter_mut().find(|r| r.prefix == "/never") {
+                    let of = |n: &str| groups::config(Path::new("-"), PLAIN, n, &[]);
+                    other.chain.extend(places.map(|n| (n.to_string(), Some(of(n)))));
+                }
+                setup.options.push(("cluster".into(), "other".into()));
+                own::option(&mut setup, "b", "clusters", "other");
+                let own = Own::start(&cx, &setup).await?;
+                let x = own.cx.exchange(Request::post("/x", b"body")).await?;
                 cx.equal("PXG-CHN-006", "the status", x.reply.status, 200);
-                Ok(())
+                cx.equal("PXG-CHN-006", "the path upstream", x.up.as_ref().map(|u| u.head.target().to_string()), Some("/never/x".into()));
+                cx.equal("PXG-CHN-006", "the body upstream", x.up_text(), Some("body".into()));
+                cx.equal("PXG-CHN-006", "events at never", x.records.phases("never").len(), 0);
+                for place in places {
+                    cx.equal("PXG-CHN-006", &format!("events at {place}"), x.records.phases(place), vec!["REQUEST_HEADERS", "RESPONSE_HEADERS", "LOG"]);
+                    let events = x.records.iter().filter(|r| r.instance.as_deref() == Some(place) && r.is("on_event", Edge::Enter));
+                    let configs: BTreeSet<_> = events.filter_map(|r| r.config).collect();
+                    cx.equal("PXG-CHN-006", &format!("configurations in the events of {place}"), configs.len(), 1);
+                }
+                own.end("PXG-CHN-006").await
             }),
         Case::new("chn/metadata", 2, &["PXG-CHN-003"], "metadata of one guest is an attribute for those behind it")
             .needs(&[Feature::METADATA])

@@ -29,6 +29,45 @@ fn log_arg(records: &[std::rc::Rc<Record>], place: &str) -> Option<u64> {
         .map(|r| r.arg.unwrap_or(0))
 }
 
+/// Interim responses of the upstream before its 200.
+fn interim(
+    name: &'static str,
+    about: &'static str,
+    method: &'static str,
+    before: &'static [&'static [u8]],
+) -> Case {
+    Case::new(name, 2, &["PXG-EVT-013"], about)
+        .script("* request-headers: continue")
+        .run(move |cx| async move {
+            let mut answer = Answer::default();
+            for head in before {
+                answer = answer.send(head);
+            }
+            // A host that takes an interim response for the response waits for its end.
+            cx.answer(
+                answer
+                    .send(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok")
+                    .then(Step::Close),
+            );
+            let x = match method {
+                "POST" => cx.exchange(Request::post("/x", b"body")).await?,
+                _ => cx.exchange(Request::get("/x")).await?,
+            };
+            cx.equal("PXG-EVT-013", "the status", x.reply.status, 200);
+            cx.equal("PXG-EVT-013", "the body", x.reply.text(), "ok".into());
+            for place in CHAIN {
+                let all = x.records.events(place, Phase::RESPONSE_HEADERS.0);
+                cx.equal(
+                    "PXG-EVT-013",
+                    &format!("RESPONSE_HEADERS at {place}"),
+                    all.len(),
+                    1,
+                );
+            }
+            Ok(())
+        })
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let mut all = vec![
         Case::new(
@@ -414,29 +453,19 @@ pub(super) fn cases() -> Vec<Case> {
             cx.equal("PXG-BODY-016", "the body upstream", x.up_text(), Some("abc".into()));
             Ok(())
         }),
-        Case::new(
-            "evt/interim",
-            2,
-            &["PXG-EVT-013"],
-            "103 of the upstream is no event",
-        )
-        .run(|cx| async move {
-            cx.answer(
-                Answer::default()
-                    .send(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n")
-                    .send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
-                    // A host that takes 103 for the response waits for its end.
-                    .then(Step::Close),
-            );
-            let x = cx.exchange(Request::get("/x")).await?;
-            cx.equal("PXG-EVT-013", "the status", x.reply.status, 200);
-            for place in CHAIN {
-                let all = x.records.events(place, Phase::RESPONSE_HEADERS.0);
-                cx.equal("PXG-EVT-013", &format!("RESPONSE_HEADERS at {place}"), all.len(), 1);
-            }
-            Ok(())
-        })
-        .script("* request-headers: continue"),
+        interim("evt/interim", "103 of the upstream is no event", "GET", &[b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"]),
+        interim("evt/interim-100", "100 of the upstream, for a request with a body, is no event", "POST", &[b"HTTP/1.1 100 Continue\r\n\r\n"]),
+        interim(
+            "evt/interim-several",
+            "several interim responses are none, whatever they are",
+            "POST",
+            &[
+                b"HTTP/1.1 100 Continue\r\n\r\n",
+                b"HTTP/1.1 102 Processing\r\n\r\n",
+                b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n",
+                b"HTTP/1.1 103 Early Hints\r\nlink: </y>\r\n\r\n",
+            ],
+        ),
         Case::new(
             "evt/bytes-while-pending",
             2,

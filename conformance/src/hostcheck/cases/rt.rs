@@ -1,8 +1,21 @@
 //! The process: signals, children, threads.
 
+use anyhow::{Context as _, Result};
+
 use super::own::{self, Own};
 use super::prelude::*;
 use crate::hostcheck::adapter::signal;
+
+/// How many processors this process may run on, and a host that it starts.
+fn processors() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mask = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Cpus_allowed:"))
+        .context("/proc/self/status has no Cpus_allowed")?;
+    let digits = mask.chars().filter_map(|c| c.to_digit(16));
+    Ok(digits.map(|d| u64::from(d.count_ones())).sum())
+}
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -91,6 +104,35 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.equal("PXG-RT-003", "the answer came whole", x.reply.complete, true);
             }
             own.end("PXG-RT-003").await
+        }),
+        Case::new(
+            "rt/pinned",
+            4,
+            &["PXG-RT-004"],
+            "where the host pins its loop threads, it loads a guest with the processors of the whole process",
+        )
+        .script("* request-headers: continue")
+        .alone()
+        .run(|cx| async move {
+            let most = processors()?;
+            let mut setup = own::chain(&cx, &[("a", "subscribe all\npend none\n")])?;
+            setup.options.push(("pin".into(), String::new()));
+            let own = Own::start(&cx, &setup).await?;
+            own.cx.exchange(Request::get("/")).await?;
+            let all = own.all();
+            let of = |function: &str| -> Vec<u64> {
+                all.iter().filter(|r| r.is(function, Edge::Enter)).filter_map(|r| r.cpus).collect()
+            };
+            let (loading, serving) = (of("init"), of("on_worker"));
+            if most == 1 {
+                cx.remark("one processor: a pinned thread cannot be told from another");
+            } else if !serving.iter().any(|n| *n < most) {
+                cx.finding("PXG-RT-004", format!("unknown: on_worker runs with {serving:?} of {most} processors: nothing is pinned"), Vec::new());
+            }
+            cx.check("PXG-RT-004", !loading.is_empty() && loading.iter().all(|n| *n >= most), || {
+                format!("init runs with {loading:?} of {most} processors")
+            });
+            own.end("PXG-RT-004").await
         }),
         Case::new(
             "rt/warm-up",

@@ -9,6 +9,63 @@ fn request_headers(records: &[std::rc::Rc<Record>], place: &str) -> usize {
     records.events(place, Phase::REQUEST_HEADERS.0).len()
 }
 
+const PATHS: &[&str] = &[
+    "/a/../b",
+    "/a/./b",
+    "/a/%2e%2e/b",
+    "/a/.%2E/b?q=/../x",
+    "/a/../../b",
+    "//a//b",
+    "/a/..%2fb",
+    "/%61/b",
+    "/a/b/..",
+    "/a/b/.",
+    "/a/%7euser/%2D%5f",
+    "/a%2fb/c",
+    "/a%2F%2e%2e%2Fb",
+    "/a/%252e%252e/b",
+    "/a/b?q=%61/./",
+    "/a/..;/b",
+    "/a/...",
+    "/./..//../a",
+];
+
+/// A pseudo-header in an event.
+fn pseudo(event: &Record, name: &str) -> Option<String> {
+    event
+        .fields
+        .iter()
+        .flatten()
+        .find(|f| f.0 == name)
+        .map(|f| f.1.clone())
+}
+
+/// `:path` in the first event at a place.
+fn path_shown(records: &[std::rc::Rc<Record>], place: &str) -> Option<String> {
+    records
+        .events(place, Phase::REQUEST_HEADERS.0)
+        .first()
+        .and_then(|e| pseudo(e, ":path"))
+}
+
+/// Whether a path has no dot segments, written plainly or escaped.
+fn has_no_dots(path: &str) -> bool {
+    let path = path.split('?').next().unwrap_or_default();
+    let path = path.to_ascii_lowercase().replace("%2e", ".");
+    !path.split('/').any(|s| s == "." || s == "..")
+}
+
+/// Whether a path escapes what RFC 3986, 2.3, has no escapes for.
+fn escapes_unreserved(path: &str) -> bool {
+    let path = path.split('?').next().unwrap_or_default();
+    path.match_indices('%').any(|(i, _)| {
+        let byte = path
+            .get(i + 1..i + 3)
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
+        byte.is_some_and(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+    })
+}
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new(
@@ -226,28 +283,98 @@ pub(super) fn cases() -> Vec<Case> {
             "sec/paths",
             2,
             &["PXG-SEC-007"],
-            "the path that a guest sees is the one that is forwarded, and has no dot segments left",
+            "the path that guests see is byte for byte the one that is forwarded, in its normal form",
         )
         .script("* request-headers: continue")
         .run(|cx| async move {
-            for path in ["/a/../b", "/a/./b", "/a/%2e%2e/b", "/a/.%2E/b?q=/../x", "/a/../../b", "//a//b", "/a/..%2fb", "/%61/b", "/a/b/..", "/a/b/."] {
+            for path in PATHS {
                 let x = cx.exchange(Request::get(path)).await?;
                 if x.reply.status == 400 {
                     continue;
                 }
-                let seen: Vec<Option<String>> = ["a", "b", "c"]
-                    .iter()
-                    .map(|p| x.records.events(p, Phase::REQUEST_HEADERS.0).first().and_then(|e| e.fields.iter().flatten().find(|f| f.0 == ":path").map(|f| f.1.clone())))
-                    .collect();
+                let seen: Vec<Option<String>> = ["a", "b", "c"].iter().map(|p| path_shown(&x.records, p)).collect();
                 let target = x.up.as_ref().map(|u| u.head.target().to_string());
                 cx.check("PXG-SEC-007", seen.iter().all(|s| *s == target) && target.is_some(), || {
                     format!("{path}: guests saw {seen:?}, the upstream {target:?}")
                 });
-                let shown = seen[0].clone().unwrap_or_default().to_ascii_lowercase().replace("%2e", ".");
-                let path_only = shown.split('?').next().unwrap_or_default();
-                let dots = path_only.split('/').any(|s| s == "." || s == "..");
-                cx.check("PXG-SEC-007", !dots, || format!("{path} is shown as {shown}: dot segments are left"));
+                let shown = seen[0].clone().unwrap_or_default();
+                cx.check("PXG-SEC-007", has_no_dots(&shown), || format!("{path} is shown as {shown}: dot segments are left"));
+                cx.check("PXG-SEC-007", !escapes_unreserved(&shown), || {
+                    format!("{path} is shown as {shown}: characters are escaped that need not be")
+                });
             }
+            Ok(())
+        }),
+        Case::new(
+            "sec/h2-paths",
+            2,
+            &["PXG-SEC-007"],
+            "the same over HTTP/2",
+        )
+        .script("* request-headers: continue")
+        .run(|cx| async move {
+            let mut h = cx.h2().await?;
+            for path in PATHS {
+                let before = (cx.seen().len(), cx.records().events("a", Phase::REQUEST_HEADERS.0).len());
+                let reply = h.send(&Request::get(path), cx.name(), true).await?.response().await?;
+                if reply.status == 400 || reply.status == 0 {
+                    continue;
+                }
+                cx.ended().await;
+                let target = cx.seen().get(before.0).map(|u| u.head.target().to_string());
+                for place in ["a", "c"] {
+                    let all = cx.records().events(place, Phase::REQUEST_HEADERS.0);
+                    let shown = all.get(before.1).and_then(|e| pseudo(e, ":path"));
+                    cx.check("PXG-SEC-007", shown == target && target.is_some(), || {
+                        format!("{path}: {place} saw {shown:?}, the upstream {target:?}")
+                    });
+                    let shown = shown.unwrap_or_default();
+                    cx.check("PXG-SEC-007", has_no_dots(&shown) && !escapes_unreserved(&shown), || {
+                        format!("{path} is shown as {shown}, which is not its normal form")
+                    });
+                }
+            }
+            Ok(())
+        }),
+        Case::new(
+            "sec/absolute-target",
+            2,
+            &["PXG-SEC-007"],
+            "a target in absolute form: its authority and path are what guests see and what is forwarded",
+        )
+        .script("* request-headers: continue")
+        .run(|cx| async move {
+            let x = cx.exchange(Request::get("http://one.test/a/../b?q").field("host", "two.test")).await?;
+            if x.reply.status != 400 {
+                let up = x.up.as_ref();
+                let target = up.map(|u| u.head.target().to_string());
+                let host = up.and_then(|u| u.get("host"));
+                let e = x.records.events("c", Phase::REQUEST_HEADERS.0);
+                let shown = |name: &str| e.first().and_then(|e| pseudo(e, name));
+                cx.equal("PXG-SEC-007", ":path at c, and the target upstream", (shown(":path"), target), (Some("/b?q".into()), Some("/b?q".into())));
+                cx.equal("PXG-SEC-007", ":authority at c, and host upstream", (shown(":authority"), host), (Some("one.test".into()), Some("one.test".into())));
+            }
+            // The checks above must not pass because nothing works.
+            cx.equal("PXG-SEC-007", "the status of a plain request", cx.exchange(Request::get("/")).await?.reply.status, 200);
+            Ok(())
+        }),
+        Case::new(
+            "sec/set-paths",
+            2,
+            &["PXG-SEC-007"],
+            "a path that a guest sets is what those behind it see and what is forwarded, not changed once more",
+        )
+        .script(
+            "b request-headers: set :path /a/%7e%2f/x?q=%41/../b",
+        )
+        .run(|cx| async move {
+            let x = cx.exchange(Request::get("/x")).await?;
+            cx.equal("PXG-SEC-007", "the status", x.reply.status, 200);
+            let target = x.up.as_ref().map(|u| u.head.target().to_string());
+            let shown = path_shown(&x.records, "c");
+            cx.check("PXG-SEC-007", shown == target && target.is_some(), || {
+                format!("b set /a/%7e%2f/x?q=%41/../b: c saw {shown:?}, the upstream {target:?}")
+            });
             Ok(())
         }),
         Case::new(

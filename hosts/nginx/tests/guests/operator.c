@@ -3,11 +3,12 @@
 /* A guest for what an operator sees of one. The configuration's first word says what it does, the rest is its text:
  *
  *   header TEXT   adds x-guest: TEXT to responses, and says `parent` in x-parent for an override
- *   count         the same, and counts requests in the metric "seen", of kind "all"
+ *   count KIND    the same, and counts requests in the metric "seen", of that kind, "all"
  *   pend          answers PENDING to requests and completes them in a thread of its own
  *   never         answers PENDING to requests
  *   drain         answers PENDING to requests and completes them once the host drains
- *   reply         replies 403 to requests, with the details "not_today"
+ *   reply, late   replies 403 to requests, or to responses, with the details "not_today"
+ *   reset         ends requests without an answer
  *   error TEXT    fails at requests with TEXT
  *   user          puts the x-user that it sees into x-seen of the response
  *   long N        logs a record of N bytes at each request, from a thread of its own
@@ -58,7 +59,8 @@ static int is(const config *c, const char *word) { return strcmp(c->word, word) 
 /* ---- Configurations ------------------------------------------------------------------------------------------------ */
 
 static void define(config *c) {
-  static const pxg_field labels[] = {{S("kind"), S("all")}};
+  const char *kind = c->text[0] ? c->text : "all";
+  const pxg_field labels[] = {{S("kind"), {(const uint8_t *)kind, (uint32_t)strlen(kind), 0}}};
   static const pxg_str name = S("seen");
   const pxg_metrics_v1 *m =
       host->get_ext ? host->get_ext(host->ctx, (const uint8_t *)PXG_METRICS_V1_ID, sizeof PXG_METRICS_V1_ID - 1) : NULL;
@@ -174,14 +176,20 @@ static void add(pxg_result *out, const char *name, const char *value) {
   out->ops = out->scratch_ops;
 }
 
-static void request(config *c, const pxg_event *ev, pxg_result *out) {
+static void answer(pxg_result *out) {
   static pxg_reply reply = {.size = sizeof reply, .status = 403, .details = S("not_today")};
+  out->action = PXG_ACT_REPLY;
+  out->reply = &reply;
+}
+
+static void request(config *c, const pxg_event *ev, pxg_result *out) {
   if (is(c, "pend") || is(c, "never") || is(c, "drain")) {
     if (!is(c, "never")) start(is(c, "pend") ? complete : complete_at_drain, c, ev->token);
     out->action = PXG_ACT_PENDING;
   } else if (is(c, "reply")) {
-    out->action = PXG_ACT_REPLY;
-    out->reply = &reply;
+    answer(out);
+  } else if (is(c, "reset")) {
+    out->action = PXG_ACT_RESET;
   } else if (is(c, "error")) {
     out->action = PXG_ACT_ERROR;
     out->error = (pxg_str){(const uint8_t *)c->text, (uint32_t)strlen(c->text), 0};
@@ -209,6 +217,8 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   out->action = PXG_ACT_CONTINUE;
   if (ev->phase == PXG_PHASE_REQUEST_HEADERS) {
     request(c, ev, out);
+  } else if (is(c, "late")) {
+    answer(out);
   } else if (is(c, "user")) {
     add(out, "x-seen", ev->user ? "user" : "none");
   } else {
