@@ -47,13 +47,9 @@ ngx_table_elt_t *ngx_http_pxg_next(ngx_list_t *list, ngx_list_part_t **part, ngx
   return (ngx_table_elt_t *)(*part)->elts + (*i)++;
 }
 
-uint32_t ngx_http_pxg_sensitive(const u_char *lower, size_t len) {
-  const char *name = len == 6    ? "cookie"
-                     : len == 10 ? "set-cookie"
-                     : len == 13 ? "authorization"
-                     : len == 19 ? "proxy-authorization"
-                                 : NULL;
-  return name && ngx_memcmp(lower, name, len) == 0 ? PXG_STR_SENSITIVE : 0;
+static ngx_int_t ngx_http_pxg_sensitive(const ngx_str_t *lower) {
+  return ngx_http_pxg_same(lower, "authorization") || ngx_http_pxg_same(lower, "proxy-authorization") ||
+         ngx_http_pxg_same(lower, "cookie") || ngx_http_pxg_same(lower, "set-cookie");
 }
 
 ngx_int_t ngx_http_pxg_push(ngx_http_pxg_fields_t *f, const ngx_str_t *name, const ngx_str_t *value,
@@ -72,7 +68,7 @@ ngx_int_t ngx_http_pxg_push(ngx_http_pxg_fields_t *f, const ngx_str_t *name, con
     f->fields = fields, f->slots = slots, f->cap = cap;
   }
 
-  uint32_t flags = home == NGX_HTTP_PXG_IN_LIST ? ngx_http_pxg_sensitive(name->data, name->len) : 0;
+  uint32_t flags = home == NGX_HTTP_PXG_IN_LIST && ngx_http_pxg_sensitive(name) ? PXG_STR_SENSITIVE : 0;
   f->fields[f->n] = (pxg_field){{name->data, (uint32_t)name->len, 0}, {value->data, (uint32_t)value->len, flags}};
   f->slots[f->n] = (ngx_http_pxg_slot_t){home, elt};
   f->n++;

@@ -75,7 +75,6 @@ ngx_int_t ngx_http_pxg_fields_length(ngx_http_request_t *r, ngx_uint_t direction
 
 ngx_int_t ngx_http_pxg_same(const ngx_str_t *a, const char *text); /* Without case. */
 u_char *ngx_http_pxg_copy(ngx_pool_t *pool, const ngx_str_t *s);   /* With a NUL: nginx reads some values up to one. */
-uint32_t ngx_http_pxg_sensitive(const u_char *lower, size_t len); /* PXG_STR_SENSITIVE or 0. */
 ngx_int_t ngx_http_pxg_gone(ngx_uint_t direction, const ngx_table_elt_t *e);
 ngx_table_elt_t *ngx_http_pxg_next(ngx_list_t *list, ngx_list_part_t **part,
                                    ngx_uint_t *i); /* Start with *part NULL. */

@@ -67,6 +67,15 @@ static pxg_str ngx_http_pxg_str(const ngx_str_t *s, uint32_t flags) {
   return (pxg_str){s->data, (uint32_t)s->len, flags};
 }
 
+static uint32_t ngx_http_pxg_value_flags(const u_char *lower, size_t len) {
+  const char *name = len == 6    ? "cookie"
+                     : len == 10 ? "set-cookie"
+                     : len == 13 ? "authorization"
+                     : len == 19 ? "proxy-authorization"
+                                 : NULL;
+  return name && ngx_memcmp(lower, name, len) == 0 ? PXG_STR_SENSITIVE : 0;
+}
+
 ngx_int_t ngx_http_pxg_request_fields(ngx_http_request_t *r, pxg_field *to, size_t room, size_t *n) {
   static const pxg_str method = {(const uint8_t *)":method", 7, 0}, scheme = {(const uint8_t *)":scheme", 7, 0},
                        authority = {(const uint8_t *)":authority", 10, 0}, path = {(const uint8_t *)":path", 5, 0};
@@ -87,7 +96,7 @@ ngx_int_t ngx_http_pxg_request_fields(ngx_http_request_t *r, pxg_field *to, size
       if (e->key.len == 0 || (e->key.len == 4 && ngx_http_pxg_same(&e->key, "host"))) continue;
       if (at == end || e->lowcase_key == NULL) return NGX_DECLINED;
       at->name = (pxg_str){e->lowcase_key, (uint32_t)e->key.len, 0};
-      at->value = ngx_http_pxg_str(&e->value, ngx_http_pxg_sensitive(e->lowcase_key, e->key.len));
+      at->value = ngx_http_pxg_str(&e->value, ngx_http_pxg_value_flags(e->lowcase_key, e->key.len));
       at++;
     }
   }

@@ -77,7 +77,7 @@ ngx_int_t ngx_http_pxg_strip_handler(ngx_http_request_t *r) {
   ngx_uint_t i;
 
   /* After an internal redirect they may be what guests have set. */
-  if (l->strip == NULL || r != r->main || ngx_http_pxg_any(r)) return NGX_DECLINED;
+  if (l->strip == NULL || r != r->main || ngx_http_pxg_ctx(r)) return NGX_DECLINED;
   ngx_memzero(&f, sizeof(f));
   f.request = r, f.direction = PXG_DIR_REQUEST;
   name = l->strip->elts;
