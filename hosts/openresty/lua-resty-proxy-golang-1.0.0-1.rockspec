@@ -19,6 +19,7 @@ build = {
         ["resty.proxy_golang.abi"] = "lib/resty/proxy_golang/abi.lua",
         ["resty.proxy_golang.features"] = "lib/resty/proxy_golang/features.lua",
         ["resty.proxy_golang.ffi"] = "lib/resty/proxy_golang/ffi.lua",
+        ["resty.proxy_golang.ffi_guest"] = "lib/resty/proxy_golang/ffi_guest.lua",
         ["resty.proxy_golang.ffi_result"] = "lib/resty/proxy_golang/ffi_result.lua",
         ["resty.proxy_golang.fields"] = "lib/resty/proxy_golang/fields.lua",
         ["resty.proxy_golang.filter"] = "lib/resty/proxy_golang/filter.lua",

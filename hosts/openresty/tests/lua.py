@@ -505,7 +505,7 @@ class Lua(unittest.TestCase):
                 ("events {}", f"daemon off; user root; pid {path}/nginx.pid; error_log {path}/logs/error.log info; events {{}}"),
                 ("/usr/lib/nginx/modules/ngx_http_proxy_golang_module.so", harness.MODULE),
                 ("/usr/lib/nginx/modules", common.LUA_MODULES),
-                ("/usr/share/lua-resty-proxy-golang/lib", f"{common.HERE}/../lib"),
+                ("/usr/share/lua-resty-proxy-golang/lib/?.lua", f"{common.HERE}/../lib/?.lua;{common.LUA_PATH}"),
                 ("/usr/lib/proxy_golang/header-policy.so", policy),
                 ("/usr/lib/proxy_golang/bundle.so", go),
                 ("listen 127.0.0.1:8080", f"listen unix:{path}/n.sock"),

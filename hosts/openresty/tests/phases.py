@@ -50,6 +50,19 @@ LOCATIONS = r"""
         ngx.say((select(2, s:read_request_body())))
       }
     }
+    location /patient {
+      client_body_timeout 50ms;
+      content_by_lua_block {
+        local pxg = require "resty.proxy_golang"
+        local s = assert(pxg.filter("patient")):stream()
+        s:request_headers(%(head)s)
+        local o, err
+        repeat
+          o, err = s:read_request_body()
+          ngx.print(o and o.body or err)
+        until not o or o.last
+      }
+    }
     # The thread that waits for the body is killed, and the request goes on.
     location /killed {
       content_by_lua_block {
@@ -376,6 +389,15 @@ class Phases(unittest.TestCase):
             self.assertIsNotNone(c.until(b"bbc"))
         self.assertRegex(self.said("in"), "^client aborted nil ")
 
+    def test_the_limit_for_a_client_is_none_for_a_guest(self):
+        self.lua.run(f"""assert(pxg.load{{guest = "{self.guest}", filter = "lua-test", name = "patient", config = "never@2",
+                                           failure_mode = "open", pend_limit = 0.3}}) return 1""")
+        with harness.Client(self.lua.socket) as c:
+            c.send(harness.request("POST", "/patient", ("Transfer-Encoding: chunked",)) + b"3\r\nabc\r\n")
+            harness.wait_for("it pends", lambda: self.lua.run("return pxg.streams()") == ["1"])
+            c.send(b"3\r\ndef\r\n0\r\n\r\n")
+            self.assertEqual(c.answer().body, b"abcdef")
+
     def test_a_thread_that_waits_for_the_body_is_killed(self):
         for _ in range(20):
             with harness.Client(self.lua.socket) as c:
@@ -427,7 +449,7 @@ class Phases(unittest.TestCase):
                                      ["reset", "nil"] if at == 5 else ["reply", f"never-{at}.deadline"])
 
     def test_bytes_outlive_their_strings(self):
-        """What a guest has while it pends is the module's copy."""
+        """What a guest has while it pends, or waits for more, is the module's copy."""
         got = self.lua.run(self.load("pend@2") + """
             local s = f:stream()
             s:request_headers(head())
@@ -440,8 +462,19 @@ class Phases(unittest.TestCase):
                 local _, o = ngx.thread.wait(t)
                 same = same + (o.body == want and 1 or 0)
             end
-            return same""")
-        self.assertEqual(got, ["50"])
+            s = pxg.filter("whole"):stream()
+            s:request_headers(head())
+            local want = {}
+            for i = 1, 50 do
+                s:request_body(("%08d"):format(i):rep(2048))
+                want[i] = i
+            end
+            collectgarbage()
+            local other = {}
+            for i = 1, 100 do other[i] = ("%08d"):format(i * 1000):rep(2048) end
+            for i = 1, 50 do want[i] = ("%08d"):format(i):rep(2048) end
+            return same, s:request_body(nil, true).body == table.concat(want) .. "\\n" """)
+        self.assertEqual(got, ["50", "true"])
 
     def test_two_guests_in_one_handler(self):
         go = common.go_bundle()

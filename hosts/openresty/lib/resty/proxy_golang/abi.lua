@@ -103,6 +103,9 @@ typedef int32_t (*pxg_lua_init)(const pxg_lua_host *host, pxg_lua_guest *out);
 ]]
 
 return {
+    PHASE = { REQUEST_HEADERS = 1, REQUEST_BODY = 2, RESPONSE_HEADERS = 4, RESPONSE_BODY = 5, LOG = 7 },
+    -- A mode of bodies.
+    WHOLE = 3,
     STATUS = { [-1] = "STALE", [-2] = "STATE", [-3] = "ARG", [-4] = "UNSUPPORTED", [-5] = "LIMIT", [-6] = "THREAD",
                [-7] = "VERSION", [-8] = "NOTFOUND", [-9] = "INTERNAL" },
 }

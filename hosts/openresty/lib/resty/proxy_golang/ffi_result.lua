@@ -10,7 +10,8 @@ local tonumber = tonumber
 local find = string.find
 local sub = string.sub
 local concat = table.concat
-local floor = math.floor
+local insert, remove = table.insert, table.remove
+local band = bit.band
 
 local _M = {}
 
@@ -44,19 +45,8 @@ local function str(s)
 end
 
 
--- The bytes; an OWNED buffer is released here, whatever becomes of the result (PXG-MEM-006).
-local function buf(b)
-    local s = str(b.bytes)
-    local flags = b.bytes.flags
-    if floor(flags / OWNED) % 2 == 1 and b.release ~= nil then
-        b.release(b.ctx)
-    end
-    return s, flags
-end
-
-
-local function has(flags, bit)
-    return floor(flags / bit) % 2 == 1
+local function has(flags, bits)
+    return band(flags, bits) ~= 0
 end
 
 
@@ -91,22 +81,23 @@ end
 
 -- ---- Copying --------------------------------------------------------------------------------------------------------
 
-local function copy_ops(out)
-    local ops, n = {}, tonumber(out.n_ops)
-    for i = 0, n - 1 do
-        local o = out.ops[i]
-        local value, flags = buf(o.val)
-        ops[i + 1] = {
-            kind = o.kind,
-            flags = o.flags,
-            target = o.target,
-            n = tonumber(o.u0),
-            key = str(o.key),
-            value = value,
-            absent = has(flags, ABSENT),
-        }
+-- An OWNED buffer is given back, whatever becomes of the result (PXG-MEM-006).
+local function release(b)
+    if has(b.bytes.flags, OWNED) and b.release ~= nil then
+        b.release(b.ctx)
     end
-    return ops
+end
+
+
+local function release_all(out)
+    for i = 0, tonumber(out.n_ops) - 1 do
+        release(out.ops[i].val)
+    end
+    if out.reply ~= nil then
+        for i = 0, tonumber(out.reply.n_body) - 1 do
+            release(out.reply.body[i])
+        end
+    end
 end
 
 
@@ -114,7 +105,7 @@ local function copy_reply(r)
     local reply = { status = r.status, flags = r.flags, fields = {}, details = str(r.details) }
     local parts = {}
     for i = 0, tonumber(r.n_body) - 1 do
-        parts[i + 1] = buf(r.body[i])
+        parts[i + 1] = str(r.body[i].bytes)
     end
     reply.body = concat(parts)
     for i = 0, tonumber(r.n_fields) - 1 do
@@ -167,116 +158,148 @@ local function headers_of(reply)
 end
 
 
-local function edit(list, o, view, request)
-    local why
-    if o.kind == SET or o.kind == ADD then
-        why = bad_field(o.key, o.value, o.kind == SET, request)
-        if not why and o.absent then
-            why = "found an ABSENT value"
+local function set(list, name, value, request)
+    local why = bad_field(name, value, true, request)
+    if why then
+        return why
+    end
+    local index = 0
+    for i = #list, 1, -1 do
+        if list[i][1] == name then
+            remove(list, i)
+            index = i
         end
-        if why then
-            return why
+    end
+    if sub(name, 1, 1) == ":" and index == 0 then
+        return "found " .. name .. ", which this message does not have"
+    end
+    insert(list, index > 0 and index or #list + 1, { name, value })
+end
+
+
+local function delete(list, name, request)
+    local why = bad_field(name, nil, false, request)
+    if why then
+        return why
+    end
+    for i = #list, 1, -1 do
+        if list[i][1] == name then
+            remove(list, i)
         end
-        local index = 0
-        if o.kind == SET then
-            for i = #list, 1, -1 do
-                if list[i][1] == o.key then
-                    table.remove(list, i)
-                    index = i
-                end
-            end
-            if sub(o.key, 1, 1) == ":" and index == 0 then
-                return "found " .. o.key .. ", which this message does not have"
-            end
-        end
-        table.insert(list, index > 0 and index or #list + 1, { o.key, o.value })
-    elseif o.kind == DELETE then
-        why = bad_field(o.key, nil, false, request)
-        if why then
-            return why
-        end
-        for i = #list, 1, -1 do
-            if list[i][1] == o.key then
-                table.remove(list, i)
-            end
-        end
-    else
-        local field = view[o.n + 1]
-        if not field then
-            return "found index " .. o.n .. ", expected one below " .. #view
-        end
-        why = bad_field(field[1], o.kind == SET_AT and o.value or nil, o.kind == SET_AT, request)
-        if why then
-            return why
-        end
-        for i = #list, 1, -1 do
-            if list[i] == field then
-                table.remove(list, i)
-                if o.kind == SET_AT then
-                    -- The view's entry stands for the new one from here on.
-                    view[o.n + 1] = { field[1], o.value }
-                    table.insert(list, i, view[o.n + 1])
-                end
+    end
+end
+
+
+-- `view`: what the indices stand for, changed where an operation has put another field in the place of one.
+local function edit_at(list, kind, n, value, view, request)
+    local field = view[n + 1]
+    if not field then
+        return "found index " .. n .. ", expected one below " .. #view
+    end
+    local why = bad_field(field[1], kind == SET_AT and value or nil, kind == SET_AT, request)
+    if why then
+        return why
+    end
+    for i = #list, 1, -1 do
+        if list[i] == field then
+            remove(list, i)
+            if kind == SET_AT then
+                view[n + 1] = { field[1], value }
+                insert(list, i, view[n + 1])
             end
         end
     end
+end
+
+
+-- `view` is null until an index is used.
+local function edit(list, o, view, request)
+    local kind = o.kind
+    if kind == SET or kind == ADD then
+        if has(o.val.bytes.flags, ABSENT) then
+            return "found an ABSENT value"
+        end
+        local name, value = str(o.key), str(o.val.bytes)
+        if kind == SET then
+            return set(list, name, value, request)
+        end
+        local why = bad_field(name, value, false, request)
+        if not why then
+            list[#list + 1] = { name, value }
+        end
+        return why
+    end
+    if kind == DELETE then
+        return delete(list, str(o.key), request)
+    end
+    return edit_at(list, kind, tonumber(o.u0), str(o.val.bytes), view, request)
+end
+
+
+local function copy(list)
+    local to = {}
+    for i = 1, #list do
+        to[i] = list[i]
+    end
+    return to
 end
 
 
 local function body_op(o, body, at, parts)
-    if o.kind == INJECT then
-        parts[#parts + 1] = o.value
+    local kind, n = o.kind, tonumber(o.u0)
+    if kind == INJECT then
+        parts[#parts + 1] = str(o.val.bytes)
         return at
     end
-    if o.n > #body - at then
-        return nil, "found PASS or DROP of " .. o.n .. " bytes, expected at most " .. #body - at
+    if n > #body - at then
+        return nil, "found PASS or DROP of " .. n .. " bytes, expected at most " .. #body - at
     end
-    if o.kind == PASS then
-        parts[#parts + 1] = sub(body, at + 1, at + o.n)
+    if kind == PASS then
+        parts[#parts + 1] = sub(body, at + 1, at + n)
     end
-    return at + o.n
+    return at + n
 end
 
 
--- All or nothing: the lists that a decision holds are new ones.
-local function apply(ops, c)
-    local list, view, parts, at
-    for i = 1, #ops do
-        local o = ops[i]
-        local why
+-- What the operations make of a list of fields and of a body: new ones, or nil where they stay. All or nothing: else false
+-- and why.
+local function apply(out, n_ops, phase, fields, body, request)
+    local list, view, parts
+    local at = 0
+    for i = 0, n_ops - 1 do
+        local o = out.ops[i]
+        local kind, why = o.kind
         if o.flags > MUST * 3 then
             why = "found flags " .. o.flags
-        elseif o.kind >= SET and o.kind <= DELETE_AT and o.target == 0 and c.phase ~= LOG then
-            if not list then
-                list, view = {}, {}
-                for k = 1, #c.fields do
-                    list[k], view[k] = c.fields[k], c.fields[k]
-                end
+        elseif kind >= SET and kind <= DELETE_AT and o.target == 0 and phase ~= LOG and fields then
+            list = list or copy(fields)
+            if kind >= SET_AT then
+                view = view or copy(fields)
             end
-            why = edit(list, o, view, c.request)
-        elseif o.kind >= PASS and o.kind <= INJECT then
-            if not c.body then
+            why = edit(list, o, view, request)
+        elseif kind >= PASS and kind <= INJECT then
+            if not body then
                 why = "found PASS, DROP or INJECT outside of a body"
             else
-                parts, at = parts or {}, at or 0
-                at, why = body_op(o, c.body, at, parts)
+                parts = parts or {}
+                at, why = body_op(o, body, at, parts)
             end
-        elseif o.kind == METRIC then
+        elseif kind == METRIC then
             why = "found METRIC, expected none: this host has no pxg.metrics/1"
-        elseif o.kind == 0 or has(o.flags, MUST) then
-            why = "found kind " .. o.kind .. (o.kind <= LAST_KIND and ", which this host cannot do" or "")
+        elseif kind == 0 or has(o.flags, MUST) then
+            why = "found kind " .. kind .. (kind <= LAST_KIND and ", which this host cannot do" or "")
         end
         if why then
-            return nil, "operation " .. i - 1 .. ": " .. why
+            return false, "operation " .. i .. ": " .. why
         end
     end
     if list and #list > MAX_FIELDS then
-        return nil, "found " .. #list .. " fields, over the limit of " .. MAX_FIELDS
+        return false, "found " .. #list .. " fields, over the limit of " .. MAX_FIELDS
     end
     if parts then
-        parts[#parts + 1] = sub(c.body, at + 1)
+        parts[#parts + 1] = sub(body, at + 1)
     end
-    return { fields = list, body = parts and concat(parts) }
+    return list, parts and concat(parts)
 end
 
 
@@ -315,24 +338,26 @@ local function judge(out, action, has_reply, n_ops)
 end
 
 
--- A decision, or nil and why it is none. Everything that the guest lent has been read when this returns.
-function _M.read(out, c)
+local function decide(out, phase, fields, body, request)
     local action, n_ops = out.action, tonumber(out.n_ops)
-    local ops = copy_ops(out)
-    local reply = out.reply ~= nil and copy_reply(out.reply) or nil
-    local why = judge(out, action, reply ~= nil, n_ops)
+    local why = judge(out, action, out.reply ~= nil, n_ops)
     if why then
         return nil, why
     end
     local decision = {
-        unsubscribe = out.unsubscribe,
-        mode = { [0] = out.body_mode[0], out.body_mode[1] },
+        action = "continue",
+        -- Phases of this version fit a number.
+        unsubscribe = tonumber(band(out.unsubscribe, 0xffffULL)),
+        request_mode = out.body_mode[0],
+        response_mode = out.body_mode[1],
+        fields = nil, body = nil, reply = nil,
     }
     if action == RESET then
         decision.action = "reset"
         return decision
     end
     if action == REPLY then
+        local reply = copy_reply(out.reply)
         why = judge_reply(reply)
         if why then
             return nil, why
@@ -346,16 +371,22 @@ function _M.read(out, c)
         }
         return decision
     end
-    local changes
-    changes, why = apply(ops, c)
-    if not changes then
-        return nil, why
+    local list, bytes = apply(out, n_ops, phase, fields, body, request)
+    if list == false then
+        return nil, bytes
     end
-    decision.action = "continue"
-    decision.fields, decision.body = changes.fields, changes.body
+    decision.fields, decision.body = list, bytes
     return decision
 end
 
+
+-- A decision, or nil and why it is none. Everything that the guest lent has been read when this returns. `fields` and
+-- `body`: what the guest was shown, or nil.
+function _M.read(out, phase, fields, body, request)
+    local decision, why = decide(out, phase, fields, body, request)
+    release_all(out)
+    return decision, why
+end
 
 
 return _M

@@ -185,17 +185,26 @@ function _M.list(t)
 end
 
 
--- An array of its own, whose strings are those of the list.
-function _M.copy(list)
+-- For `fill`, which makes it as large as it has to be.
+function _M.buffer()
+    return { at = ffi_new("pxg_lua_field[?]", 64), room = 64 }
+end
+
+
+-- The buffer's array with the fields of a list, whose strings they are.
+function _M.fill(buffer, list)
     local n = #list
-    local at = ffi_new("pxg_lua_field[?]", n > 0 and n or 1)
+    if n > buffer.room then
+        buffer.at, buffer.room = ffi_new("pxg_lua_field[?]", 2 * n), 2 * n
+    end
+    local at = buffer.at
     for i = 1, n do
         local name, value = list[i][1], list[i][2]
-        local f = at[i - 1]
-        f.name.ptr, f.name.len, f.name.flags = name, #name, 0
-        f.value.ptr, f.value.len, f.value.flags = value, #value, flags_of[name] or 0
+        local field = at[i - 1]
+        field.name.ptr, field.name.len, field.name.flags = name, #name, 0
+        field.value.ptr, field.value.len, field.value.flags = value, #value, flags_of[name] or 0
     end
-    return at, n
+    return at
 end
 
 
