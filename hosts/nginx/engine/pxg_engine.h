@@ -211,6 +211,55 @@ void pxg_stream_metadata(const pxg_stream *s,
 void pxg_stream_finish(pxg_stream *s, uint32_t why);
 void pxg_stream_free(pxg_stream *s); /* Finishes with ERROR if that was forgotten. */
 
+/* ---- Streams that need not be made: pxg_glance.c -------------------------------------------------------------------- */
+
+/* A stream through one filter that looks at the request's head and at nothing else, as long as nothing happens to it that
+ * takes more: its event was answered by CONTINUE with edits by name or none. Everything else is a stream's, which is then
+ * made as it would be by now; so what a result does is written once. Members are the engine's; `config`, `time_ns` and
+ * `data` may be read. All zeros: none. */
+typedef struct pxg_glance {
+  pxg_worker *w;
+  pxg_config *config; /* No reference is taken: it has to outlive the glance. */
+  void *data;
+  uint64_t handle, user, time_ns;
+  uint64_t token; /* Of the event under way. */
+  uint32_t head; /* Flags of the head. */
+  bool answered, edited;
+  struct pxg_effect *first, **last; /* By `apply`, for the stream. */
+  struct pxg_glance *next;
+} pxg_glance;
+
+typedef enum pxg_glanced {
+  PXG_GLANCE_PASSED, /* The head may leave once `edits` are made, in this order, before the engine is called again. It has
+                      * been seen, and nothing else will be. */
+  PXG_GLANCE_MORE,   /* pxg_glance_stream follows at once. */
+  PXG_GLANCE_NONE    /* Nothing has happened: pxg_stream_open. */
+} pxg_glanced;
+
+/* Whether a chain of this configuration alone can begin so. */
+bool pxg_glance_suits(const pxg_config *c);
+/* The head of the request, as pxg_stream_open and pxg_stream_head have it; `fields` is what `view` would show. The worker's
+ * clock is when the call begins. The edits are HEADER_SET, HEADER_ADD and HEADER_DELETE of headers that are no
+ * pseudo-headers, checked like those of pxg_stream_ops. */
+pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
+                            const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
+                            size_t *n_edits);
+bool pxg_glance_lives(const pxg_glance *g);
+/* What has gone by since PASSED. */
+#define PXG_GLANCE_REQUEST_END 0x1u
+#define PXG_GLANCE_RESPONSE_HEAD 0x2u
+#define PXG_GLANCE_RESPONSE_END 0x4u
+
+/* The stream in its stead, with the arguments of pxg_stream_open; `gone` and, with PXG_GLANCE_RESPONSE_HEAD, the flags of
+ * that head. What has gone by, and behind PASSED the request's head, has been taken from it. Null: no memory, the glance
+ * is over. */
+pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
+                              uint32_t gone, uint32_t response_flags);
+/* The end, however it came. */
+void pxg_glance_close(pxg_glance *g);
+/* The next one that needs a stream, before pxg_worker_next; null: none does. */
+pxg_glance *pxg_worker_next_glance(pxg_worker *w);
+
 /* ---- Entries of pxg_host: 12.2 to 12.4 --------------------------------------------------------------------------- */
 
 int32_t pxg_complete(uint64_t ctx, uint64_t token, const pxg_result *r);

@@ -151,32 +151,26 @@ static uint64_t clock_ns(void) {
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void cross(pxg_place *p, const pxg_event *ev, pxg_decision *dec) {
-  pxg_worker *w = p->s->w;
-  pxg_guest_lib *l = p->c->lib;
+uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev) {
+  pxg_guest_lib *l = c->lib;
   pxg_call *lent = &w->call;
-  pxg_result out = {.size = sizeof out,
-                    .user = ev->user,
-                    .scratch_ops = lent->ops,
-                    .scratch_ops_cap = lent->ops_cap,
-                    .scratch = lent->scratch,
-                    .scratch_cap = lent->scratch_cap};
+  w->out = (pxg_result){.size = sizeof w->out,
+                        .user = ev->user,
+                        .scratch_ops = lent->ops,
+                        .scratch_ops_cap = lent->ops_cap,
+                        .scratch = lent->scratch,
+                        .scratch_cap = lent->scratch_cap};
   enter(w, l);
   pxg_call_begin(lent);
-  lent->config = p->c, lent->stream = p->s, lent->phase = ev->phase;
+  lent->config = c, lent->speaker = speaker, lent->phase = ev->phase;
   uint64_t start = clock_ns();
-  l->table.on_event(l->table.ctx, ev, &out);
+  l->table.on_event(l->table.ctx, ev, &w->out);
   uint64_t took = clock_ns() - start;
-  lent->config = NULL, lent->stream = NULL;
-  pxg_count_call(p->c->counters, ev->phase, took);
-  p->time_ns += took;
+  lent->config = NULL, lent->speaker = NULL;
+  pxg_count_call(c->counters, ev->phase, took);
   const pxg_driver *driver = pxg_host_driver();
   if (driver->clock) w->now = driver->clock(); /* A deadline counts from the return (PXG-ASY-011). */
-  p->user = out.user;
-  pxg_decision_init(dec);
-  pxg_decision_read(dec, &out, BY_EVENT, lent);
-  if (lent->over && dec->action == PXG_ACT_ERROR)
-    pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
+  return took;
 }
 
 static bool is_pending(pxg_place *p, int dir, uint32_t phase, pxg_decision *d) {
@@ -214,6 +208,25 @@ static void start_pending(pxg_place *p, int d, const pxg_event *ev, uint64_t vie
   }
 }
 
+void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len) {
+  pxg_stream *s = p->s;
+  pxg_worker *w = s->w;
+  pxg_decision *dec = &w->decision;
+  p->user = w->out.user;
+  pxg_decision_init(dec);
+  pxg_decision_read(dec, &w->out, BY_EVENT, &w->call);
+  if (w->call.over && dec->action == PXG_ACT_ERROR)
+    pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
+  bool pending = is_pending(p, d, ev->phase, dec);
+  if (pending) start_pending(p, d, ev, len, dec);
+  if (ev->token) pxg_token_returned(w, p->c, ev->token, pending);
+  if (dec->no_memory) s->no_memory = true;
+  if (!pending && !dec->no_memory) pxg_take_result(p, d, ev->phase, ev->flags, len, dec, BY_EVENT);
+  pxg_keep_views(s, false);
+  pxg_decision_free(dec);
+  pxg_call_end(&w->call);
+}
+
 static uint32_t event_flags(const pxg_place *p, int d, uint32_t phase) {
   const pxg_stream *s = p->s;
   uint32_t flags = 0;
@@ -244,23 +257,16 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
   if (x && pxg_is_body(phase)) show_chunks(p, d, &ev, len);
   pxg_keep_views(s, true);
   bool ok = show_fields(p, d, &ev) && show_attributes(p, &ev);
-  if (ok && pends) ok = (ev.token = pxg_token_new(p, phase, ev.flags)) != 0;
+  if (ok && pends) ok = (ev.token = pxg_token_new(w, p->c, p, phase, ev.flags)) != 0;
   if (!ok) {
     pxg_keep_views(s, false);
     s->no_memory = true;
     return;
   }
   if (x) x->resumed = false, x->last_event = w->now;
-  pxg_decision *dec = &w->decision;
-  cross(p, &ev, dec);
-  bool pending = is_pending(p, d, phase, dec);
-  if (pending) start_pending(p, d, &ev, len, dec);
-  if (ev.token) pxg_token_returned(p, ev.token, pending);
-  if (dec->no_memory) s->no_memory = true;
-  if (!pending && !dec->no_memory) pxg_take_result(p, d, phase, ev.flags, len, dec, BY_EVENT);
-  pxg_keep_views(s, false);
-  pxg_decision_free(dec);
-  pxg_call_end(&w->call);
+  pxg_speaker speaker = pxg_stream_speaker(s);
+  p->time_ns += pxg_cross(w, p->c, &speaker, &ev);
+  pxg_conclude(p, d, &ev, len);
 }
 
 /* ---- the other hooks --------------------------------------------------------------------------------------------- */

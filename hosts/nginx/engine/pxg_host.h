@@ -91,15 +91,22 @@ const char *pxg_status_name(int32_t status);
 
 typedef struct pxg_more pxg_more;
 
+/* Whose a record is: of a stream, `id` in logs. */
+typedef struct pxg_speaker {
+  void (*log)(void *data, uint32_t level, const char *line, size_t len); /* Null: pxg_driver.log. */
+  void *data;
+  uint64_t id;
+} pxg_speaker;
+
 /* Lent memory of one call of on_event or on_config_new. Its owner sets the first seven members and zeroes the rest
- * once; `config`, `stream` and `phase` are for the log and may be 0. */
+ * once; `config`, `speaker` and `phase` are for the log and may be 0. */
 typedef struct pxg_call {
   pxg_op *ops; /* Zeros or earlier operations only (PXG-MEM-010). */
   uint64_t ops_cap;
   uint8_t *scratch; /* 16-aligned. */
   uint64_t scratch_cap;
   const pxg_config *config;
-  const struct pxg_stream *stream;
+  const pxg_speaker *speaker;
   uint32_t phase;
   bool over;      /* scratch_more was refused: a failure of this call may be told as LIMIT. */
   pxg_more *more; /* What scratch_more granted. */

@@ -218,7 +218,9 @@ struct pxg_worker {
   uint8_t *libs; /* By ctx: LIB_*. */
   size_t n_libs;
   pxg_call call;
+  pxg_result out; /* Of the event that is under way. */
   pxg_decision decision;
+  pxg_glance *called; /* The first one with mail. */
   pxg_str chunks[PXG_MOST_CHUNKS];
   pxg_str *attrs;
   size_t attrs_cap;
@@ -226,6 +228,13 @@ struct pxg_worker {
   uint8_t scratch[PXG_SCRATCH_BYTES] __attribute__((aligned(16)));
 };
 
+/* pxg_stream_open without handles. */
+pxg_stream *pxg_stream_make(pxg_worker *w, pxg_config *const *chain, size_t n, const pxg_stream_ops *ops, void *data,
+                            uint64_t id, uint32_t flags);
+bool pxg_begin_head(pxg_stream *s, int d, uint32_t flags); /* Answers whether the message ends there. */
+/* What is for no place goes through them all at once. */
+void pxg_head_passes_by(pxg_stream *s, int d, bool ends);
+void pxg_end_passes_by(pxg_stream *s, int d);
 void pxg_run(pxg_stream *s);
 void pxg_reset(pxg_stream *s, uint32_t why);
 void pxg_why(pxg_stream *s, uint32_t why); /* The first one counts. */
@@ -239,6 +248,10 @@ static inline uint32_t pxg_phase(int d, uint32_t request_phase) { return request
 static inline bool pxg_c_has(const pxg_place *p, int d, unsigned request_feature) {
   return pxg_has(p->c->features, request_feature + (unsigned)d);
 }
+
+/* ---- pxg_glance.c ------------------------------------------------------------------------------------------------ */
+
+void pxg_glance_receive(pxg_glance *g, pxg_effect *e); /* A letter of `apply`. */
 
 /* ---- pxg_direction.c --------------------------------------------------------------------------------------------- */
 
@@ -257,6 +270,10 @@ bool pxg_parked(const pxg_place *p, int d);
 /* ---- pxg_event.c ------------------------------------------------------------------------------------------------- */
 
 void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint64_t arg);
+/* Calls on_event; the result is in w->out, what it borrows lives until pxg_call_end. Answers how long it took. */
+uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev);
+/* Takes w->out as what `ev`, of `len` bytes, was answered with, and ends the call. */
+void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len);
 void pxg_call_cancel(pxg_place *p, uint64_t token);
 void pxg_call_stream_end(pxg_place *p);
 
@@ -287,24 +304,29 @@ uint64_t pxg_reply_idle(const pxg_place *p);
 
 /* ---- pxg_log.c --------------------------------------------------------------------------------------------------- */
 
+static inline pxg_speaker pxg_stream_speaker(const pxg_stream *s) {
+  return (pxg_speaker){s->ops->log, s->data, s->id};
+}
 /* A record of the stream. */
 void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* ---- pxg_tokens.c ------------------------------------------------------------------------------------------------ */
 
-uint64_t pxg_token_new(pxg_place *p, uint32_t phase, uint32_t flags); /* 0: no memory. */
+uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, uint32_t phase, uint32_t flags); /* 0: no memory. */
 /* After on_event returned PENDING; after anything else the token is retired and a completion discarded. */
-void pxg_token_returned(pxg_place *p, uint64_t token, bool pending);
+void pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending);
 bool pxg_token_retire(uint64_t token); /* True: it was PENDING, and `complete` has not won. */
 bool pxg_token_is_pending(uint64_t token);
-uint64_t pxg_handle_new(pxg_place *p); /* 0: no memory. */
+uint64_t pxg_handle_new(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g); /* 0: no memory. */
+void pxg_slot_moves(uint64_t value, pxg_place *p); /* A glance's token or handle becomes that of a place. */
 void pxg_handle_retire(pxg_worker *w, uint64_t handle);
 void pxg_handle_subscribes(pxg_place *p); /* Publishes for `wake` whether the place subscribes to WAKE. */
 void pxg_handle_waiting(uint64_t handle, uint64_t bytes);
 void pxg_written(pxg_place *p, uint64_t n);        /* A BODY_WRITE was taken up. */
 bool pxg_has_room(pxg_place *p, uint64_t waiting); /* WRITABLE is due; it is not any more then. */
-/* The place that a letter of the box is for, or null; a wake's argument. The letter's token is retired by this. */
-pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg);
+/* The place, or else the glance, that a letter of the box is for, or null; a wake's argument. The letter's token is
+ * retired by this. */
+pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg, pxg_glance **g);
 void pxg_effect_free(pxg_effect *e);
 void pxg_slots_leave(pxg_worker *w); /* The worker's slots may be another's. */
 
@@ -312,7 +334,8 @@ void pxg_slots_leave(pxg_worker *w); /* The worker's slots may be another's. */
 
 void pxg_post(pxg_worker *w, pxg_effect *e); /* [any-thread] */
 void pxg_collect(pxg_worker *w);             /* Takes the box to the queues of the places. */
-pxg_effect *pxg_effect_take(pxg_place *p);   /* The next one; null: none. */
+void pxg_effect_append(pxg_place *p, pxg_effect *e);
+pxg_effect *pxg_effect_take(pxg_place *p); /* The next one; null: none. */
 void pxg_effects_discard(pxg_place *p);
 void pxg_effect_wake(pxg_place *p, uint32_t flags); /* By the worker itself. */
 void pxg_mail_forget(pxg_stream *s);

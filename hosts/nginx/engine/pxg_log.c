@@ -99,16 +99,16 @@ void pxg_log_capture(char *to, size_t room) {
   if (to) *to = 0;
 }
 
-static void put(const pxg_stream *s, uint32_t level, const char *line, size_t len) {
+static void put(const pxg_speaker *s, uint32_t level, const char *line, size_t len) {
   const pxg_driver *d = pxg_host_driver();
   if (level > PXG_LOG_ERROR) level = PXG_LOG_ERROR;
-  if (s && s->ops->log)
-    s->ops->log(s->data, level, line, len);
+  if (s && s->log)
+    s->log(s->data, level, line, len);
   else if (d->log)
     d->log(d->data, level, line, len);
 }
 
-static void say(const pxg_stream *s, uint32_t level, const char *format, va_list args) {
+static void say(const pxg_speaker *s, uint32_t level, const char *format, va_list args) {
   char line[4096];
   int n = vsnprintf(line, sizeof line, format, args);
   if (n < 0) return;
@@ -130,14 +130,15 @@ void pxg_say(uint32_t level, const char *format, ...) {
 
 void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) {
   if (!pxg_log_wants(level)) return;
+  pxg_speaker speaker = pxg_stream_speaker(s);
   va_list args;
   va_start(args, format);
-  say(s, level, format, args);
+  say(&speaker, level, format, args);
   va_end(args);
 }
 
 /* "<who>: <text>" with the text escaped and capped. */
-static void say_text(const pxg_stream *s, uint32_t level, const char *who, const void *text, uint64_t len) {
+static void say_text(const pxg_speaker *s, uint32_t level, const char *who, const void *text, uint64_t len) {
   char small[HEAD_MAX + 1024];
   size_t room = HEAD_MAX + 4 * (size_t)(len < PXG_LOG_RECORD_MAX ? len : PXG_LOG_RECORD_MAX) + sizeof CUT;
   char *line = room > sizeof small ? malloc(room) : small;
@@ -162,7 +163,7 @@ void pxg_guest_log(uint64_t ctx, uint32_t level, const uint8_t *ptr, uint64_t le
   int n = snprintf(who, sizeof who, "guest=%s", name ? name : lib->path);
   if (c && n > 0 && n < HEAD_MAX)
     n += snprintf(who + n, (size_t)(HEAD_MAX - n), " filter=%s config=%s", c->filter, c->instance);
-  const pxg_stream *s = c ? call->stream : NULL;
+  const pxg_speaker *s = c ? call->speaker : NULL;
   if (s && n > 0 && n < HEAD_MAX)
     snprintf(who + n, (size_t)(HEAD_MAX - n), " phase=%s stream=%llu", pxg_phase_name(call->phase),
              (unsigned long long)s->id);

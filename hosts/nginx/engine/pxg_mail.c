@@ -37,7 +37,7 @@ void pxg_mail_forget(pxg_stream *s) {
 
 /* ---- the queue of a place ---------------------------------------------------------------------------------------- */
 
-static void append(pxg_place *p, pxg_effect *e) {
+void pxg_effect_append(pxg_place *p, pxg_effect *e) {
   e->next = NULL;
   *p->last = e;
   p->last = &e->next;
@@ -48,7 +48,7 @@ static void append_wake(pxg_place *p, uint32_t flags, uint64_t arg) {
   if (!p->wake_queued) {
     p->wake = (pxg_effect){.kind = E_WAKE};
     p->wake_queued = true;
-    append(p, &p->wake);
+    pxg_effect_append(p, &p->wake);
   }
   p->wake.flags |= flags;
   p->wake.arg |= arg;
@@ -78,8 +78,11 @@ void pxg_effects_discard(pxg_place *p) {
 static void receive(pxg_worker *w, pxg_effect *e) {
   uint64_t arg = 0;
   int kind = e->kind; /* A wake is its sender's again after this. */
-  pxg_place *p = pxg_addressee(w, e, &arg);
-  if (!p) {
+  pxg_glance *g;
+  pxg_place *p = pxg_addressee(w, e, &arg, &g);
+  if (g) {
+    pxg_glance_receive(g, e);
+  } else if (!p) {
     if (kind != E_WAKE) pxg_effect_free(e);
   } else if (kind == E_WAKE) {
     append_wake(p, 0, arg);
@@ -87,7 +90,7 @@ static void receive(pxg_worker *w, pxg_effect *e) {
     p->s->no_memory = true;
     make_ready(p->s);
   } else {
-    append(p, e);
+    pxg_effect_append(p, e);
   }
 }
 

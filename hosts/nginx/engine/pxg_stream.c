@@ -34,7 +34,7 @@ static void place_init(pxg_stream *s, int i, pxg_config *c) {
   }
 }
 
-pxg_stream *pxg_stream_open(pxg_worker *w, pxg_config *const *chain, size_t n, const pxg_stream_ops *ops, void *data,
+pxg_stream *pxg_stream_make(pxg_worker *w, pxg_config *const *chain, size_t n, const pxg_stream_ops *ops, void *data,
                             uint64_t id, uint32_t flags) {
   if (n > PXG_MAX_PLACES) return NULL;
   pxg_stream *s = calloc(1, sizeof *s + n * sizeof s->places[0]);
@@ -47,11 +47,22 @@ pxg_stream *pxg_stream_open(pxg_worker *w, pxg_config *const *chain, size_t n, c
   s->redirected = flags & PXG_STREAM_REDIRECTED;
   for (size_t i = 0; i < n; i++)
     if (!(flags & PXG_STREAM_SUBREQUEST) || (chain[i]->flags & PXG_CFG_SUBREQUESTS)) place_init(s, s->n++, chain[i]);
-  for (int i = 0; i < s->n; i++) {
-    s->places[i].handle = pxg_handle_new(&s->places[i]);
-    if (!s->places[i].handle) s->no_memory = true;
-  }
   return s;
+}
+
+pxg_stream *pxg_stream_open(pxg_worker *w, pxg_config *const *chain, size_t n, const pxg_stream_ops *ops, void *data,
+                            uint64_t id, uint32_t flags) {
+  pxg_stream *s = pxg_stream_make(w, chain, n, ops, data, id, flags);
+  bool ok = true;
+  for (int i = 0; s && i < s->n; i++) {
+    s->places[i].handle = pxg_handle_new(w, s->places[i].c, &s->places[i], NULL);
+    ok = ok && s->places[i].handle;
+  }
+  if (ok) return s;
+  for (int i = 0; i < s->n; i++) pxg_handle_retire(w, s->places[i].handle);
+  s->finished = true; /* No guest has heard of it. */
+  pxg_stream_free(s);
+  return NULL;
 }
 
 /* ---- feeding ----------------------------------------------------------------------------------------------------- */
@@ -100,7 +111,7 @@ static bool passes_by(const pxg_stream *s, int d, pxg_state state) {
   return !mail && !s->no_memory && !s->out[d].bytes.n;
 }
 
-static void head_passes_by(pxg_stream *s, int d, bool ends) {
+void pxg_head_passes_by(pxg_stream *s, int d, bool ends) {
   for (int i = 0; i < s->n; i++) {
     pxg_dir *x = &s->places[i].d[d];
     if (d == RSP && s->places[i].skip_response) continue;
@@ -114,7 +125,7 @@ static void head_passes_by(pxg_stream *s, int d, bool ends) {
   s->out[d].head_ends = s->out[d].end = ends;
 }
 
-static void end_passes_by(pxg_stream *s, int d) {
+void pxg_end_passes_by(pxg_stream *s, int d) {
   for (int i = 0; i < s->n; i++) {
     pxg_dir *x = &s->places[i].d[d];
     if (d == RSP && s->places[i].skip_response) continue;
@@ -124,8 +135,7 @@ static void end_passes_by(pxg_stream *s, int d) {
   s->out[d].end = true;
 }
 
-void pxg_stream_head(pxg_stream *s, int d, uint32_t flags) {
-  if (s->dead || s->finished || (d == RSP && s->replied)) return;
+bool pxg_begin_head(pxg_stream *s, int d, uint32_t flags) {
   bool ends = flags & (PXG_HEAD_ENDS | PXG_HEAD_UPGRADED);
   if (d == RSP) {
     if (s->began[RSP]) head_again(s);
@@ -137,7 +147,13 @@ void pxg_stream_head(pxg_stream *s, int d, uint32_t flags) {
   s->began[d] = true;
   s->in_done[d] = ends;
   s->eos_unknown[d] = flags & PXG_HEAD_EOS_UNKNOWN;
-  if (!s->running && passes_by(s, d, S_WAIT)) return head_passes_by(s, d, ends);
+  return ends;
+}
+
+void pxg_stream_head(pxg_stream *s, int d, uint32_t flags) {
+  if (s->dead || s->finished || (d == RSP && s->replied)) return;
+  bool ends = pxg_begin_head(s, d, flags);
+  if (!s->running && passes_by(s, d, S_WAIT)) return pxg_head_passes_by(s, d, ends);
   pxg_enter_head(s, d, ends);
   if (ends) pxg_enter_end(s, d);
   pxg_run(s);
@@ -161,7 +177,7 @@ void pxg_stream_end(pxg_stream *s, int d, bool trailers) {
   if (closed(s, d)) return;
   s->trailers[d] = trailers;
   s->in_done[d] = true;
-  if (!s->running && passes_by(s, d, S_FLOW)) return end_passes_by(s, d);
+  if (!s->running && passes_by(s, d, S_FLOW)) return pxg_end_passes_by(s, d);
   pxg_enter_end(s, d);
   pxg_run(s);
 }

@@ -35,7 +35,8 @@ struct pxg_slot {
   _Atomic uint64_t waiting; /* pxg_stream_waiting. */
   pxg_effect own;           /* A wake, or a completion that could not be kept, for want of memory. */
   /* The worker's. */
-  pxg_place *p; /* Null: nobody waits for it any more. */
+  pxg_place *p;  /* Null: nobody waits for it any more, */
+  pxg_glance *g; /* or, of a handle, there is no stream yet. */
   uint32_t index, next_free;
 };
 
@@ -101,13 +102,13 @@ void pxg_slots_leave(pxg_worker *w) {
 }
 
 /* 0: no memory. */
-static uint64_t take(pxg_place *p, int state, uint32_t phase, uint32_t flags) {
-  pxg_worker *w = p->s->w;
+static uint64_t take(pxg_worker *w, pxg_config *c, pxg_place *p, int state, uint32_t phase, uint32_t flags) {
   if (!w->free_slots && !more_slots(w)) return 0;
   pxg_slot *s = find(w->free_slots);
   w->free_slots = s->next_free;
   s->p = p;
-  atomic_store_explicit(&s->config, p->c, memory_order_relaxed);
+  s->g = NULL;
+  atomic_store_explicit(&s->config, c, memory_order_relaxed);
   atomic_store_explicit(&s->w, w, memory_order_relaxed);
   atomic_store_explicit(&s->phase, phase, memory_order_relaxed);
   atomic_store_explicit(&s->flags, flags, memory_order_relaxed);
@@ -136,20 +137,22 @@ static pxg_slot *in_use(uint64_t value, uint64_t *word) {
 
 /* ---- the life of a token, on its worker -------------------------------------------------------------------------- */
 
-uint64_t pxg_token_new(pxg_place *p, uint32_t phase, uint32_t flags) { return take(p, ISSUED, phase, flags); }
+uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, uint32_t phase, uint32_t flags) {
+  return take(w, c, p, ISSUED, phase, flags);
+}
 
-void pxg_token_returned(pxg_place *p, uint64_t token, bool pending) {
+void pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending) {
   uint64_t word;
   pxg_slot *s = in_use(token, &word);
   if (!s) return;
   if ((word & STATE) == ISSUED) {
     bool first = pending ? atomic_compare_exchange_strong(&s->word, &word, word - ISSUED + PENDING) /* A03 */
-                         : give_back(p->s->w, s, &word);                                            /* A04 */
+                         : give_back(w, s, &word);                                                  /* A04 */
     if (first) return;
   }
   if (pending) return; /* A05 */
   s->p = NULL;         /* A06 */
-  pxg_count(&p->c->counters->stale);
+  pxg_count(&c->counters->stale);
 }
 
 bool pxg_token_retire(uint64_t token) {
@@ -169,15 +172,22 @@ bool pxg_token_is_pending(uint64_t token) {
 
 /* ---- handles, on their worker ------------------------------------------------------------------------------------ */
 
-uint64_t pxg_handle_new(pxg_place *p) {
-  uint64_t handle = take(p, HANDLE, 0, 0);
+uint64_t pxg_handle_new(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g) {
+  uint64_t handle = take(w, c, p, HANDLE, 0, 0);
   if (!handle) return 0;
   pxg_slot *s = find(handle);
+  s->g = g;
   atomic_store_explicit(&s->wake_arg, 0, memory_order_relaxed);
   atomic_store_explicit(&s->written, 0, memory_order_relaxed);
   atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
-  atomic_store_explicit(&s->no_wake, !pxg_subscribed(p, PXG_PHASE_WAKE), memory_order_relaxed);
+  atomic_store_explicit(&s->no_wake, !(c->subscribe >> PXG_PHASE_WAKE & 1), memory_order_relaxed);
   return handle;
+}
+
+void pxg_slot_moves(uint64_t value, pxg_place *p) {
+  uint64_t word;
+  pxg_slot *s = in_use(value, &word);
+  if (s) s->p = p, s->g = NULL;
 }
 
 void pxg_handle_retire(pxg_worker *w, uint64_t handle) {
@@ -185,6 +195,7 @@ void pxg_handle_retire(pxg_worker *w, uint64_t handle) {
   pxg_slot *s = in_use(handle, &word);
   if (!s) return;
   s->p = NULL;
+  s->g = NULL;
   while ((word & STATE) == HANDLE) {
     bool busy = word & (VISITORS | WAKE_QUEUED);
     if (busy ? atomic_compare_exchange_weak(&s->word, &word, word - HANDLE + DEAD) : give_back(w, s, &word)) return;
@@ -224,11 +235,16 @@ bool pxg_has_room(pxg_place *p, uint64_t waiting) {
 
 /* ---- letters ----------------------------------------------------------------------------------------------------- */
 
-pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg) {
+pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg, pxg_glance **g) {
   pxg_slot *s = e->to;
   pxg_place *p = s->p;
   uint64_t word = atomic_load(&s->word);
-  if (e->kind == E_APPLY) return generation(word) == generation(e->token) && (word & STATE) == HANDLE ? p : NULL;
+  *g = NULL;
+  if (e->kind == E_APPLY) {
+    if (generation(word) != generation(e->token) || (word & STATE) != HANDLE) return NULL;
+    *g = s->g;
+    return p;
+  }
   if (e->kind != E_WAKE) {
     (void)give_back(w, s, &word);
     return p;

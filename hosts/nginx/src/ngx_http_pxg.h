@@ -42,9 +42,14 @@ typedef struct {
   unsigned flush : 1;
 } ngx_http_pxg_flow_t;
 
+/* What nginx keeps of this module for a request begins with which of the two it is. */
+enum { NGX_HTTP_PXG_CTX = 1, NGX_HTTP_PXG_GLANCE };
+
 typedef struct {
+  ngx_uint_t kind; /* NGX_HTTP_PXG_CTX */
   ngx_http_request_t *request;
   pxg_stream *stream;
+  ngx_pool_cleanup_t *cleanup;
   ngx_queue_t queue;                         /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2], trailers; /* `trailers`: of the response. */
   ngx_event_t timer;
@@ -123,8 +128,24 @@ ngx_int_t ngx_http_pxg_reroute(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_check_route(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_count_body(ngx_http_pxg_ctx_t *ctx, int direction, const ngx_chain_t *in);
 
-/* The context of a main request, also after nginx wiped r->ctx at an internal redirect. */
-ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r);
+/* A context or glance of a main request, also after nginx wiped r->ctx at an internal redirect. */
+void *ngx_http_pxg_search(ngx_http_request_t *r);
+static inline void *ngx_http_pxg_any(ngx_http_request_t *r) {
+  void *found = ngx_http_get_module_ctx(r, ngx_http_proxy_golang_module);
+  if (found && r == r->main) return found;
+  if (!(r->internal || r->filter_finalize || r->error_page || r->uri_changes != NGX_HTTP_MAX_URI_CHANGES + 1) ||
+      r != r->main)
+    return NULL;
+  return ngx_http_pxg_search(r);
+}
+static inline ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r) {
+  ngx_uint_t *kind = ngx_http_pxg_any(r);
+  return kind && *kind == NGX_HTTP_PXG_CTX ? (ngx_http_pxg_ctx_t *)(void *)kind : NULL;
+}
+/* A new one, which is ready once it has its stream. Null: no memory. */
+ngx_http_pxg_ctx_t *ngx_http_pxg_ctx_new(ngx_http_request_t *r);
+void ngx_http_pxg_ctx_ready(ngx_http_pxg_ctx_t *ctx);
+uint32_t ngx_http_pxg_stream_flags(ngx_http_request_t *r); /* Of pxg_stream_open. */
 /* A new stream for the chain of the request's location. NGX_DECLINED: no chain. */
 ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 /* Takes what may leave into the context, keeps what stays, sets the timer. To be called after each feed. NGX_ERROR: no
@@ -135,6 +156,33 @@ void ngx_http_pxg_end_all(void);
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);
+
+/* ---- Requests without a stream: ngx_http_pxg_glance.c -------------------------------------------------------------- */
+
+typedef struct {
+  ngx_uint_t kind; /* NGX_HTTP_PXG_GLANCE */
+  ngx_http_request_t *request;
+  ngx_queue_t queue; /* Of the worker: all that live. */
+  pxg_glance engine;
+  off_t passed; /* Bytes of the request's body. */
+  unsigned bodiless : 1;
+  unsigned request_ended : 1;
+  unsigned response_fed : 1; /* Its head has passed. */
+  unsigned reset : 1;
+} ngx_http_pxg_glance_t;
+
+/* Null: the request has none, or its stream. */
+ngx_http_pxg_glance_t *ngx_http_pxg_glance(ngx_http_request_t *r);
+ngx_http_pxg_glance_t *ngx_http_pxg_glance_of(ngx_pool_cleanup_t *cln);
+/* The request's head. NGX_DECLINED: it needs a stream; NGX_OK: it has had its event, and in `ctx` what took over, if
+ * anything did. */
+ngx_int_t ngx_http_pxg_glance_start(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
+/* The stream that takes over. Null: no memory, and the glance is over. */
+ngx_http_pxg_ctx_t *ngx_http_pxg_glance_stream(ngx_http_pxg_glance_t *g);
+void ngx_http_pxg_glance_mail(pxg_worker *w); /* Before pxg_worker_next. */
+void ngx_http_pxg_glance_request_body(ngx_http_pxg_glance_t *g, const ngx_chain_t *in);
+void ngx_http_pxg_glance_finish(ngx_http_pxg_glance_t *g);
+void ngx_http_pxg_glance_end_all(void); /* [exit] */
 
 /* ---- Bytes: ngx_http_pxg_bytes.c ----------------------------------------------------------------------------------- */
 
@@ -180,6 +228,7 @@ ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r);
 void ngx_http_pxg_request_body_init(void);
 /* ngx_http_pxg_response.c */
 void ngx_http_pxg_response_init(void);
+uint32_t ngx_http_pxg_response_flags(ngx_http_request_t *r); /* PXG_HEAD_* of the response's head. */
 /* In a worker, when all modules have put up their filters: that of bodies comes before the first of them. */
 void ngx_http_pxg_response_gate(void);
 /* Moves what there is of the response: what nginx lent to the engine, what left that to the next filters. */

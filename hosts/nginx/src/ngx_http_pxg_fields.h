@@ -51,6 +51,10 @@ ngx_uint_t ngx_http_pxg_receives_trailers(ngx_http_request_t *r);
 /* Fills the view anew, of `f->trailers` where that is set; memory comes from the request's pool and is used again by the next call. NGX_ERROR: no memory. */
 ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t *r, ngx_uint_t direction);
 
+/* What the view of a request would show, into `to`, without what edits by index need. NGX_DECLINED: more than `room`, or
+ * no memory. */
+ngx_int_t ngx_http_pxg_request_fields(ngx_http_request_t *r, pxg_field *to, size_t room, size_t *n);
+
 /* Edits. The caller has checked the grammar and that the name is not one that the host owns. Name and value are copied.
  * NGX_DECLINED: nginx cannot represent the value of a pseudo-header; at an index: the field has been removed already. */
 ngx_int_t ngx_http_pxg_fields_set(ngx_http_pxg_fields_t *f, const pxg_str *name, const pxg_str *value);

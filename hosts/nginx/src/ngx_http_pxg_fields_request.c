@@ -54,20 +54,62 @@ static ngx_int_t ngx_http_pxg_path(ngx_http_request_t *r, ngx_str_t *path) {
   return NGX_OK;
 }
 
+static ngx_str_t ngx_http_pxg_scheme(ngx_http_request_t *r) {
+  static const ngx_str_t http = ngx_string("http");
+#if (NGX_HTTP_SSL)
+  static const ngx_str_t https = ngx_string("https");
+  if (r->schema.len == 0 && r->connection->ssl) return https;
+#endif
+  return r->schema.len ? r->schema : http;
+}
+
+static pxg_str ngx_http_pxg_str(const ngx_str_t *s, uint32_t flags) {
+  return (pxg_str){s->data, (uint32_t)s->len, flags};
+}
+
+static uint32_t ngx_http_pxg_value_flags(const u_char *lower, size_t len) {
+  const char *name = len == 6    ? "cookie"
+                     : len == 10 ? "set-cookie"
+                     : len == 13 ? "authorization"
+                     : len == 19 ? "proxy-authorization"
+                                 : NULL;
+  return name && ngx_memcmp(lower, name, len) == 0 ? PXG_STR_SENSITIVE : 0;
+}
+
+ngx_int_t ngx_http_pxg_request_fields(ngx_http_request_t *r, pxg_field *to, size_t room, size_t *n) {
+  static const pxg_str method = {(const uint8_t *)":method", 7, 0}, scheme = {(const uint8_t *)":scheme", 7, 0},
+                       authority = {(const uint8_t *)":authority", 10, 0}, path = {(const uint8_t *)":path", 5, 0};
+  ngx_list_part_t *part = &r->headers_in.headers.part;
+  ngx_table_elt_t *e;
+  pxg_field *at = to, *end = to + room;
+  ngx_str_t s = ngx_http_pxg_scheme(r), p;
+  ngx_uint_t i;
+
+  if (ngx_http_pxg_path(r, &p) != NGX_OK) return NGX_DECLINED;
+  *at++ = (pxg_field){method, ngx_http_pxg_str(&r->method_name, 0)};
+  *at++ = (pxg_field){scheme, ngx_http_pxg_str(&s, 0)};
+  if (r->headers_in.host) *at++ = (pxg_field){authority, ngx_http_pxg_str(&r->headers_in.host->value, 0)};
+  *at++ = (pxg_field){path, ngx_http_pxg_str(&p, 0)};
+  for (; part; part = part->next) {
+    e = part->elts;
+    for (i = 0; i < part->nelts; i++, e++) {
+      if (e->key.len == 0 || (e->key.len == 4 && ngx_http_pxg_same(&e->key, "host"))) continue;
+      if (at == end || e->lowcase_key == NULL) return NGX_DECLINED;
+      at->name = (pxg_str){e->lowcase_key, (uint32_t)e->key.len, 0};
+      at->value = ngx_http_pxg_str(&e->value, ngx_http_pxg_value_flags(e->lowcase_key, e->key.len));
+      at++;
+    }
+  }
+  *n = (size_t)(at - to);
+  return NGX_OK;
+}
+
 ngx_int_t ngx_http_pxg_request_view(ngx_http_pxg_fields_t *f) {
   ngx_http_request_t *r = f->request;
-  ngx_str_t https = ngx_string("https"), http = ngx_string("http"), *scheme = &http, path;
-
-  if (r->schema.len) scheme = &r->schema;
-#if (NGX_HTTP_SSL)
-  else if (r->connection->ssl)
-    scheme = &https;
-#else
-  (void)https;
-#endif
+  ngx_str_t scheme = ngx_http_pxg_scheme(r), path;
 
   if (ngx_http_pxg_push_text(f, ":method", &r->method_name, NGX_HTTP_PXG_PSEUDO) != NGX_OK ||
-      ngx_http_pxg_push_text(f, ":scheme", scheme, NGX_HTTP_PXG_PSEUDO) != NGX_OK)
+      ngx_http_pxg_push_text(f, ":scheme", &scheme, NGX_HTTP_PXG_PSEUDO) != NGX_OK)
     return NGX_ERROR;
   if (r->headers_in.host &&
       ngx_http_pxg_push_text(f, ":authority", &r->headers_in.host->value, NGX_HTTP_PXG_PSEUDO) != NGX_OK)

@@ -27,12 +27,18 @@ static ngx_int_t ngx_http_pxg_start_stream(ngx_http_request_t *r, ngx_http_pxg_c
 /* Runs again each time the stream moves on, and for the new location after an internal redirect. */
 ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
   ngx_http_pxg_ctx_t *ctx;
+  ngx_uint_t *kind;
   ngx_int_t rc;
 
   if (r != r->main) return NGX_DECLINED;
-  ctx = ngx_http_pxg_ctx(r);
+  kind = ngx_http_pxg_any(r);
+  if (kind && *kind == NGX_HTTP_PXG_GLANCE) return NGX_DECLINED;
+  ctx = (ngx_http_pxg_ctx_t *)(void *)kind;
   if (ctx == NULL) {
-    rc = ngx_http_pxg_start_stream(r, &ctx);
+    rc = ngx_http_pxg_glance_start(r, &ctx);
+    if (rc == NGX_OK && ctx == NULL)
+      return ((ngx_http_pxg_glance_t *)ngx_http_pxg_any(r))->reset ? NGX_HTTP_CLOSE : NGX_DECLINED;
+    if (rc == NGX_DECLINED) rc = ngx_http_pxg_start_stream(r, &ctx);
     if (rc == NGX_DECLINED) return rc;
     if (rc != NGX_OK) return NGX_HTTP_INTERNAL_SERVER_ERROR;
   } else if (ctx->request_head && !ctx->in_access) {
@@ -82,8 +88,15 @@ static uint32_t ngx_http_pxg_why(ngx_http_request_t *r, ngx_http_pxg_ctx_t *ctx)
 
 /* Subrequests that are logged come here, too; they are no streams. */
 ngx_int_t ngx_http_pxg_log_handler(ngx_http_request_t *r) {
-  ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
-  if (ctx) ngx_http_pxg_check_route(ctx);
-  if (ctx) ngx_http_pxg_finish(ctx, ngx_http_pxg_why(r, ctx));
+  ngx_uint_t *kind = ngx_http_pxg_any(r);
+  ngx_http_pxg_ctx_t *ctx = (ngx_http_pxg_ctx_t *)(void *)kind;
+
+  if (kind == NULL) return NGX_OK;
+  if (*kind == NGX_HTTP_PXG_GLANCE) {
+    ngx_http_pxg_glance_finish((ngx_http_pxg_glance_t *)(void *)kind);
+    return NGX_OK;
+  }
+  ngx_http_pxg_check_route(ctx);
+  ngx_http_pxg_finish(ctx, ngx_http_pxg_why(r, ctx));
   return NGX_OK;
 }

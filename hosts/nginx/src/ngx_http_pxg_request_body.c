@@ -40,9 +40,11 @@ static ngx_int_t ngx_http_pxg_watch_end(ngx_http_pxg_ctx_t *ctx) {
 
 static ngx_int_t ngx_http_pxg_request_body_filter(ngx_http_request_t *r, ngx_chain_t *in) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
+  ngx_http_pxg_glance_t *glance = ctx ? NULL : ngx_http_pxg_glance(r);
   ngx_chain_t *out;
   ngx_int_t rc, fed;
 
+  if (glance) ngx_http_pxg_glance_request_body(glance, in);
   if (ctx == NULL || ctx->finished) return ngx_http_pxg_next_request_body_filter(r, in);
   ngx_http_pxg_count_body(ctx, PXG_DIR_REQUEST, in);
 

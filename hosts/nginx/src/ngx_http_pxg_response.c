@@ -18,6 +18,18 @@ static ngx_uint_t ngx_http_pxg_bodiless(ngx_http_request_t *r) {
          r->headers_out.status == NGX_HTTP_NOT_MODIFIED;
 }
 
+/* An error page may be another upstream's, or of its cache: then nginx only gives the status. */
+static ngx_uint_t ngx_http_pxg_is_local(const ngx_http_request_t *r) {
+  return r->err_status && !(r->upstream && (r->upstream->cleanup || r->cached));
+}
+
+uint32_t ngx_http_pxg_response_flags(ngx_http_request_t *r) {
+  uint32_t local = ngx_http_pxg_is_local(r) ? PXG_HEAD_LOCAL : 0;
+
+  if (r->headers_out.status == NGX_HTTP_SWITCHING_PROTOCOLS) return local | PXG_HEAD_UPGRADED;
+  return ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0 ? local | PXG_HEAD_ENDS : local;
+}
+
 static ngx_int_t ngx_http_pxg_fail(ngx_http_pxg_ctx_t *ctx) {
   ctx->reset = 1;
   ctx->request->connection->error = 1;
@@ -89,26 +101,23 @@ static void ngx_http_pxg_head_again(ngx_http_pxg_ctx_t *ctx) {
   ctx->refused = NGX_OK;
 }
 
-/* An error page may be another upstream's, or of its cache: then nginx only gives the status. */
-static ngx_uint_t ngx_http_pxg_is_local(const ngx_http_request_t *r) {
-  return r->err_status && !(r->upstream && (r->upstream->cleanup || r->cached));
-}
-
 static ngx_int_t ngx_http_pxg_header_filter(ngx_http_request_t *r) {
-  ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
-  uint32_t flags = 0;
+  ngx_uint_t *kind = ngx_http_pxg_any(r);
+  ngx_http_pxg_ctx_t *ctx = (ngx_http_pxg_ctx_t *)(void *)kind;
+  uint32_t flags;
 
+  if (kind && *kind == NGX_HTTP_PXG_GLANCE) {
+    ((ngx_http_pxg_glance_t *)(void *)kind)->response_fed = 1;
+    return ngx_http_pxg_next_header_filter(r);
+  }
   if (ctx == NULL || ctx->finished || ctx->answered) return ngx_http_pxg_next_header_filter(r);
 
   if (ctx->response_fed) ngx_http_pxg_head_again(ctx);
   ctx->response_fed = 1;
   ngx_http_pxg_as_asked(ctx);
-  if (r->headers_out.status == NGX_HTTP_SWITCHING_PROTOCOLS)
-    flags |= PXG_HEAD_UPGRADED, ctx->upgraded = 1;
-  else if (ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)
-    flags |= PXG_HEAD_ENDS;
+  flags = ngx_http_pxg_response_flags(r);
+  if (flags & PXG_HEAD_UPGRADED) ctx->upgraded = 1;
   if (flags & (PXG_HEAD_UPGRADED | PXG_HEAD_ENDS)) ctx->response_end_fed = ctx->end_at_head = 1;
-  if (ngx_http_pxg_is_local(r)) flags |= PXG_HEAD_LOCAL;
   if (ctx->may_trail && !(flags & PXG_HEAD_ENDS) && ngx_http_pxg_receives_trailers(r)) r->expect_trailers = 1;
   (void)ngx_http_pxg_worker();
   pxg_stream_head(ctx->stream, PXG_DIR_RESPONSE, flags);

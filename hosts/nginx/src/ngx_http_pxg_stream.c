@@ -18,21 +18,15 @@ static void ngx_http_pxg_cleanup(void *data) {
   ctx->stream = NULL;
 }
 
-ngx_http_pxg_ctx_t *ngx_http_pxg_ctx(ngx_http_request_t *r) {
-  ngx_http_pxg_ctx_t *ctx;
+void *ngx_http_pxg_search(ngx_http_request_t *r) {
   ngx_pool_cleanup_t *cln;
+  void *found = NULL;
 
-  if (r != r->main) return NULL;
-  ctx = ngx_http_get_module_ctx(r, ngx_http_proxy_golang_module);
-  if (ctx || !(r->internal || r->filter_finalize || r->error_page || r->uri_changes != NGX_HTTP_MAX_URI_CHANGES + 1))
-    return ctx;
-  for (cln = r->pool->cleanup; cln; cln = cln->next)
-    if (cln->handler == ngx_http_pxg_cleanup) {
-      ctx = cln->data;
-      ngx_http_set_ctx(r, ctx, ngx_http_proxy_golang_module);
-      return ctx;
-    }
-  return NULL;
+  /* The newest comes first: a context before the glance in whose stead it is. */
+  for (cln = r->pool->cleanup; cln && found == NULL; cln = cln->next)
+    found = cln->handler == ngx_http_pxg_cleanup ? cln->data : (void *)ngx_http_pxg_glance_of(cln);
+  if (found) ngx_http_set_ctx(r, found, ngx_http_proxy_golang_module);
+  return found;
 }
 
 static void ngx_http_pxg_timer(ngx_event_t *ev) {
@@ -44,12 +38,43 @@ static void ngx_http_pxg_timer(ngx_event_t *ev) {
   ngx_http_pxg_batch();
 }
 
+ngx_http_pxg_ctx_t *ngx_http_pxg_ctx_new(ngx_http_request_t *r) {
+  ngx_http_pxg_ctx_t *ctx = ngx_pcalloc(r->pool, sizeof(*ctx));
+
+  if (ctx == NULL) return NULL;
+  ctx->kind = NGX_HTTP_PXG_CTX;
+  ctx->request = r;
+  ctx->method = r->method;
+  ctx->cleanup = ngx_pool_cleanup_add(r->pool, 0);
+  return ctx->cleanup ? ctx : NULL;
+}
+
+void ngx_http_pxg_ctx_ready(ngx_http_pxg_ctx_t *ctx) {
+  ngx_log_t *log = ctx->request->connection->log;
+
+  if (ngx_http_pxg_streams.next == NULL) { ngx_queue_init(&ngx_http_pxg_streams); }
+  ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);
+  ctx->cleanup->handler = ngx_http_pxg_cleanup;
+  ctx->cleanup->data = ctx;
+  ctx->timer.handler = ngx_http_pxg_timer;
+  ctx->timer.data = ctx;
+  ctx->timer.log = log;
+  ctx->after.handler = ngx_http_pxg_after_handler;
+  ctx->after.data = ctx;
+  ctx->after.log = log;
+  ngx_http_set_ctx(ctx->request, ctx, ngx_http_proxy_golang_module);
+}
+
+uint32_t ngx_http_pxg_stream_flags(ngx_http_request_t *r) {
+  return (r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0) |
+         (ngx_http_pxg_receives_trailers(r) ? PXG_STREAM_RECEIVES_TRAILERS : 0);
+}
+
 ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
   ngx_http_pxg_loc_conf_t *l = ngx_http_get_module_loc_conf(r, ngx_http_proxy_golang_module);
   pxg_config *chain[PXG_MAX_PLACES];
   ngx_http_pxg_filter_t **f;
   ngx_http_pxg_ctx_t *ctx;
-  ngx_pool_cleanup_t *cln;
   pxg_worker *w;
   ngx_uint_t i;
 
@@ -66,28 +91,14 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **to) {
     }
   }
 
-  ctx = ngx_pcalloc(r->pool, sizeof(*ctx));
-  cln = ngx_pool_cleanup_add(r->pool, 0);
-  if (ctx == NULL || cln == NULL) return NGX_ERROR;
-  ctx->request = r;
-  ctx->method = r->method;
+  ctx = ngx_http_pxg_ctx_new(r);
+  if (ctx == NULL) return NGX_ERROR;
   ctx->stream = pxg_stream_open(w, chain, l->chain->nelts, &ngx_http_pxg_ops, ctx, r->connection->number,
-                                (r->method == NGX_HTTP_HEAD ? PXG_STREAM_HEAD_METHOD : 0) |
-                                    (ngx_http_pxg_receives_trailers(r) ? PXG_STREAM_RECEIVES_TRAILERS : 0));
+                                ngx_http_pxg_stream_flags(r));
   if (ctx->stream == NULL) return NGX_ERROR;
   for (i = 0; i < l->chain->nelts; i++)
     if (f[i]->response_trailers) ctx->may_trail = 1;
-  if (ngx_http_pxg_streams.next == NULL) { ngx_queue_init(&ngx_http_pxg_streams); }
-  ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);
-  cln->handler = ngx_http_pxg_cleanup;
-  cln->data = ctx;
-  ctx->timer.handler = ngx_http_pxg_timer;
-  ctx->timer.data = ctx;
-  ctx->timer.log = r->connection->log;
-  ctx->after.handler = ngx_http_pxg_after_handler;
-  ctx->after.data = ctx;
-  ctx->after.log = r->connection->log;
-  ngx_http_set_ctx(r, ctx, ngx_http_proxy_golang_module);
+  ngx_http_pxg_ctx_ready(ctx);
   *to = ctx;
   return NGX_OK;
 }
@@ -126,6 +137,7 @@ ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx) {
 void ngx_http_pxg_end_all(void) {
   ngx_queue_t *q;
 
+  ngx_http_pxg_glance_end_all();
   while (ngx_http_pxg_streams.next && !ngx_queue_empty(&ngx_http_pxg_streams)) {
     q = ngx_queue_head(&ngx_http_pxg_streams);
     ngx_http_pxg_cleanup(ngx_queue_data(q, ngx_http_pxg_ctx_t, queue));

@@ -44,15 +44,28 @@ static pxg_stream *ngx_http_pxg_stream_of(ngx_http_request_t *r, ngx_http_pxg_ct
   return *ctx ? (*ctx)->stream : NULL;
 }
 
+/* One place of a stream, or of a request that got none for its one filter. */
+static ngx_uint_t ngx_http_pxg_place(ngx_http_request_t *r, size_t i, pxg_place_info *place) {
+  ngx_http_pxg_ctx_t *ctx;
+  pxg_stream *s = ngx_http_pxg_stream_of(r, &ctx);
+  ngx_http_pxg_glance_t *g = s || i ? NULL : ngx_http_pxg_glance(r->main);
+
+  if (s) return pxg_stream_place(s, i, place);
+  if (g) *place = (pxg_place_info){.config = g->engine.config, .time_ns = g->engine.time_ns};
+  return g != NULL;
+}
+
 static ngx_int_t ngx_http_pxg_verdict(ngx_http_request_t *r, ngx_http_variable_value_t *v, uintptr_t data) {
   ngx_http_pxg_ctx_t *ctx;
   pxg_stream *s = ngx_http_pxg_stream_of(r, &ctx);
+  ngx_http_pxg_glance_t *g = s ? NULL : ngx_http_pxg_glance(r->main);
   ngx_uint_t failed = 0, replied = 0;
   pxg_place_info place;
   const char *word;
   size_t i;
 
-  if (s == NULL) return ngx_http_pxg_value(v, NULL, 0);
+  if (g) word = g->reset ? "reset" : "passed";
+  if (s == NULL) return ngx_http_pxg_value(v, g ? word : NULL, g ? ngx_strlen(word) : 0);
   for (i = 0; pxg_stream_place(s, i, &place); i++) failed |= place.failed, replied |= place.replied;
   word = ctx->reset                        ? "reset"
          : replied                         ? "replied"
@@ -81,15 +94,12 @@ static ngx_int_t ngx_http_pxg_seconds(ngx_http_request_t *r, ngx_http_variable_v
 }
 
 static ngx_int_t ngx_http_pxg_time(ngx_http_request_t *r, ngx_http_variable_value_t *v, uintptr_t data) {
-  ngx_http_pxg_ctx_t *ctx;
-  pxg_stream *s = ngx_http_pxg_stream_of(r, &ctx);
   pxg_place_info place;
   uint64_t ns = 0;
   size_t i;
 
-  if (s == NULL) return ngx_http_pxg_value(v, NULL, 0);
-  for (i = 0; pxg_stream_place(s, i, &place); i++) ns += place.time_ns;
-  return ngx_http_pxg_seconds(r, v, ns);
+  for (i = 0; ngx_http_pxg_place(r, i, &place); i++) ns += place.time_ns;
+  return i ? ngx_http_pxg_seconds(r, v, ns) : ngx_http_pxg_value(v, NULL, 0);
 }
 
 /* Names of variables have no `-` and `/`. */
@@ -106,13 +116,11 @@ static ngx_uint_t ngx_http_pxg_is_named(const char *instance, const u_char *name
 static ngx_int_t ngx_http_pxg_time_of(ngx_http_request_t *r, ngx_http_variable_value_t *v, uintptr_t data) {
   ngx_str_t *name = (ngx_str_t *)data;
   size_t i, skip = sizeof(NGX_HTTP_PXG_TIME_OF) - 1;
-  ngx_http_pxg_ctx_t *ctx;
-  pxg_stream *s = ngx_http_pxg_stream_of(r, &ctx);
   ngx_uint_t found = 0;
   pxg_place_info place;
   uint64_t ns = 0;
 
-  for (i = 0; s && pxg_stream_place(s, i, &place); i++)
+  for (i = 0; ngx_http_pxg_place(r, i, &place); i++)
     if (ngx_http_pxg_is_named(place.config->instance, name->data + skip, name->len - skip))
       ns += place.time_ns, found = 1;
   return found ? ngx_http_pxg_seconds(r, v, ns) : ngx_http_pxg_value(v, NULL, 0);

@@ -68,6 +68,7 @@ static void ngx_http_pxg_mail(ngx_event_t *ev) {
   ngx_http_pxg_log_take();
   w = ngx_http_pxg_worker();
   (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->wakes, 1);
+  if (w) ngx_http_pxg_glance_mail(w);
   while (w && (s = pxg_worker_next(w)) != NULL) {
     (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->mails, 1);
     if (!ngx_http_pxg_lua_resume(s)) ngx_http_pxg_resume(pxg_stream_data(s));

@@ -115,6 +115,22 @@ void pxg_worker_clock(pxg_worker *w, uint64_t now_ns) {}
 bool pxg_worker_batch_due(const pxg_worker *w) { return false; }
 void pxg_worker_batch_end(pxg_worker *w) {}
 
+/* Every request gets a stream. */
+bool pxg_glance_suits(const pxg_config *c) { return (void)c, false; }
+bool pxg_glance_lives(const pxg_glance *g) { return (void)g, false; }
+void pxg_glance_close(pxg_glance *g) { (void)g; }
+pxg_glance *pxg_worker_next_glance(pxg_worker *w) { return (void)w, NULL; }
+pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
+                            const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
+                            size_t *n_edits) {
+  (void)g, (void)w, (void)c, (void)speaker, (void)fields, (void)n, (void)head_flags, (void)edits, (void)n_edits;
+  return PXG_GLANCE_NONE;
+}
+pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
+                              uint32_t gone, uint32_t response_flags) {
+  (void)g, (void)ops, (void)data, (void)id, (void)flags, (void)gone, (void)response_flags;
+  return NULL;
+}
 pxg_stream *pxg_worker_next(pxg_worker *w) {
   for (;;) {
     pthread_mutex_lock(&lock);

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* The life of a stream whose only filter looks at the request's head, without a stream.
+ *
+ * Such a filter has one event, and nearly always answers it at once with CONTINUE and edits of the head or none. What the
+ * state machine would then do is known: the head goes on, everything else passes unseen, at the end the handle dies and
+ * on_stream_end comes if the guest has set its slot. That is done here. For all else the stream is made where it would be
+ * by now, and goes on by the functions that follow on any event: with the result as the guest gave it, or, when `apply`
+ * comes later, as one whose head has passed. A test runs every kind of result both ways. */
+
+#include "pxg_internal.h"
+
+/* Edits of one result that are looked at here. */
+enum { MOST_EDITS = 16 };
+
+bool pxg_glance_suits(const pxg_config *c) {
+  uint64_t phase = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
+  return c->subscribe == phase && !(c->attr_phases & phase) && c->body_mode[REQ] == PXG_BODY_SKIP &&
+         c->body_mode[RSP] == PXG_BODY_SKIP;
+}
+
+bool pxg_glance_lives(const pxg_glance *g) { return g->handle != 0; }
+
+/* ---- results ----------------------------------------------------------------------------------------------------- */
+
+static bool is_text(const pxg_call *lent, const pxg_str *s, uint32_t flags) {
+  return !(s->flags & ~flags) && (!s->len || (s->ptr && !pxg_call_overruns(lent, s->ptr, s->len)));
+}
+
+/* An edit that needs no state to be judged, and is legal. */
+static bool is_edit(const pxg_call *lent, const pxg_op *o) {
+  bool deletes = o->kind == PXG_OP_HEADER_DELETE;
+  const pxg_str *value = &o->val.bytes;
+  if (!deletes && o->kind != PXG_OP_HEADER_SET && o->kind != PXG_OP_HEADER_ADD) return false;
+  if ((o->flags & ~PXG_OPF_MUST) || o->target != PXG_TARGET_HEADERS || o->u0 || !o->key.len) return false;
+  if (!is_text(lent, &o->key, 0) || !is_text(lent, value, deletes ? 0 : PXG_STR_SENSITIVE | PXG_BUF_STATIC)) return false;
+  if (deletes && value->len) return false;
+  return o->key.ptr[0] != ':' && !pxg_field_fault(o->key.ptr, o->key.len, value->ptr, value->len, true, false, REQ);
+}
+
+/* Within the limits of a message. */
+static bool fits(const pxg_config *c, const pxg_result *r, const pxg_field *fields, size_t n) {
+  uint64_t len = 0, added = 0;
+  for (uint64_t i = 0; i < r->n_ops; i++) {
+    const pxg_op *o = &r->ops[i];
+    if (o->kind != PXG_OP_HEADER_DELETE) len += o->key.len + (uint64_t)o->val.bytes.len;
+    added += o->kind == PXG_OP_HEADER_ADD;
+  }
+  for (size_t i = 0; i < n; i++) len += fields[i].name.len + (uint64_t)fields[i].value.len;
+  return n + added <= c->policy.max_fields && len <= c->policy.max_bytes;
+}
+
+/* CONTINUE with edits by name or none: what a stream would do nothing else with than make them and pass the head. */
+static bool is_plain(const pxg_call *lent, const pxg_config *c, const pxg_result *r, const pxg_field *fields, size_t n) {
+  if (r->action != PXG_ACT_CONTINUE || r->size < sizeof *r || r->reply) return false;
+  if (r->flags | r->reserved0 | r->unsubscribe | r->body_mode[0] | r->body_mode[1] | r->error.len | r->error.flags)
+    return false;
+  if (!r->n_ops) return true;
+  if (r->n_ops > MOST_EDITS || r->n_ops > c->policy.max_ops || !r->ops || lent->more) return false;
+  if (pxg_call_overruns(lent, r->ops, r->n_ops * sizeof *r->ops)) return false;
+  for (uint64_t i = 0; i < r->n_ops; i++)
+    if (!is_edit(lent, &r->ops[i])) return false;
+  return fits(c, r, fields, n);
+}
+
+/* ---- the event --------------------------------------------------------------------------------------------------- */
+
+static bool may_begin(const pxg_worker *w, const pxg_config *c, uint32_t head_flags) {
+  bool pends = c->pend_phases >> PXG_PHASE_REQUEST_HEADERS & 1;
+  if (head_flags & ~(PXG_HEAD_ENDS | PXG_HEAD_EOS_UNKNOWN)) return false;
+  return !pends || atomic_load_explicit(&c->pending[w->index], memory_order_relaxed) < c->policy.max_pending;
+}
+
+static uint32_t event_flags(uint32_t head_flags) {
+  if (head_flags & PXG_HEAD_ENDS) return PXG_EV_CAN_REPLY | PXG_EV_END_STREAM;
+  return PXG_EV_CAN_REPLY | (head_flags & PXG_HEAD_EOS_UNKNOWN ? PXG_EV_EOS_UNKNOWN : 0);
+}
+
+pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
+                            const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
+                            size_t *n_edits) {
+  const uint32_t phase = PXG_PHASE_REQUEST_HEADERS;
+  if (!may_begin(w, c, head_flags)) return PXG_GLANCE_NONE;
+  *g = (pxg_glance){.w = w, .config = c, .data = speaker->data, .head = head_flags};
+  g->handle = pxg_handle_new(w, c, NULL, g);
+  if (!g->handle) return PXG_GLANCE_NONE;
+  pxg_event ev = {.size = sizeof ev,
+                  .phase = phase,
+                  .flags = event_flags(head_flags),
+                  .worker = w->index,
+                  .config = c->value,
+                  .stream = g->handle,
+                  .fields = n ? fields : NULL,
+                  .n_fields = n};
+  if (c->pend_phases >> phase & 1) {
+    ev.token = g->token = pxg_token_new(w, c, NULL, phase, ev.flags);
+    if (!ev.token) {
+      pxg_handle_retire(w, g->handle);
+      g->handle = 0;
+      return PXG_GLANCE_NONE;
+    }
+  }
+  g->time_ns = pxg_cross(w, c, speaker, &ev);
+  /* What came by mail meanwhile may be for it, and comes before the head leaves. */
+  bool mail = atomic_load_explicit(&w->box, memory_order_relaxed);
+  if (mail || !is_plain(&w->call, c, &w->out, fields, n)) return PXG_GLANCE_MORE;
+  g->answered = true;
+  g->user = w->out.user;
+  g->edited = w->out.n_ops;
+  *edits = w->out.ops;
+  *n_edits = (size_t)w->out.n_ops;
+  if (g->token) pxg_token_returned(w, c, g->token, false);
+  g->token = 0;
+  pxg_call_end(&w->call);
+  return PXG_GLANCE_PASSED;
+}
+
+/* ---- the stream in its stead ------------------------------------------------------------------------------------- */
+
+/* As the state machine has a place whose event of the head has returned. */
+static void go_on_from_event(pxg_glance *g, pxg_stream *s) {
+  pxg_place *p = &s->places[0];
+  pxg_dir *x = &p->d[REQ];
+  pxg_event ev = {.phase = PXG_PHASE_REQUEST_HEADERS, .flags = event_flags(g->head), .token = g->token};
+  bool ends = pxg_begin_head(s, REQ, g->head);
+  pxg_enter_head(s, REQ, ends);
+  if (ends) pxg_enter_end(s, REQ);
+  x->held = true;
+  x->body_end_seen = ends;
+  x->last_event = s->w->now;
+  if (g->token) pxg_slot_moves(g->token, p);
+  s->running = true;
+  pxg_conclude(p, REQ, &ev, 0);
+  s->running = false;
+  pxg_run(s);
+}
+
+/* And one whose head has passed, and what else has gone by. */
+static void go_on_behind(const pxg_glance *g, pxg_stream *s, uint32_t gone, uint32_t response_flags) {
+  pxg_place *p = &s->places[0];
+  pxg_dir *x = &p->d[REQ];
+  pxg_out out;
+  bool ends = pxg_begin_head(s, REQ, g->head);
+  pxg_head_passes_by(s, REQ, ends);
+  p->user = g->user;
+  x->body_end_seen = ends;
+  x->modes_final = true;
+  x->changed = g->edited;
+  x->last_event = s->w->now;
+  if ((gone & PXG_GLANCE_REQUEST_END) && !ends) {
+    s->in_done[REQ] = true;
+    pxg_end_passes_by(s, REQ);
+  }
+  if (gone & PXG_GLANCE_RESPONSE_HEAD) {
+    ends = pxg_begin_head(s, RSP, response_flags);
+    pxg_head_passes_by(s, RSP, ends);
+  }
+  if ((gone & PXG_GLANCE_RESPONSE_END) && !ends) {
+    s->in_done[RSP] = true;
+    pxg_end_passes_by(s, RSP);
+  }
+  while (pxg_take(s, &out)) { /* The driver has had it. */
+  }
+}
+
+static pxg_effect *next_letter(pxg_glance *g) {
+  pxg_effect *e = g->first;
+  if (e) g->first = e->next;
+  return e;
+}
+
+static void forget(pxg_glance *g) {
+  for (pxg_glance **at = &g->w->called; *at; at = &(*at)->next)
+    if (*at == g) {
+      *at = g->next;
+      return;
+    }
+}
+
+pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
+                              uint32_t gone, uint32_t response_flags) {
+  pxg_worker *w = g->w;
+  pxg_stream *s = pxg_stream_make(w, &g->config, 1, ops, data, id, flags);
+  if (!s) {
+    if (!g->answered) {
+      pxg_result_release(&w->out);
+      g->user = w->out.user;
+      if (g->token) pxg_token_returned(w, g->config, g->token, false);
+      pxg_call_end(&w->call);
+    }
+    pxg_glance_close(g);
+    return NULL;
+  }
+  pxg_place *p = &s->places[0];
+  p->handle = g->handle;
+  p->time_ns = g->time_ns;
+  pxg_slot_moves(g->handle, p);
+  if (g->answered)
+    go_on_behind(g, s, gone, response_flags);
+  else
+    go_on_from_event(g, s);
+  if (g->first) forget(g);
+  for (pxg_effect *e; (e = next_letter(g));) pxg_effect_append(p, e);
+  g->handle = 0;
+  return s;
+}
+
+/* ---- later ------------------------------------------------------------------------------------------------------- */
+
+void pxg_glance_receive(pxg_glance *g, pxg_effect *e) {
+  if (!g->first) {
+    pxg_glance **at = &g->w->called;
+    while (*at) at = &(*at)->next;
+    g->next = NULL;
+    *at = g;
+    g->last = &g->first;
+  }
+  e->next = NULL;
+  *g->last = e;
+  g->last = &e->next;
+}
+
+pxg_glance *pxg_worker_next_glance(pxg_worker *w) {
+  pxg_collect(w);
+  return w->called;
+}
+
+void pxg_glance_close(pxg_glance *g) {
+  if (!g->handle) return;
+  pxg_worker *w = g->w;
+  uint64_t handle = g->handle;
+  pxg_handle_retire(w, handle);
+  g->handle = 0;
+  if (g->first) forget(g);
+  for (pxg_effect *e; (e = next_letter(g));) pxg_effect_free(e);
+  if (!g->user) return;
+  const pxg_guest *table = &g->config->lib->table;
+  table->on_stream_end(table->ctx, g->config->value, g->user, handle, w->index);
+}
