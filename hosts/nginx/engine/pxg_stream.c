@@ -352,6 +352,7 @@ uint64_t pxg_stream_deadline(const pxg_stream *s) {
     if (p->open) soonest(&at, pxg_reply_idle(p));
     for (int d = 0; d < 2; d++) {
       const pxg_dir *x = &p->d[d];
+      if (!x->withheld) continue; /* Who waits or is held is withheld. */
       soonest(&at, span_end(p, x));
       if (x->state == S_PEND) soonest(&at, x->deadline);
       if (!pxg_parked(p, d)) soonest(&at, hold_end(p, x));

@@ -32,6 +32,7 @@ def filter_of(name, config, inside=""):
     return f'proxy_golang_filter {name} {{ guest {GUEST}; filter operator; config "{config}"; {inside} }}\n'
 
 
+LIMITS = "pend_default {0}ms; pend_limit {0}ms; hold_limit 90s;"  # For what nobody ends but the host.
 FORMAT = "$uri $status $proxy_golang_verdict [$proxy_golang_details] $proxy_golang_time $proxy_golang_time_a_b"
 
 
@@ -501,7 +502,7 @@ class Processes(Test):
         return [what for who, what in s.life() if who == str(pid)]
 
     def test_graceful_end(self):
-        http = filter_of("a", "pend") + filter_of("b", "header x")
+        http = filter_of("a", "pend", LIMITS.format(90000)) + filter_of("b", "header x")
         server = """location /x { proxy_golang a b; proxy_golang_override b { config "header y"; } }"""
         with self.served(http, server) as s:
             s.ask("/x")
@@ -523,6 +524,23 @@ class Processes(Test):
                 s.nginx.process.wait(harness.DEADLINE)
                 self.assertEqual(self.order(s, pid), ["new a never", "worker 0 of 1 up", "batch end", "cancel",
                                                       "drop a never draining=1", "worker 0 of 1 down"])
+
+    def test_deadlines_in_any_order(self):
+        """Each in its time and none early, whatever deadline was the first one."""
+        limits = {"long": 60, "late": 0.9, "soon": 0.3, "soonest": 0.1}
+        http = "".join(filter_of(n, "never", LIMITS.format(int(t * 1000))) for n, t in limits.items())
+        with self.served(http, "".join(f"location /{n} {{ proxy_golang {n}; }}" for n in limits)) as s:
+            with contextlib.ExitStack() as clients:
+                began, asked = {}, {n: clients.enter_context(Client(f"{s.path}/n.sock")) for n in limits}
+                for n, c in asked.items():
+                    began[n] = time.monotonic()
+                    c.send(f"GET /{n} HTTP/1.1\r\nHost: e\r\n\r\n".encode())
+                    if n == "long":
+                        wait_for("it pends", lambda: s.number("pxg_guest_pending", config="long") == 1)
+                for n in ("soonest", "soon", "late"):
+                    self.assertEqual(asked[n].answer().status, 500)
+                    self.assertGreaterEqual(time.monotonic() - began[n], limits[n])
+                self.assertEqual(s.number("pxg_guest_pending", config="long"), 1)
 
     def test_pending_requests_outlive_a_graceful_end(self):
         with self.served(filter_of("a", "never", "pend_limit 700ms; failure_mode open;"),
