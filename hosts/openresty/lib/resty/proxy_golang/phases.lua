@@ -11,6 +11,7 @@ local pairs = pairs
 local tonumber = tonumber
 local sub = string.sub
 local find = string.find
+local match = string.match
 local upper = string.upper
 local gsub = string.gsub
 local format = string.format
@@ -88,20 +89,33 @@ end
 _M.path = path
 
 
+-- That of an absolute target counts and not the field Host (RFC 9112, 3.2.2).
+-- Not by ngx.var.http_host: where nginx's configuration names it, too, the value would stay behind a change.
+local function authority_of(headers)
+    local host = match(ngx.var.request or "", "^%S+ %a[%w+.-]*://([^/?#%s]+)") or headers.host
+    return type(host) == "string" and host ~= "" and host or ngx.var.host
+end
+
+
+function _M.authority()
+    return authority_of(ngx.req.get_headers(0))
+end
+
+
 local function request_head()
     local headers = ngx.req.get_headers(0)
     local view = {
         [":method"] = ngx.req.get_method(),
         [":scheme"] = ngx.var.scheme,
         [":path"] = path(),
-        [":authority"] = type(headers.host) == "string" and headers.host ~= "" and headers.host or ngx.var.host,
+        [":authority"] = authority_of(headers),
     }
     for name, value in pairs(headers) do
         if name ~= "host" then
             view[name] = value == true and "" or value
         end
     end
-    return view
+    return view, headers.host
 end
 
 
@@ -148,8 +162,8 @@ local function unescape(s)
 end
 
 
-local function set_pseudo(view, headers)
-    local path_now, method, authority = headers[":path"], headers[":method"], headers[":authority"]
+local function set_pseudo(view, headers, host_was)
+    local path_now, method, host = headers[":path"], headers[":method"], headers[":authority"]
     -- What goes upstream is what the guests have seen (PXG-SEC-007): nginx would forward the client's spelling.
     if path_now ~= ngx.var.request_uri then
         local mark = find(path_now, "?", 1, true)
@@ -163,14 +177,14 @@ local function set_pseudo(view, headers)
         end
         ngx.req.set_method(id)
     end
-    if authority ~= view[":authority"] then
-        ngx.req.set_header("host", authority)
+    if host ~= host_was then
+        ngx.req.set_header("host", host)
     end
     return true
 end
 
 
-local function set_request(view, headers)
+local function set_request(view, headers, host_was)
     for name in pairs(view) do
         if headers[name] == nil and sub(name, 1, 1) ~= ":" and not NGINX_OWNS[name] then
             ngx.req.clear_header(name)
@@ -182,7 +196,7 @@ local function set_request(view, headers)
             ngx.req.set_header(name, value)
         end
     end
-    return set_pseudo(view, headers)
+    return set_pseudo(view, headers, host_was)
 end
 
 
@@ -225,7 +239,7 @@ function _M.access(names)
         return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
     end
     local stream = core.stream(chain, { trailers = false })
-    local view = request_head()
+    local view, host = request_head()
     local body_follows = not core.request_ends()
     local outcome
     ngx.ctx[KEY] = { stream = stream }
@@ -255,7 +269,7 @@ function _M.access(names)
         return _M.respond(outcome.reply)
     end
     local applied
-    applied, err = set_request(view, outcome.headers)
+    applied, err = set_request(view, outcome.headers, host)
     if not applied then
         return fail(stream, err)
     end
