@@ -17,6 +17,7 @@ local gsub = string.gsub
 local format = string.format
 local byte = string.byte
 local char = string.char
+local open = io.open
 
 local _M = {}
 
@@ -119,23 +120,90 @@ local function request_head()
 end
 
 
-local function read_body()
+local PIECE = 65536
+
+
+-- The body takes the place of the one that nginx has, from its byte `from` on.
+local function rewrite_from(file, from)
+    ngx.req.init_body()
+    file:seek("set", 0)
+    while from > 0 do
+        local bytes = file:read(math.min(from, PIECE))
+        if not bytes then
+            return nil, "the request's body became shorter in its file"
+        end
+        ngx.req.append_body(bytes)
+        from = from - #bytes
+    end
+    return true
+end
+
+
+-- Piece by piece, so that there is never more of it in memory than a guest holds. What a guest leaves as it is stays in its
+-- file. `head`: what has left before.
+local function feed_file(stream, file, head)
+    local at, changed = 0, false
+    local piece = file:read(PIECE)
+    local outcome, err
+    repeat
+        local read = #(piece or "")
+        local after = file:read(PIECE)
+        outcome, err = stream:request_body(piece, not after)
+        if not outcome or outcome.action == "reply" then
+            return outcome, err
+        end
+        head = outcome.headers or head
+        if not changed and outcome.body ~= (piece or "") then
+            changed, err = rewrite_from(file, at)
+            if not changed then
+                return nil, err
+            end
+            file:seek("set", at + read + #(after or ""))
+        end
+        if changed and outcome.body ~= "" then
+            ngx.req.append_body(outcome.body)
+        end
+        at = at + read
+        piece = after
+    until not after
+    if changed then
+        ngx.req.finish_body()
+    end
+    outcome.headers = head
+    return outcome
+end
+
+
+-- The body of the request that nginx serves, as far as a guest looks at it.
+local function feed_body(stream, head)
+    if not stream:sees_request_body() then
+        local outcome, err = stream:request_body(nil, true)
+        if outcome then
+            outcome.headers = outcome.headers or head
+        end
+        return outcome, err
+    end
     ngx.req.read_body()
     local bytes = ngx.req.get_body_data()
-    if bytes then
-        return bytes
+    local path_of_file = not bytes and ngx.req.get_body_file()
+    if path_of_file then
+        local file, err = open(path_of_file, "rb")
+        if not file then
+            return nil, err
+        end
+        local outcome
+        outcome, err = feed_file(stream, file, head)
+        file:close()
+        return outcome, err
     end
-    local file_path = ngx.req.get_body_file()
-    if not file_path then
-        return ""
+    local outcome, err = stream:request_body(bytes, true)
+    if outcome and outcome.action ~= "reply" then
+        outcome.headers = outcome.headers or head
+        if outcome.body ~= (bytes or "") then
+            ngx.req.set_body_data(outcome.body)
+        end
     end
-    local file, err = io.open(file_path, "rb")
-    if not file then
-        return nil, err
-    end
-    bytes, err = file:read("*a")
-    file:close()
-    return bytes, err
+    return outcome, err
 end
 
 
@@ -245,21 +313,7 @@ function _M.access(names)
     ngx.ctx[KEY] = { stream = stream }
     outcome, err = stream:request_headers(view, not body_follows)
     if outcome and outcome.action ~= "reply" and body_follows then
-        local head = outcome.headers
-        local before
-        if stream:sees_request_body() then
-            before, err = read_body()
-            if not before then
-                return fail(stream, err)
-            end
-        end
-        outcome, err = stream:request_body(before, true)
-        if outcome and outcome.action ~= "reply" then
-            outcome.headers = outcome.headers or head
-            if before and outcome.body ~= before then
-                ngx.req.set_body_data(outcome.body)
-            end
-        end
+        outcome, err = feed_body(stream, outcome.headers)
     end
     if not outcome then
         return fail(stream, err)
