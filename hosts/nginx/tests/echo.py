@@ -4,7 +4,6 @@
 
 import hashlib
 import json
-import unittest
 
 import harness
 
