@@ -33,7 +33,8 @@ static bool is_edit(const pxg_call *lent, const pxg_op *o) {
   const pxg_str *value = &o->val.bytes;
   if (!deletes && o->kind != PXG_OP_HEADER_SET && o->kind != PXG_OP_HEADER_ADD) return false;
   if ((o->flags & ~PXG_OPF_MUST) || o->target != PXG_TARGET_HEADERS || o->u0 || !o->key.len) return false;
-  if (!is_text(lent, &o->key, 0) || !is_text(lent, value, deletes ? 0 : PXG_STR_SENSITIVE | PXG_BUF_STATIC)) return false;
+  if (!is_text(lent, &o->key, 0) || !is_text(lent, value, deletes ? 0 : PXG_STR_SENSITIVE | PXG_BUF_STATIC))
+    return false;
   if (deletes && value->len) return false;
   return o->key.ptr[0] != ':' && !pxg_field_fault(o->key.ptr, o->key.len, value->ptr, value->len, true, false, REQ);
 }
@@ -51,7 +52,8 @@ static bool fits(const pxg_config *c, const pxg_result *r, const pxg_field *fiel
 }
 
 /* CONTINUE with edits by name or none: what a stream would do nothing else with than make them and pass the head. */
-static bool is_plain(const pxg_call *lent, const pxg_config *c, const pxg_result *r, const pxg_field *fields, size_t n) {
+static bool is_plain(const pxg_call *lent, const pxg_config *c, const pxg_result *r, const pxg_field *fields,
+                     size_t n) {
   if (r->action != PXG_ACT_CONTINUE || r->size < sizeof *r || r->reply) return false;
   if (r->flags | r->reserved0 | r->unsubscribe | r->body_mode[0] | r->body_mode[1] | r->error.len | r->error.flags)
     return false;
@@ -183,6 +185,12 @@ static void forget(pxg_glance *g) {
     }
 }
 
+static void call_cancel(const pxg_glance *g) {
+  const pxg_guest *table = &g->config->lib->table;
+  pxg_count(&g->config->counters->cancels);
+  table->on_cancel(table->ctx, g->config->value, g->user, g->handle, g->token, g->w->index);
+}
+
 pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
                               uint32_t gone, uint32_t response_flags) {
   pxg_worker *w = g->w;
@@ -191,8 +199,9 @@ pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *da
     if (!g->answered) {
       pxg_result_release(&w->out);
       g->user = w->out.user;
-      if (g->token) pxg_token_returned(w, g->config, g->token, false);
+      bool cancelled = g->token && pxg_token_returned(w, g->config, g->token, false);
       pxg_call_end(&w->call);
+      if (cancelled && w->out.action == PXG_ACT_PENDING) call_cancel(g);
     }
     pxg_glance_close(g);
     return NULL;
