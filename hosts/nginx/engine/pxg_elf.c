@@ -64,7 +64,7 @@ static const char *machine_name(unsigned machine) {
   static const struct {
     unsigned machine;
     const char *name;
-  } names[] = {{EM_X86_64, "x86-64"}, {EM_AARCH64, "AArch64"}, {EM_386, "i386"},     {EM_ARM, "ARM"},
+  } names[] = {{EM_X86_64, "x86-64"}, {EM_AARCH64, "AArch64"}, {EM_386, "i386"}, {EM_ARM, "ARM"},
                {EM_RISCV, "RISC-V"},  {EM_PPC64, "ppc64"},     {EM_S390, "s390"}};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++)
     if (names[i].machine == machine) return names[i].name;

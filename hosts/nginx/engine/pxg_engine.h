@@ -226,7 +226,7 @@ typedef struct pxg_glance {
   pxg_config *config; /* No reference is taken: it has to outlive the glance. */
   void *data;
   uint64_t handle, user, time_ns;
-  uint64_t token;          /* Of the event under way, as what it showed. */
+  uint64_t token; /* Of the event under way, as what it showed. */
   const pxg_field *fields;
   size_t n_fields;
   uint32_t head; /* Flags of the head. */

@@ -46,8 +46,10 @@ static const family failed = {"pxg_guest_failures_total", "counter", "Failures o
 static const family pending_now = {"pxg_guest_pending", "gauge", "Places that wait for a guest now."};
 static const family stale = {"pxg_guest_stale_completions_total", "counter", "Answers that came too late."};
 static const family cancels = {"pxg_guest_cancels_total", "counter", "Calls of on_cancel."};
-static const family skipped = {"pxg_guest_operations_skipped_total", "counter", "Operations that could not be applied."};
-static const family late_replies = {"pxg_guest_late_replies_total", "counter", "Replies that came after a response had begun."};
+static const family skipped = {"pxg_guest_operations_skipped_total", "counter",
+                               "Operations that could not be applied."};
+static const family late_replies = {"pxg_guest_late_replies_total", "counter",
+                                    "Replies that came after a response had begun."};
 static const family bypassed = {"pxg_guest_bypassed_total", "counter", "Streams that went on without a failed guest."};
 
 #define EACH_INSTANCE(w, i)                                               \

@@ -144,7 +144,7 @@ typedef struct pxg_dir {
   uint32_t pend_phase, pend_flags;
   uint64_t offset, need, kept; /* A MORE: due at this length; what it kept. */
   uint64_t last_event, token, deadline, hold_since, pend_len;
-  int64_t room; /* What content-length still allows to leave; -1: free. */
+  int64_t room;                       /* What content-length still allows to leave; -1: free. */
   uint64_t shown_fields, shown_bytes; /* Of the headers as a PENDING saw them; no field: not known. */
   pxg_bytes view;
 } pxg_dir;
@@ -204,7 +204,7 @@ struct pxg_stream {
   pxg_sink out[2];
   uint64_t waiting;
   char *cluster, *details;
-  pxg_meta *meta, *spent; /* `spent`: replaced; results of the event under way may refer to it. */
+  pxg_meta *meta, *spent;          /* `spent`: replaced; results of the event under way may refer to it. */
   pxg_stream **ready, *ready_next; /* In the worker's list of those with mail: what points here; null: not in it. */
   int n;
   pxg_place places[];
@@ -312,9 +312,7 @@ uint64_t pxg_reply_idle(const pxg_place *p);
 
 /* ---- pxg_log.c --------------------------------------------------------------------------------------------------- */
 
-static inline pxg_speaker pxg_stream_speaker(const pxg_stream *s) {
-  return (pxg_speaker){s->ops->log, s->data, s->id};
-}
+static inline pxg_speaker pxg_stream_speaker(const pxg_stream *s) { return (pxg_speaker){s->ops->log, s->data, s->id}; }
 /* A record of the stream. */
 void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

@@ -27,16 +27,11 @@ struct ngx_http_pxg_filter_s {
   pxg_policy policy;
   ngx_http_pxg_filter_t *parent; /* Of an override: the filter's own block. */
   uint32_t given;                /* Which lines the block has; by their numbers. */
-  unsigned reply_refilter : 1;
-  unsigned flush : 1;
-  unsigned response_trailers : 1;
-  unsigned batch_end : 1;
-  unsigned warm_up : 1;
-  unsigned all_cpus : 1;
-  unsigned disabled : 1; /* Of an override: the place is not there. */
-  unsigned plain : 1;    /* Of an override: the filter as it is, whatever outer blocks say. */
-  unsigned used : 1;     /* A location's chain has it. */
-  pxg_config *config;    /* In workers; null: refused there, its streams fail closed (2.4). */
+  u_char reply_refilter, flush, response_trailers, batch_end, warm_up, all_cpus; /* on: 1. */
+  u_char disabled;    /* Of an override: the place is not there. */
+  unsigned plain : 1; /* Of an override: the filter as it is, whatever outer blocks say. */
+  unsigned used : 1;  /* A location's chain has it. */
+  pxg_config *config; /* In workers; null: refused there, its streams fail closed (2.4). */
 };
 
 typedef struct {

@@ -128,7 +128,8 @@ char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child) {
 }
 
 char *ngx_http_pxg_off_alone(ngx_conf_t *cf) {
-  ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"off\" stands beside other names in \"%V\", expected it alone or not at all",
+  ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                     "\"off\" stands beside other names in \"%V\", expected it alone or not at all",
                      (ngx_str_t *)cf->args->elts);
   return NGX_CONF_ERROR;
 }

@@ -25,16 +25,18 @@ void ngx_http_pxg_note_file(ngx_conf_t *cf) {
 
   if (!dladdr(&ngx_http_proxy_golang_module, &me)) return;
   if (stat(me.dli_fname, &now) == -1) {
-    ngx_log_error(NGX_LOG_WARN, cf->log, ngx_errno,
-                  "proxy_golang: the module's file \"%s\" is not there any more, nginx goes on with version %s that it has "
-                  "loaded and could not start again",
-                  me.dli_fname, NGX_HTTP_PXG_VERSION);
+    ngx_log_error(
+        NGX_LOG_WARN, cf->log, ngx_errno,
+        "proxy_golang: the module's file \"%s\" is not there any more, nginx goes on with version %s that it has "
+        "loaded and could not start again",
+        me.dli_fname, NGX_HTTP_PXG_VERSION);
     return;
   }
   if (inode == 0) device = now.st_dev, inode = now.st_ino;
   if (device == now.st_dev && inode == now.st_ino) return;
-  ngx_log_error(NGX_LOG_WARN, cf->log, 0,
-                "proxy_golang: \"%s\" is another file than the one that nginx has loaded, a reload goes on with version %s of "
-                "the old one: restart nginx, or upgrade it (SIGUSR2)",
-                me.dli_fname, NGX_HTTP_PXG_VERSION);
+  ngx_log_error(
+      NGX_LOG_WARN, cf->log, 0,
+      "proxy_golang: \"%s\" is another file than the one that nginx has loaded, a reload goes on with version %s of "
+      "the old one: restart nginx, or upgrade it (SIGUSR2)",
+      me.dli_fname, NGX_HTTP_PXG_VERSION);
 }

@@ -16,7 +16,7 @@ struct ngx_http_pxg_line_s {
   ngx_str_t name;
   uint32_t flags;
   char *(*set)(ngx_conf_t *cf, const ngx_http_pxg_line_t *line, ngx_http_pxg_filter_t *f);
-  size_t offset; /* In pxg_policy, of times and sizes. */
+  size_t offset; /* In ngx_http_pxg_filter_t, of times, sizes and flags. */
 };
 
 static char *ngx_http_pxg_expected(ngx_conf_t *cf, const char *expected) {
@@ -27,7 +27,7 @@ static char *ngx_http_pxg_expected(ngx_conf_t *cf, const char *expected) {
 }
 
 static uint64_t *ngx_http_pxg_number(ngx_http_pxg_filter_t *f, const ngx_http_pxg_line_t *line) {
-  return (uint64_t *)(void *)((u_char *)&f->policy + line->offset);
+  return (uint64_t *)(void *)((u_char *)f + line->offset);
 }
 
 /* ---- Values -------------------------------------------------------------------------------------------------------- */
@@ -172,24 +172,13 @@ static char *ngx_http_pxg_set_flag(ngx_conf_t *cf, const ngx_http_pxg_line_t *li
   ngx_uint_t on = ngx_strcmp(v[1].data, "on") == 0;
 
   if (!on && ngx_strcmp(v[1].data, "off") != 0) return ngx_http_pxg_expected(cf, "on or off");
-  if (ngx_strcmp(v[0].data, "reply_refilter") == 0)
-    f->reply_refilter = on;
-  else if (ngx_strcmp(v[0].data, "flush") == 0)
-    f->flush = on;
-  else if (ngx_strcmp(v[0].data, "response_trailers") == 0)
-    f->response_trailers = on;
-  else if (ngx_strcmp(v[0].data, "batch_end") == 0)
-    f->batch_end = on;
-  else if (ngx_strcmp(v[0].data, "warm_up") == 0)
-    f->warm_up = on;
-  else if (ngx_strcmp(v[0].data, "all_cpus") == 0)
-    f->all_cpus = on;
-  else
-    f->disabled = on;
+  *((u_char *)f + line->offset) = (u_char)on;
   return NGX_CONF_OK;
 }
 
-#define NGX_HTTP_PXG_POLICY(member) offsetof(pxg_policy, member)
+#define NGX_HTTP_PXG_POLICY(member) (offsetof(ngx_http_pxg_filter_t, policy) + offsetof(pxg_policy, member))
+#define NGX_HTTP_PXG_FLAG(name, flags) \
+  { ngx_string(#name), flags, ngx_http_pxg_set_flag, offsetof(ngx_http_pxg_filter_t, name) }
 
 static const ngx_http_pxg_line_t ngx_http_pxg_lines[] = {
     {ngx_string("guest"), 0, ngx_http_pxg_set_guest, 0},
@@ -207,13 +196,13 @@ static const ngx_http_pxg_line_t ngx_http_pxg_lines[] = {
     {ngx_string("body_default"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_size, NGX_HTTP_PXG_POLICY(max_body_default)},
     {ngx_string("clusters"), NGX_HTTP_PXG_OVERRIDES | NGX_HTTP_PXG_LIST, ngx_http_pxg_set_clusters, 0},
     {ngx_string("metadata_namespaces"), NGX_HTTP_PXG_OVERRIDES | NGX_HTTP_PXG_LIST, ngx_http_pxg_set_namespaces, 0},
-    {ngx_string("reply_refilter"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
-    {ngx_string("flush"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
-    {ngx_string("response_trailers"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
-    {ngx_string("batch_end"), NGX_HTTP_PXG_OVERRIDES, ngx_http_pxg_set_flag, 0},
-    {ngx_string("warm_up"), 0, ngx_http_pxg_set_flag, 0},
-    {ngx_string("all_cpus"), 0, ngx_http_pxg_set_flag, 0},
-    {ngx_string("disabled"), NGX_HTTP_PXG_OVERRIDES | NGX_HTTP_PXG_ONLY, ngx_http_pxg_set_flag, 0},
+    NGX_HTTP_PXG_FLAG(reply_refilter, NGX_HTTP_PXG_OVERRIDES),
+    NGX_HTTP_PXG_FLAG(flush, NGX_HTTP_PXG_OVERRIDES),
+    NGX_HTTP_PXG_FLAG(response_trailers, NGX_HTTP_PXG_OVERRIDES),
+    NGX_HTTP_PXG_FLAG(batch_end, NGX_HTTP_PXG_OVERRIDES),
+    NGX_HTTP_PXG_FLAG(warm_up, 0),
+    NGX_HTTP_PXG_FLAG(all_cpus, 0),
+    NGX_HTTP_PXG_FLAG(disabled, NGX_HTTP_PXG_OVERRIDES | NGX_HTTP_PXG_ONLY),
 };
 
 enum {
@@ -275,8 +264,9 @@ static ngx_int_t ngx_http_pxg_limit(ngx_conf_t *cf, const ngx_http_pxg_filter_t 
   if (*value <= limit) return NGX_OK;
   for (i = 0; i < NGX_HTTP_PXG_N_LINES; i++) {
     if (!(f->given & 1u << i) || ngx_strcmp(ngx_http_pxg_lines[i].name.data, name) != 0) continue;
-    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%s\" of \"%V\" is above its \"%s\", expected at most that: raise \"%s\", too",
-                       name, &f->name, limit_name, limit_name);
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                       "\"%s\" of \"%V\" is above its \"%s\", expected at most that: raise \"%s\", too", name, &f->name,
+                       limit_name, limit_name);
     return NGX_ERROR;
   }
   *value = limit;
@@ -293,8 +283,10 @@ static char *ngx_http_pxg_block(ngx_conf_t *cf, ngx_http_pxg_filter_t *f) {
   rc = ngx_conf_parse(cf, NULL);
   *cf = save;
   if (rc != NGX_CONF_OK) return rc;
-  if (ngx_http_pxg_limit(cf, f, "pend_default", &f->policy.pend_default_ns, "pend_limit", f->policy.pend_limit_ns) != NGX_OK ||
-      ngx_http_pxg_limit(cf, f, "body_default", &f->policy.max_body_default, "max_body", f->policy.max_body_limit) != NGX_OK)
+  if (ngx_http_pxg_limit(cf, f, "pend_default", &f->policy.pend_default_ns, "pend_limit", f->policy.pend_limit_ns) !=
+          NGX_OK ||
+      ngx_http_pxg_limit(cf, f, "body_default", &f->policy.max_body_default, "max_body", f->policy.max_body_limit) !=
+          NGX_OK)
     return NGX_CONF_ERROR;
   return NGX_CONF_OK;
 }

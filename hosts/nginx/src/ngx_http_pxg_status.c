@@ -90,10 +90,15 @@ static const char *ngx_http_pxg_label(const char *at, ngx_str_t *name, ngx_str_t
   return *at == ',' ? at + 1 : at;
 }
 
-static const char *const ngx_http_pxg_steps[] = {"batch_end", "warm_up", "all_cpus"};
+static const struct {
+  const char *name;
+  size_t offset;
+} ngx_http_pxg_steps[] = {{"batch_end", offsetof(ngx_http_pxg_filter_t, batch_end)},
+                          {"warm_up", offsetof(ngx_http_pxg_filter_t, warm_up)},
+                          {"all_cpus", offsetof(ngx_http_pxg_filter_t, all_cpus)}};
 
 static ngx_uint_t ngx_http_pxg_step(const ngx_http_pxg_filter_t *f, ngx_uint_t i) {
-  return i == 0 ? f->batch_end : i == 1 ? f->warm_up : f->all_cpus;
+  return *((u_char *)f + ngx_http_pxg_steps[i].offset);
 }
 
 static const struct {
@@ -107,7 +112,10 @@ static const struct {
     {"pxg_worker_batch_ends_total", "batches", offsetof(ngx_http_pxg_totals_t, batch_ends)},
 };
 
-enum { NGX_HTTP_PXG_N_SUMS = sizeof(ngx_http_pxg_sums) / sizeof(ngx_http_pxg_sums[0]), NGX_HTTP_PXG_N_STEPS = 3 };
+enum {
+  NGX_HTTP_PXG_N_SUMS = sizeof(ngx_http_pxg_sums) / sizeof(ngx_http_pxg_sums[0]),
+  NGX_HTTP_PXG_N_STEPS = sizeof(ngx_http_pxg_steps) / sizeof(ngx_http_pxg_steps[0])
+};
 
 static unsigned long ngx_http_pxg_sum(ngx_uint_t i) {
   return *(ngx_atomic_t *)(void *)((u_char *)ngx_http_pxg_totals + ngx_http_pxg_sums[i].offset);
@@ -125,16 +133,18 @@ static bool ngx_http_pxg_prometheus(ngx_http_pxg_page_t *p) {
                             ngx_http_pxg_sums[i].text, ngx_http_pxg_sums[i].name, ngx_http_pxg_sums[i].name,
                             ngx_http_pxg_sum(i)))
       return false;
-  if (!ngx_http_pxg_print(p, "# HELP pxg_host_info The module and the nginx that it is in.\n# TYPE pxg_host_info gauge\n"
-                             "pxg_host_info{host=\"nginx\",version=\"%s\",module=\"%s\",abi=\"%d.%d\"} 1\n",
+  if (!ngx_http_pxg_print(p,
+                          "# HELP pxg_host_info The module and the nginx that it is in.\n# TYPE pxg_host_info gauge\n"
+                          "pxg_host_info{host=\"nginx\",version=\"%s\",module=\"%s\",abi=\"%d.%d\"} 1\n",
                           NGINX_VERSION, NGX_HTTP_PXG_VERSION, PXG_VERSION_MAJOR, PXG_VERSION_MINOR))
     return false;
   if (p->main->filters.nelts &&
-      !ngx_http_pxg_print(p, "# HELP pxg_recipe What the host does for runtimes: 1 where it is on.\n# TYPE pxg_recipe gauge\n"))
+      !ngx_http_pxg_print(
+          p, "# HELP pxg_recipe What the host does for runtimes: 1 where it is on.\n# TYPE pxg_recipe gauge\n"))
     return false;
   for (i = 0; i < p->main->filters.nelts; i++)
     for (k = 0; k < NGX_HTTP_PXG_N_STEPS; k++)
-      if (!ngx_http_pxg_print(p, "pxg_recipe{config=\"%V\",step=\"%s\"} %ui\n", &f[i]->name, ngx_http_pxg_steps[k],
+      if (!ngx_http_pxg_print(p, "pxg_recipe{config=\"%V\",step=\"%s\"} %ui\n", &f[i]->name, ngx_http_pxg_steps[k].name,
                               ngx_http_pxg_step(f[i], k)))
         return false;
   return true;
@@ -167,8 +177,7 @@ static bool ngx_http_pxg_json_sample(void *data, const pxg_sample *s) {
 
 static bool ngx_http_pxg_json_filter(ngx_http_pxg_page_t *p, const ngx_http_pxg_filter_t *f) {
   return ngx_http_pxg_print(p, "%s\n{\"name\":\"%V\",\"guest\":", p->n++ ? "," : "", &f->name) &&
-         ngx_http_pxg_json(p, &f->guest) && ngx_http_pxg_print(p, ",\"filter\":") &&
-         ngx_http_pxg_json(p, &f->filter) &&
+         ngx_http_pxg_json(p, &f->guest) && ngx_http_pxg_print(p, ",\"filter\":") && ngx_http_pxg_json(p, &f->filter) &&
          ngx_http_pxg_print(p,
                             ",\"loaded\":%s,\"failure_mode\":\"%s\",\"recipe\":{\"batch_end\":%s,\"warm_up\":%s,"
                             "\"all_cpus\":%s}}",
@@ -181,8 +190,9 @@ static bool ngx_http_pxg_json_page(ngx_http_pxg_page_t *p) {
   ngx_http_pxg_filter_t **f = p->main->filters.elts;
   ngx_uint_t i;
 
-  if (!ngx_http_pxg_print(p, "{\"host\":\"nginx\",\"version\":\"%s\",\"module\":\"%s\",\"abi\":\"%d.%d\",\"worker\":%P,"
-                             "\"filters\":[",
+  if (!ngx_http_pxg_print(p,
+                          "{\"host\":\"nginx\",\"version\":\"%s\",\"module\":\"%s\",\"abi\":\"%d.%d\",\"worker\":%P,"
+                          "\"filters\":[",
                           NGINX_VERSION, NGX_HTTP_PXG_VERSION, PXG_VERSION_MAJOR, PXG_VERSION_MINOR, ngx_pid))
     return false;
   for (i = 0; i < p->main->filters.nelts; i++)

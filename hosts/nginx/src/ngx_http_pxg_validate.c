@@ -57,7 +57,8 @@ static bool ngx_http_pxg_become(void *data, pxg_error *why) {
 
   /* Guests that define metrics find what they will find in a worker. */
   if (child->zone_size && posix_memalign(&memory, 64, child->zone_size) == 0) ngx_memzero(memory, child->zone_size);
-  if (ngx_http_pxg_start(ngx_cycle->log, PXG_LOG_OFF, memory ? pxg_zone_open(memory, child->zone_size) : NULL) != NGX_OK)
+  if (ngx_http_pxg_start(ngx_cycle->log, PXG_LOG_OFF, memory ? pxg_zone_open(memory, child->zone_size) : NULL) !=
+      NGX_OK)
     return pxg_fail(why, PXG_E_INTERNAL, "the host could not start");
   if (!ngx_http_pxg_changes_user(child->core)) return true;
   if (!ngx_http_pxg_user(child->core, &user, &group, &name) || setgid(group) == -1 || initgroups(name, group) == -1 ||
