@@ -13,7 +13,6 @@ typedef struct {
   off_t len;
   ngx_uint_t n; /* Elements of a list so far. */
   const char *family;
-  char *labels; /* The last sample's, of text. */
 } ngx_http_pxg_page_t;
 
 /* ---- Writing ------------------------------------------------------------------------------------------------------- */
