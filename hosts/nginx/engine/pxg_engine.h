@@ -223,7 +223,7 @@ typedef struct pxg_glance {
   void *data;
   uint64_t handle, user, time_ns;
   uint64_t token; /* Of the event under way. */
-  uint32_t head; /* Flags of the head. */
+  uint32_t head;  /* Flags of the head. */
   bool answered, edited;
   struct pxg_effect *first, **last; /* By `apply`, for the stream. */
   struct pxg_glance *next;
@@ -237,14 +237,17 @@ typedef enum pxg_glanced {
 } pxg_glanced;
 
 /* Whether a chain of this configuration alone can begin so. */
-bool pxg_glance_suits(const pxg_config *c);
+static inline bool pxg_glance_suits(const pxg_config *c) {
+  return c->subscribe == PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS) && !(c->attr_phases & c->subscribe) &&
+         c->body_mode[PXG_DIR_REQUEST] == PXG_BODY_SKIP && c->body_mode[PXG_DIR_RESPONSE] == PXG_BODY_SKIP;
+}
 /* The head of the request, as pxg_stream_open and pxg_stream_head have it; `fields` is what `view` would show. The worker's
  * clock is when the call begins. The edits are HEADER_SET, HEADER_ADD and HEADER_DELETE of headers that are no
  * pseudo-headers, checked like those of pxg_stream_ops. */
 pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
                             const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
                             size_t *n_edits);
-bool pxg_glance_lives(const pxg_glance *g);
+static inline bool pxg_glance_lives(const pxg_glance *g) { return g->handle != 0; }
 /* What has gone by since PASSED. */
 #define PXG_GLANCE_REQUEST_END 0x1u
 #define PXG_GLANCE_RESPONSE_HEAD 0x2u

@@ -198,7 +198,7 @@ struct pxg_stream {
   pxg_sink out[2];
   uint64_t waiting;
   char *cluster, *details;
-  pxg_meta *meta, *spent; /* `spent`: replaced; results of the event under way may refer to it. */
+  pxg_meta *meta, *spent;          /* `spent`: replaced; results of the event under way may refer to it. */
   pxg_stream **ready, *ready_next; /* In the worker's list of those with mail: what points here; null: not in it. */
   int n;
   pxg_place places[];
@@ -304,9 +304,7 @@ uint64_t pxg_reply_idle(const pxg_place *p);
 
 /* ---- pxg_log.c --------------------------------------------------------------------------------------------------- */
 
-static inline pxg_speaker pxg_stream_speaker(const pxg_stream *s) {
-  return (pxg_speaker){s->ops->log, s->data, s->id};
-}
+static inline pxg_speaker pxg_stream_speaker(const pxg_stream *s) { return (pxg_speaker){s->ops->log, s->data, s->id}; }
 /* A record of the stream. */
 void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
