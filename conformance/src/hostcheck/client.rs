@@ -16,7 +16,7 @@ pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) fields: Vec<(String, String)>,
-    body: Vec<Vec<u8>>,
+    pub(crate) body: Vec<Vec<u8>>,
     chunked: bool,
     trailers: Vec<(String, String)>,
     /// Adds no length or transfer coding.

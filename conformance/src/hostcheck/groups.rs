@@ -74,6 +74,16 @@ const INSTANCES: &[Common] = &[
         head: "subscribe all\npend all\npend-ms 60\n",
         options: &[("open", "")],
     },
+    common(
+        "glance",
+        "subscribe request-headers\npend request-headers\n",
+    ),
+    common("glance-sync", "subscribe request-headers\npend none\n"),
+    Common {
+        name: "glance-open",
+        head: "subscribe request-headers\npend request-headers\n",
+        options: &[("open", "")],
+    },
     Common {
         name: "open-duplex",
         head: "subscribe all\npend all\nflags duplex\n",
@@ -99,6 +109,9 @@ const ROUTES: &[(&str, &[&str])] = &[
     ("/open", &["a", "open", "c"]),
     ("/open-brief", &["open-brief"]),
     ("/open-duplex", &["open-duplex"]),
+    ("/glance", &["glance"]),
+    ("/glance-sync", &["glance-sync"]),
+    ("/glance-open", &["glance-open"]),
     ("/none", &[]),
 ];
 

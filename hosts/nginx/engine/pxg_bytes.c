@@ -149,7 +149,7 @@ void pxg_bytes_drop(pxg_bytes *from, uint64_t len) {
 
 void pxg_bytes_free(pxg_bytes *b) {
   for (size_t i = 0; i < b->n; i++) pxg_block_unref(pxg_bytes_at(b, i)->owner);
-  free(b->far);
+  if (b->far) free(b->far);
   b->far = NULL;
   b->first = b->n = b->cap = 0;
   b->len = 0;

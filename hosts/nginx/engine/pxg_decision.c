@@ -31,9 +31,13 @@ void pxg_refuse(pxg_decision *d, int32_t status, const char *format, ...) {
   va_end(args);
 }
 
-void pxg_decision_init(pxg_decision *d) {
-  memset(d, 0, offsetof(pxg_decision, near));
-  d->ops = d->near;
+void pxg_decision_init(pxg_decision *d, pxg_todo *near, size_t near_cap, uint8_t *room, size_t room_cap) {
+  memset(d, 0, offsetof(pxg_decision, why));
+  d->why[0] = d->text[0] = 0;
+  d->ops = d->near = near;
+  d->near_cap = near_cap;
+  d->room = room;
+  d->room_cap = room_cap;
 }
 
 typedef struct reader {
@@ -203,7 +207,7 @@ static void measure(reader *r, const pxg_result *from) {
     }
   }
   if (!n) return;
-  d->copies = malloc(n);
+  d->copies = n <= d->room_cap ? d->room : malloc(n);
   if (d->copies) d->copies_cap = n;
   if (!d->copies) d->no_memory = true;
 }
@@ -218,7 +222,7 @@ static void release_all(const pxg_result *from) {
 static void take_ops(reader *r, const pxg_result *from) {
   pxg_decision *d = r->d;
   if (!array_ok(r, from->ops, from->n_ops, sizeof *from->ops, "ops")) return;
-  if (from->n_ops > PXG_INLINE_OPS) {
+  if (from->n_ops > d->near_cap) {
     d->ops = malloc((size_t)from->n_ops * sizeof *d->ops);
     if (!d->ops) {
       d->ops = d->near;
@@ -259,7 +263,8 @@ void pxg_decision_read(pxg_decision *d, const pxg_result *from, pxg_source by, c
 
 void pxg_result_release(const pxg_result *r) {
   pxg_decision d;
-  pxg_decision_init(&d);
+  pxg_todo near[PXG_LETTER_OPS];
+  pxg_decision_init(&d, near, PXG_LETTER_OPS, NULL, 0);
   pxg_decision_read(&d, r, BY_EVENT, NULL);
   pxg_decision_free(&d);
 }
@@ -268,7 +273,7 @@ void pxg_decision_free(pxg_decision *d) {
   for (size_t i = 0; i < d->n_ops; i++) pxg_block_unref(d->ops[i].val.owner);
   if (d->ops != d->near) free(d->ops);
   pxg_bytes_free(&d->reply.body);
-  free(d->copies);
+  if (d->copies != d->room) free(d->copies);
   d->copies = NULL;
   d->ops = d->near;
   d->n_ops = 0;

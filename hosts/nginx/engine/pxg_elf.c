@@ -60,14 +60,27 @@ static void *take(const file *f, uint64_t at, uint64_t len) {
   return part;
 }
 
+static const char *machine_name(unsigned machine) {
+  static const struct {
+    unsigned machine;
+    const char *name;
+  } names[] = {{EM_X86_64, "x86-64"}, {EM_AARCH64, "AArch64"}, {EM_386, "i386"},     {EM_ARM, "ARM"},
+               {EM_RISCV, "RISC-V"},  {EM_PPC64, "ppc64"},     {EM_S390, "s390"}};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    if (names[i].machine == machine) return names[i].name;
+  return "another architecture";
+}
+
 static bool header_ok(const file *f, const Elf64_Ehdr *h) {
   if (memcmp(h->e_ident, ELFMAG, SELFMAG)) return refuse(f, "a file that is not ELF", "an ELF shared object");
   if (h->e_ident[EI_CLASS] != ELFCLASS64) return refuse(f, "an ELF file that is not 64-bit", "a 64-bit one");
   if (h->e_ident[EI_DATA] != ELFDATA2LSB) return refuse(f, "a big-endian ELF file", "a little-endian one");
   if (h->e_machine != MACHINE)
-    return pxg_fail(f->why, PXG_E_ARG, "%s: found an object for ELF machine %u, expected machine %u [PXG-LOAD-011]",
-                    f->path, h->e_machine, MACHINE);
-  if (h->e_type == ET_EXEC) return refuse(f, "an executable", "a shared object");
+    return pxg_fail(f->why, PXG_E_ARG,
+                    "%s: found an object for %s (ELF machine %u), expected one for %s (%u) [PXG-LOAD-011]", f->path,
+                    machine_name(h->e_machine), h->e_machine, machine_name(MACHINE), MACHINE);
+  if (h->e_type == ET_EXEC)
+    return refuse(f, "an executable", "a shared object: cc -shared -fPIC, or go build -buildmode=c-shared");
   if (h->e_type != ET_DYN) return refuse(f, "an ELF file of another type", "a shared object");
   if (!h->e_shnum || h->e_shentsize != sizeof(Elf64_Shdr) || h->e_shstrndx >= h->e_shnum)
     return refuse(f, "no section headers", "those of a shared object");

@@ -45,7 +45,7 @@ typedef struct pxg_worker pxg_worker;
 typedef struct pxg_stream pxg_stream;
 
 /* The worker `index` (less than pxg_driver.n_workers) of the calling thread. `bell` [any-thread] is called when mail
- * comes to an empty box: it makes the thread call pxg_worker_next soon, and must not block. Null: no memory. */
+ * comes to an empty box (but see pxg_worker_awake): it makes the thread call pxg_worker_next soon, and must not block. Null: no memory. */
 pxg_worker *pxg_worker_new(uint32_t index, void (*bell)(void *data), void *data);
 /* on_worker(up) now and not before the library's first event: the first call of a thread takes a runtime its time. */
 void pxg_worker_warm_up(pxg_worker *w, pxg_guest_lib *lib);
@@ -56,6 +56,10 @@ void pxg_worker_clock(pxg_worker *w, uint64_t now_ns);
 
 /* The next stream with mail, after what was accepted for it took effect; null: the box is empty. Take from it. */
 pxg_stream *pxg_worker_next(pxg_worker *w);
+
+/* True: the thread will call this with false, and then pxg_worker_next, before it waits for anything; until then `bell` is
+ * not called. A worker begins with false. */
+void pxg_worker_awake(pxg_worker *w, bool awake);
 
 /* Whether an event of this turn answered PENDING and its guest wants on_batch_end; then, at the end of the turn, call
  * pxg_worker_batch_end. */
@@ -222,8 +226,10 @@ typedef struct pxg_glance {
   pxg_config *config; /* No reference is taken: it has to outlive the glance. */
   void *data;
   uint64_t handle, user, time_ns;
-  uint64_t token; /* Of the event under way. */
-  uint32_t head;  /* Flags of the head. */
+  uint64_t token;          /* Of the event under way, as what it showed. */
+  const pxg_field *fields;
+  size_t n_fields;
+  uint32_t head; /* Flags of the head. */
   bool answered, edited;
   struct pxg_effect *first, **last; /* By `apply`, for the stream. */
   struct pxg_glance *next;

@@ -196,6 +196,10 @@ static void start_pending(pxg_place *p, int d, const pxg_event *ev, uint64_t vie
   x->pend_phase = ev->phase;
   x->pend_flags = ev->flags;
   x->pend_len = view;
+  if (pxg_is_headers(ev->phase)) {
+    x->shown_fields = ev->n_fields;
+    x->shown_bytes = pxg_view_bytes(&(pxg_view){ev->fields, ev->n_fields});
+  }
   x->deadline = w->now + (wish < most ? wish : most);
   if (!x->withheld) x->hold_since = w->now, x->withheld = true;
   atomic_fetch_add_explicit(&p->c->pending[w->index], 1, memory_order_relaxed);
@@ -213,7 +217,7 @@ void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len) {
   pxg_worker *w = s->w;
   pxg_decision *dec = &w->decision;
   p->user = w->out.user;
-  pxg_decision_init(dec);
+  pxg_decision_init(dec, w->todos, PXG_INLINE_OPS, NULL, 0);
   pxg_decision_read(dec, &w->out, BY_EVENT, &w->call);
   if (w->call.over && dec->action == PXG_ACT_ERROR)
     pxg_refuse(dec, PXG_E_LIMIT, "scratch_more: found a request over the limit");
@@ -263,7 +267,7 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
     s->no_memory = true;
     return;
   }
-  if (x) x->resumed = false, x->last_event = w->now;
+  if (x) x->resumed = false, x->last_event = w->now, x->shown_fields = 0;
   pxg_speaker speaker = pxg_stream_speaker(s);
   p->time_ns += pxg_cross(w, p->c, &speaker, &ev);
   pxg_conclude(p, d, &ev, len);

@@ -121,3 +121,9 @@ const char *pxg_field_fault(const uint8_t *name, size_t nn, const uint8_t *v, si
   if (pxg_name_is_owned(name, nn)) return "a field that the host owns";
   return NULL;
 }
+
+uint64_t pxg_view_bytes(const pxg_view *v) {
+  uint64_t n = 0;
+  for (size_t i = 0; i < v->n; i++) n += v->at[i].name.len + (uint64_t)v->at[i].value.len;
+  return n;
+}

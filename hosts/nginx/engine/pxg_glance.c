@@ -101,6 +101,8 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const p
   g->time_ns = pxg_cross(w, c, speaker, &ev);
   /* What came by mail meanwhile may be for it, and comes before the head leaves. */
   bool mail = atomic_load_explicit(&w->box, memory_order_relaxed);
+  g->fields = fields;
+  g->n_fields = n;
   if (mail || !is_plain(w, c, fields, n)) return PXG_GLANCE_MORE;
   g->answered = true;
   g->user = w->out.user;
@@ -119,7 +121,11 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const p
 static void go_on_from_event(pxg_glance *g, pxg_stream *s) {
   pxg_place *p = &s->places[0];
   pxg_dir *x = &p->d[REQ];
-  pxg_event ev = {.phase = PXG_PHASE_REQUEST_HEADERS, .flags = event_flags(g->head), .token = g->token};
+  pxg_event ev = {.phase = PXG_PHASE_REQUEST_HEADERS,
+                  .flags = event_flags(g->head),
+                  .token = g->token,
+                  .fields = g->fields,
+                  .n_fields = g->n_fields};
   bool ends = pxg_begin_head(s, REQ, g->head);
   pxg_enter_head(s, REQ, ends);
   if (ends) pxg_enter_end(s, REQ);

@@ -59,10 +59,12 @@ bool pxg_name_is_owned(const uint8_t *p, size_t n);
 bool pxg_str_is(const pxg_str *s, const char *text);
 const pxg_str *pxg_view_get(const pxg_view *v, const char *name); /* The first value, or null. */
 int64_t pxg_view_length(const pxg_view *v);                       /* content-length, or -1. */
+uint64_t pxg_view_bytes(const pxg_view *v);                       /* Of names and values. */
 
 /* ---- pxg_decision.c ---------------------------------------------------------------------------------------------- */
 
-enum { PXG_INLINE_OPS = 32 };
+/* Most operations, and bytes of copied strings, of a decision that takes no memory but where it stands. */
+enum { PXG_INLINE_OPS = 32, PXG_LETTER_OPS = 8, PXG_LETTER_BYTES = 512 };
 
 /* An operation. Strings of a result of on_event are the guest's, and die with the next call into it; others lie in the
  * decision's `copies`. */
@@ -93,14 +95,17 @@ typedef struct pxg_decision {
   pxg_answer reply;
   uint8_t *copies;
   size_t copies_len, copies_cap;
+  pxg_todo *near; /* The room that it was given, for operations and for copies. */
+  uint8_t *room;
+  size_t near_cap, room_cap;
   int32_t status;           /* What it is refused with, and why. */
   char why[192], text[256]; /* `text`: error or details, cleaned. */
-  pxg_todo near[PXG_INLINE_OPS];
 } pxg_decision;
 
 typedef enum pxg_source { BY_EVENT, BY_COMPLETE, BY_APPLY } pxg_source;
 
-void pxg_decision_init(pxg_decision *d); /* All but the inline room. */
+/* Room of the caller's, which lives as long as the decision. */
+void pxg_decision_init(pxg_decision *d, pxg_todo *near, size_t near_cap, uint8_t *room, size_t room_cap);
 /* The guest's result after this: owned buffers are taken over in any case. `lent` may be null. */
 void pxg_decision_read(pxg_decision *d, const pxg_result *r, pxg_source by, const pxg_call *lent);
 void pxg_decision_free(pxg_decision *d);
@@ -140,6 +145,7 @@ typedef struct pxg_dir {
   uint64_t offset, need, kept; /* A MORE: due at this length; what it kept. */
   uint64_t last_event, token, deadline, hold_since, pend_len;
   int64_t room; /* What content-length still allows to leave; -1: free. */
+  uint64_t shown_fields, shown_bytes; /* Of the headers as a PENDING saw them; no field: not known. */
   pxg_bytes view;
 } pxg_dir;
 
@@ -208,6 +214,7 @@ enum { PXG_SCRATCH_OPS = 64, PXG_SCRATCH_BYTES = 8192, PXG_MOST_CHUNKS = 64 };
 
 struct pxg_worker {
   _Atomic(pxg_effect *) box __attribute__((aligned(64))); /* The newest letter first. */
+  _Atomic bool awake;
   uint32_t index __attribute__((aligned(64)));
   void (*bell)(void *data);
   void *data;
@@ -218,8 +225,9 @@ struct pxg_worker {
   uint8_t *libs; /* By ctx: LIB_*. */
   size_t n_libs;
   pxg_call call;
-  pxg_result out; /* Of the event that is under way. */
-  pxg_decision decision;
+  pxg_result out;        /* Of the event that is under way. */
+  pxg_decision decision; /* And what became of it. */
+  pxg_todo todos[PXG_INLINE_OPS];
   pxg_glance *called; /* The first one with mail. */
   pxg_str chunks[PXG_MOST_CHUNKS];
   pxg_str *attrs;

@@ -6,13 +6,17 @@
 
 #include "pxg_internal.h"
 
-/* The bell is rung by whoever finds the box empty: the worker takes all of it later than that. */
+/* The bell is rung by whoever finds the box empty, as the worker takes all of it later than that, and finds the worker
+ * asleep. One that is awake looks into the box after it has said that it is not: it sees the letter, or the sender sees
+ * that. */
 void pxg_post(pxg_worker *w, pxg_effect *e) {
   pxg_effect *head = atomic_load_explicit(&w->box, memory_order_relaxed);
   do e->next = head;
-  while (!atomic_compare_exchange_weak_explicit(&w->box, &head, e, memory_order_acq_rel, memory_order_relaxed));
-  if (!head && w->bell) w->bell(w->data);
+  while (!atomic_compare_exchange_weak_explicit(&w->box, &head, e, memory_order_seq_cst, memory_order_relaxed));
+  if (!head && w->bell && !atomic_load(&w->awake)) w->bell(w->data);
 }
+
+void pxg_worker_awake(pxg_worker *w, bool awake) { atomic_store(&w->awake, awake); }
 
 /* ---- ready streams ----------------------------------------------------------------------------------------------- */
 
@@ -95,7 +99,7 @@ static void receive(pxg_worker *w, pxg_effect *e) {
 }
 
 void pxg_collect(pxg_worker *w) {
-  if (!atomic_load_explicit(&w->box, memory_order_relaxed)) return;
+  if (!atomic_load(&w->box)) return;
   pxg_effect *newest = atomic_exchange_explicit(&w->box, NULL, memory_order_acq_rel), *oldest = NULL;
   for (pxg_effect *next; newest; newest = next) {
     next = newest->next;

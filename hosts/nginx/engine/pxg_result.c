@@ -200,13 +200,14 @@ static void go_on(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uint64_
     if (!pxg_bytes_move(&out, &x->view, rest)) s->no_memory = true;
     x->offset += rest;
   }
+  /* Before the headers leave: a stream is bound by the length that they name. */
+  if ((flags & PXG_EV_OVER_LIMIT) && x->mode == PXG_BODY_WHOLE)
+    x->mode = pxg_c_has(p, dir, PXG_F_BODY_STREAM_REQUEST) ? PXG_BODY_STREAM : PXG_BODY_SKIP;
   if (x->held) {
     if (flags & PXG_EV_WHOLE_BODY) frame_whole(p, dir, out.len);
     x->state = S_FLOW;
     pxg_pass_headers(p, dir);
   }
-  if ((flags & PXG_EV_OVER_LIMIT) && x->mode == PXG_BODY_WHOLE)
-    x->mode = pxg_c_has(p, dir, PXG_F_BODY_STREAM_REQUEST) ? PXG_BODY_STREAM : PXG_BODY_SKIP;
   if (x->state == S_PEND || x->state == S_HOLD || x->state == S_WAIT) x->state = S_FLOW;
   x->withheld = false;
   x->kept = x->need = 0;

@@ -61,8 +61,9 @@ static void judge_field(pxg_place *p, int dir, uint32_t phase, uint32_t flags, c
   if (o->kind >= PXG_OP_SET_AT) judge_index(d, o, v, dir);
 }
 
-static void judge_sizes(pxg_place *p, const pxg_view *v, pxg_decision *d) {
-  uint64_t n = v->n, len = 0, added = 0;
+/* `v` is null where the headers are as an answer of PENDING saw them. */
+static void judge_sizes(pxg_place *p, const pxg_dir *x, const pxg_view *v, pxg_decision *d) {
+  uint64_t n = v ? v->n : x->shown_fields, len = v ? 0 : x->shown_bytes, added = 0;
   for (size_t i = 0; i < d->n_ops; i++) {
     const pxg_todo *o = &d->ops[i];
     bool adds = o->kind == PXG_OP_HEADER_ADD || o->kind == PXG_OP_HEADER_SET || o->kind == PXG_OP_SET_AT;
@@ -72,16 +73,21 @@ static void judge_sizes(pxg_place *p, const pxg_view *v, pxg_decision *d) {
     len += o->key.len + (uint64_t)o->val.len;
   }
   if (!added) return;
-  for (size_t i = 0; i < v->n; i++) len += v->at[i].name.len + (uint64_t)v->at[i].value.len;
+  if (v) len += pxg_view_bytes(v);
   if (n > p->c->policy.max_fields || len > p->c->policy.max_bytes)
     pxg_refuse(d, PXG_E_LIMIT, "found %llu fields of %llu bytes, over the limit [PXG-HDR-009]", (unsigned long long)n,
                (unsigned long long)len);
 }
 
+static bool needs_view(const pxg_todo *o) {
+  return o->kind >= PXG_OP_SET_AT || (o->kind == PXG_OP_HEADER_SET && o->key.ptr[0] == ':');
+}
+
 static void judge_fields(pxg_place *p, int dir, uint32_t phase, uint32_t flags, pxg_decision *d) {
   pxg_stream *s = p->s;
   pxg_view views[2] = {{NULL, 0}, {NULL, 0}};
-  bool seen[2] = {false, false};
+  bool found[2] = {false, false}, seen[2] = {false, false};
+  bool known = pxg_is_headers(phase) && p->d[dir].shown_fields;
   for (size_t i = 0; i < d->n_ops; i++) {
     pxg_todo *o = &d->ops[i];
     if (!is_field_op(o) || o->skip || d->status) continue;
@@ -90,12 +96,15 @@ static void judge_fields(pxg_place *p, int dir, uint32_t phase, uint32_t flags, 
       continue;
     }
     bool t = o->target == PXG_TARGET_TRAILERS;
-    if (!seen[t] && (!t || s->trailers[dir]) && !pxg_show(s, dir, t, &views[t])) return;
-    seen[t] = true;
+    found[t] = true;
+    if (!seen[t] && (t || !known || needs_view(o))) {
+      if ((!t || s->trailers[dir]) && !pxg_show(s, dir, t, &views[t])) return;
+      seen[t] = true;
+    }
     judge_field(p, dir, phase, flags, views, d, o);
   }
   for (int t = 0; t < 2; t++)
-    if (seen[t] && !d->status) judge_sizes(p, &views[t], d);
+    if (found[t] && !d->status) judge_sizes(p, &p->d[dir], seen[t] ? &views[t] : NULL, d);
 }
 
 static bool bodyless(const pxg_place *p, int dir) {

@@ -352,6 +352,7 @@ uint64_t pxg_stream_deadline(const pxg_stream *s) {
     if (p->open) soonest(&at, pxg_reply_idle(p));
     for (int d = 0; d < 2; d++) {
       const pxg_dir *x = &p->d[d];
+      if (!x->withheld) continue; /* Who waits or is held is withheld. */
       soonest(&at, span_end(p, x));
       if (x->state == S_PEND) soonest(&at, x->deadline);
       if (!pxg_parked(p, d)) soonest(&at, hold_end(p, x));
@@ -388,46 +389,50 @@ void pxg_stream_timer(pxg_stream *s) {
 
 /* ---- taking ------------------------------------------------------------------------------------------------------ */
 
-static bool take_from(pxg_stream *s, int d, pxg_out *out) {
+static bool has_some(const pxg_sink *k) {
+  return k->head_taken ? k->bytes.n || (!k->end_taken && (k->end || k->flush)) : k->head;
+}
+
+static void take_from(pxg_stream *s, int d, pxg_out *out) {
   pxg_sink *k = &s->out[d];
   *out = (pxg_out){.direction = d};
-  if (k->head && !k->head_taken) {
+  if (!k->head_taken) {
     k->head_taken = true;
     out->kind = PXG_OUT_HEAD;
     out->flags = k->head_ends ? PXG_OUT_ENDS : 0;
     if (d == RSP && s->replied) out->flags |= PXG_OUT_LOCAL;
     for (int i = 0; i < s->n && d == RSP; i++)
       if (s->places[i].open) out->flags |= PXG_OUT_OPEN;
-  } else if (k->head_taken && k->bytes.n) {
+  } else if (k->bytes.n) {
     out->kind = PXG_OUT_BYTES;
     out->slice = *pxg_bytes_at(&k->bytes, 0);
     pxg_block_ref(out->slice.owner);
     pxg_bytes_drop(&k->bytes, out->slice.len);
-  } else if (k->head_taken && k->end && !k->end_taken) {
+  } else if (k->end) {
     k->end_taken = true;
     out->kind = PXG_OUT_END;
     if (s->trailers[d]) out->flags |= PXG_OUT_TRAILERS;
-  } else if (k->flush && k->head_taken && !k->end_taken) {
-    out->kind = PXG_OUT_BYTES;
   } else {
-    return false;
+    out->kind = PXG_OUT_BYTES;
   }
   if (k->flush && !k->bytes.n) {
     out->flags |= PXG_OUT_FLUSH;
     k->flush = false;
   }
-  return true;
 }
 
 bool pxg_take(pxg_stream *s, pxg_out *out) {
-  *out = (pxg_out){.kind = PXG_OUT_RESET};
   if (s->finished) return false;
   if (s->dead) {
-    bool first = !s->reset_taken;
+    if (s->reset_taken) return false;
     s->reset_taken = true;
-    return first;
+    *out = (pxg_out){.kind = PXG_OUT_RESET};
+    return true;
   }
-  return (!s->replied && take_from(s, REQ, out)) || take_from(s, RSP, out);
+  int d = !s->replied && has_some(&s->out[REQ]) ? REQ : RSP;
+  if (d == RSP && !has_some(&s->out[RSP])) return false;
+  take_from(s, d, out);
+  return true;
 }
 
 const char *pxg_stream_details(const pxg_stream *s) { return s->details; }

@@ -258,15 +258,42 @@ pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg, pxg_glance
 
 typedef struct letter {
   pxg_effect e;
+  bool kept; /* It is one of those that are used again. */
   pxg_decision d;
+  pxg_todo near[PXG_LETTER_OPS];
+  uint8_t room[PXG_LETTER_BYTES] __attribute__((aligned(16)));
 } letter;
+
+/* Letters are taken by guests' threads and given back by workers, which allocators are slow at: some are used again.
+ * Whoever finds another one at `idle` does not wait. */
+enum { MOST_KEPT = 128 };
+static _Atomic(pxg_effect *) spent; /* Given back, from any thread. */
+static _Atomic bool taking;
+static pxg_effect *idle; /* Under `taking`. */
+static _Atomic uint32_t n_kept;
+
+static letter *letter_alloc(void) {
+  letter *l = NULL;
+  if (!atomic_exchange_explicit(&taking, true, memory_order_acquire)) {
+    if (!idle) idle = atomic_exchange_explicit(&spent, NULL, memory_order_acquire);
+    l = (letter *)(void *)idle;
+    if (idle) idle = idle->next;
+    atomic_store_explicit(&taking, false, memory_order_release);
+  }
+  if (l) return l;
+  l = malloc(sizeof *l);
+  if (!l) return NULL;
+  l->kept = atomic_fetch_add_explicit(&n_kept, 1, memory_order_relaxed) < MOST_KEPT;
+  if (!l->kept) atomic_fetch_sub_explicit(&n_kept, 1, memory_order_relaxed);
+  return l;
+}
 
 /* In a hook, what is lent to the hook may be given here, too. */
 static letter *letter_new(int kind, const pxg_result *r, pxg_source by) {
-  letter *l = malloc(sizeof *l);
+  letter *l = letter_alloc();
   if (!l) return NULL;
   l->e = (pxg_effect){.kind = kind, .d = &l->d};
-  pxg_decision_init(&l->d);
+  pxg_decision_init(&l->d, l->near, PXG_LETTER_OPS, l->room, PXG_LETTER_BYTES);
   pxg_decision_read(&l->d, r, by, pxg_call_current());
   return l;
 }
@@ -274,7 +301,9 @@ static letter *letter_new(int kind, const pxg_result *r, pxg_source by) {
 void pxg_effect_free(pxg_effect *e) {
   if (!e->d) return;
   pxg_decision_free(e->d);
-  free(e);
+  if (!((letter *)(void *)e)->kept) return free(e);
+  e->next = atomic_load_explicit(&spent, memory_order_relaxed);
+  while (!atomic_compare_exchange_weak_explicit(&spent, &e->next, e, memory_order_release, memory_order_relaxed)) {}
 }
 
 /* ---- the host functions ------------------------------------------------------------------------------------------ */

@@ -52,8 +52,9 @@ typedef struct {
   ngx_pool_cleanup_t *cleanup;
   ngx_queue_t queue;                         /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2], trailers; /* `trailers`: of the response. */
-  ngx_event_t timer;
-  ngx_event_t after; /* See ngx_http_pxg_after. */
+  uint64_t deadline;                         /* Monotonic, in nanoseconds; 0: none. */
+  ngx_queue_t timed;                         /* Of the worker: all that have a deadline. */
+  ngx_event_t after;                         /* See ngx_http_pxg_after. */
   ngx_http_pxg_flow_t flow[2];
   ngx_chain_t *gate; /* The response's body, stopped before the first filter while its head is held. */
   ngx_output_chain_ctx_t reader;

@@ -66,6 +66,8 @@ ngx_http_pxg_filter_t *ngx_http_pxg_find(const ngx_array_t *filters, const ngx_s
 /* Whether it is a configuration of its own, to be made in workers. */
 static inline ngx_uint_t ngx_http_pxg_is_made(const ngx_http_pxg_filter_t *f) { return !f->disabled && !f->plain; }
 
+/* Refuses a list with "off" in it. */
+char *ngx_http_pxg_off_alone(ngx_conf_t *cf);
 char *ngx_http_pxg_filter_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 char *ngx_http_pxg_override_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 

@@ -127,6 +127,12 @@ char *ngx_http_pxg_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child) {
   return NGX_CONF_OK;
 }
 
+char *ngx_http_pxg_off_alone(ngx_conf_t *cf) {
+  ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"off\" stands beside other names in \"%V\", expected it alone or not at all",
+                     (ngx_str_t *)cf->args->elts);
+  return NGX_CONF_ERROR;
+}
+
 /* ---- proxy_golang NAME... | off ------------------------------------------------------------------------------------ */
 
 static char *ngx_http_pxg_use(ngx_conf_t *cf, ngx_command_t *cmd, void *conf) {
@@ -150,6 +156,7 @@ static char *ngx_http_pxg_use(ngx_conf_t *cf, ngx_command_t *cmd, void *conf) {
   l->declared = ngx_array_create(cf->pool, n, sizeof(ngx_http_pxg_filter_t *));
   if (l->declared == NULL) return NGX_CONF_ERROR;
   for (i = 1; i <= n; i++) {
+    if (ngx_strcmp(v[i].data, "off") == 0) return ngx_http_pxg_off_alone(cf);
     f = ngx_http_pxg_find(&m->filters, &v[i]);
     if (f == NULL) {
       ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,

@@ -16,7 +16,7 @@ ngx_int_t ngx_http_pxg_same(const ngx_str_t *a, const char *text) {
 u_char *ngx_http_pxg_copy(ngx_pool_t *pool, const ngx_str_t *s) {
   u_char *p = ngx_pnalloc(pool, s->len + 1);
   if (p == NULL) return NULL;
-  ngx_memcpy(p, s->data, s->len);
+  if (s->len) ngx_memcpy(p, s->data, s->len);
   p[s->len] = '\0';
   return p;
 }

@@ -267,6 +267,22 @@ static char *ngx_http_pxg_line(ngx_conf_t *cf, ngx_command_t *dummy, void *conf)
 
 /* ---- Blocks -------------------------------------------------------------------------------------------------------- */
 
+/* A preset default gives way to a limit, one that the block has does not. */
+static ngx_int_t ngx_http_pxg_limit(ngx_conf_t *cf, const ngx_http_pxg_filter_t *f, const char *name, uint64_t *value,
+                                    const char *limit_name, uint64_t limit) {
+  ngx_uint_t i;
+
+  if (*value <= limit) return NGX_OK;
+  for (i = 0; i < NGX_HTTP_PXG_N_LINES; i++) {
+    if (!(f->given & 1u << i) || ngx_strcmp(ngx_http_pxg_lines[i].name.data, name) != 0) continue;
+    ngx_conf_log_error(NGX_LOG_EMERG, cf, 0, "\"%s\" of \"%V\" is above its \"%s\", expected at most that: raise \"%s\", too",
+                       name, &f->name, limit_name, limit_name);
+    return NGX_ERROR;
+  }
+  *value = limit;
+  return NGX_OK;
+}
+
 static char *ngx_http_pxg_block(ngx_conf_t *cf, ngx_http_pxg_filter_t *f) {
   ngx_conf_t save = *cf;
   char *rc;
@@ -277,8 +293,9 @@ static char *ngx_http_pxg_block(ngx_conf_t *cf, ngx_http_pxg_filter_t *f) {
   rc = ngx_conf_parse(cf, NULL);
   *cf = save;
   if (rc != NGX_CONF_OK) return rc;
-  if (f->policy.pend_default_ns > f->policy.pend_limit_ns) f->policy.pend_default_ns = f->policy.pend_limit_ns;
-  if (f->policy.max_body_default > f->policy.max_body_limit) f->policy.max_body_default = f->policy.max_body_limit;
+  if (ngx_http_pxg_limit(cf, f, "pend_default", &f->policy.pend_default_ns, "pend_limit", f->policy.pend_limit_ns) != NGX_OK ||
+      ngx_http_pxg_limit(cf, f, "body_default", &f->policy.max_body_default, "max_body", f->policy.max_body_limit) != NGX_OK)
+    return NGX_CONF_ERROR;
   return NGX_CONF_OK;
 }
 

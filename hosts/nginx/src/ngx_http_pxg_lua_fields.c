@@ -181,6 +181,12 @@ static bool ngx_http_pxg_lua_attribute(void *data, int32_t id, uint32_t phase, p
   return ngx_http_pxg_show_attribute(&subject, id, phase, value);
 }
 
+/* To the error log of the request that the stream was opened for. */
+static void ngx_http_pxg_lua_log(void *data, uint32_t level, const char *line, size_t len) {
+  ngx_http_pxg_lua_stream_t *s = data;
+  ngx_http_pxg_log_to(s->request->connection->log, level, line, len);
+}
+
 const pxg_stream_ops ngx_http_pxg_lua_ops = {
     .view = ngx_http_pxg_lua_view,
     .set = ngx_http_pxg_lua_set,
@@ -193,4 +199,5 @@ const pxg_stream_ops ngx_http_pxg_lua_ops = {
     .replace = ngx_http_pxg_lua_replace,
     .trailers = ngx_http_pxg_lua_trailers,
     .attribute = ngx_http_pxg_lua_attribute,
+    .log = ngx_http_pxg_lua_log,
 };

@@ -69,8 +69,8 @@ static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
     ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
     ctx->aside = 1;
   }
-  /* Several ranges need the body in one buffer. */
-  if (pxg_stream_sees_body(ctx->stream, PXG_DIR_RESPONSE)) r->single_range = 1;
+  /* Several ranges need the body in one buffer, and not in the pieces that guests let go, before this or later. */
+  if (f->out || pxg_stream_sees_body(ctx->stream, PXG_DIR_RESPONSE)) r->single_range = 1;
   return ngx_http_pxg_next_header_filter(r);
 }
 

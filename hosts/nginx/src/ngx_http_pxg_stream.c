@@ -2,14 +2,91 @@
 
 #include "ngx_http_pxg.h"
 
-/* ---- Contexts ------------------------------------------------------------------------------------------------------ */
-
 static ngx_queue_t ngx_http_pxg_streams; /* Of this process. */
+
+/* ---- Deadlines ----------------------------------------------------------------------------------------------------- */
+
+/* One timer of nginx's for all streams. Nearly every guest answers in time: so a deadline is a place in a list, the timer
+ * stays where it is when the stream goes on, and who is late is looked for when it has expired. */
+static ngx_queue_t ngx_http_pxg_timed;
+static ngx_event_t ngx_http_pxg_timer;
+static uint64_t ngx_http_pxg_timer_at;
+
+static void ngx_http_pxg_untime(ngx_http_pxg_ctx_t *ctx) {
+  if (ctx->deadline == 0) return;
+  ngx_queue_remove(&ctx->timed);
+  ctx->deadline = 0;
+  /* A worker that is to end waits for requests with deadlines, and not for a timer that is left over. */
+  ngx_http_pxg_timer.cancelable = ngx_queue_empty(&ngx_http_pxg_timed);
+}
+
+static void ngx_http_pxg_arm(uint64_t at) {
+  uint64_t now;
+
+  if (ngx_http_pxg_timer.timer_set && ngx_http_pxg_timer_at <= at) return;
+  /* nginx leaves a timer that is set where it is, if the new time is near. */
+  if (ngx_http_pxg_timer.timer_set) ngx_del_timer(&ngx_http_pxg_timer);
+  now = ngx_http_pxg_now();
+  ngx_http_pxg_timer_at = at;
+  ngx_add_timer(&ngx_http_pxg_timer, at > now ? (ngx_msec_t)((at - now + 999999) / 1000000) : 1);
+}
+
+static void ngx_http_pxg_expired(ngx_event_t *ev) {
+  uint64_t now = ngx_http_pxg_now(), soonest = 0;
+  ngx_http_pxg_ctx_t *ctx;
+  ngx_queue_t late, *q, *next;
+
+  ngx_queue_init(&late);
+  for (q = ngx_queue_head(&ngx_http_pxg_timed); q != &ngx_http_pxg_timed; q = next) {
+    next = ngx_queue_next(q);
+    ctx = ngx_queue_data(q, ngx_http_pxg_ctx_t, timed);
+    if (ctx->deadline <= now) {
+      ngx_queue_remove(q);
+      ngx_queue_insert_tail(&late, q);
+    } else if (soonest == 0 || ctx->deadline < soonest) {
+      soonest = ctx->deadline;
+    }
+  }
+  if (soonest) ngx_http_pxg_arm(soonest);
+  /* Each of them may end others, which then leave this list. */
+  while (!ngx_queue_empty(&late)) {
+    ctx = ngx_queue_data(ngx_queue_head(&late), ngx_http_pxg_ctx_t, timed);
+    ngx_http_pxg_untime(ctx);
+    if (ctx->stream == NULL || ctx->finished) continue;
+    (void)ngx_http_pxg_worker();
+    pxg_stream_timer(ctx->stream);
+    ngx_http_pxg_resume(ctx);
+  }
+  ngx_http_pxg_batch();
+}
+
+static void ngx_http_pxg_set_timer(ngx_http_pxg_ctx_t *ctx) {
+  static ngx_connection_t none = {.fd = (ngx_socket_t)-1}; /* nginx's debug log looks at it. */
+  uint64_t at = pxg_stream_deadline(ctx->stream);
+
+  if (at == ctx->deadline) return;
+  if (at == 0) {
+    ngx_http_pxg_untime(ctx);
+    return;
+  }
+  if (ngx_http_pxg_timer.handler == NULL) {
+    ngx_queue_init(&ngx_http_pxg_timed);
+    ngx_http_pxg_timer.handler = ngx_http_pxg_expired;
+    ngx_http_pxg_timer.data = &none;
+  }
+  if (ctx->deadline == 0) { ngx_queue_insert_tail(&ngx_http_pxg_timed, &ctx->timed); }
+  ctx->deadline = at;
+  ngx_http_pxg_timer.log = ngx_cycle->log;
+  ngx_http_pxg_timer.cancelable = 0;
+  ngx_http_pxg_arm(at);
+}
+
+/* ---- Contexts ------------------------------------------------------------------------------------------------------ */
 
 static void ngx_http_pxg_cleanup(void *data) {
   ngx_http_pxg_ctx_t *ctx = data;
   if (ctx->stream) { ngx_queue_remove(&ctx->queue); }
-  if (ctx->timer.timer_set) ngx_del_timer(&ctx->timer);
+  ngx_http_pxg_untime(ctx);
   if (ctx->after.posted) { ngx_delete_posted_event(&ctx->after); }
   if (ctx->send) ctx->request->connection->send = ctx->send;
   ngx_http_pxg_finish(ctx, PXG_END_ERROR);
@@ -27,15 +104,6 @@ void *ngx_http_pxg_search(ngx_http_request_t *r) {
     found = cln->handler == ngx_http_pxg_cleanup ? cln->data : (void *)ngx_http_pxg_glance_of(cln);
   if (found) ngx_http_set_ctx(r, found, ngx_http_proxy_golang_module);
   return found;
-}
-
-static void ngx_http_pxg_timer(ngx_event_t *ev) {
-  ngx_http_pxg_ctx_t *ctx = ev->data;
-  (void)ngx_http_pxg_worker();
-  if (ctx->stream == NULL || ctx->finished) return;
-  pxg_stream_timer(ctx->stream);
-  ngx_http_pxg_resume(ctx);
-  ngx_http_pxg_batch();
 }
 
 ngx_http_pxg_ctx_t *ngx_http_pxg_ctx_new(ngx_http_request_t *r) {
@@ -56,9 +124,6 @@ void ngx_http_pxg_ctx_ready(ngx_http_pxg_ctx_t *ctx) {
   ngx_queue_insert_tail(&ngx_http_pxg_streams, &ctx->queue);
   ctx->cleanup->handler = ngx_http_pxg_cleanup;
   ctx->cleanup->data = ctx;
-  ctx->timer.handler = ngx_http_pxg_timer;
-  ctx->timer.data = ctx;
-  ctx->timer.log = log;
   ctx->after.handler = ngx_http_pxg_after_handler;
   ctx->after.data = ctx;
   ctx->after.log = log;
@@ -108,17 +173,6 @@ void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why) {
   ctx->finished = 1;
   (void)ngx_http_pxg_worker();
   pxg_stream_finish(ctx->stream, why);
-}
-
-static void ngx_http_pxg_set_timer(ngx_http_pxg_ctx_t *ctx) {
-  uint64_t at = pxg_stream_deadline(ctx->stream), now;
-
-  if (at == 0) {
-    if (ctx->timer.timer_set) ngx_del_timer(&ctx->timer);
-    return;
-  }
-  now = ngx_http_pxg_now();
-  ngx_add_timer(&ctx->timer, at > now ? (ngx_msec_t)((at - now + 999999) / 1000000) : 1);
 }
 
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx) {

@@ -28,6 +28,7 @@ char *ngx_http_pxg_strip_fields(ngx_conf_t *cf, ngx_command_t *cmd, void *conf) 
   l->strip = ngx_array_create(cf->pool, cf->args->nelts - 1, sizeof(ngx_str_t));
   if (l->strip == NULL) return NGX_CONF_ERROR;
   for (i = 1; i < cf->args->nelts; i++) {
+    if (ngx_strcmp(v[i].data, "off") == 0) return ngx_http_pxg_off_alone(cf);
     if (!ngx_http_pxg_is_token(&v[i])) {
       ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                          "invalid value \"%V\" in \"%V\" directive, expected names of header fields, or off", &v[i],
@@ -77,7 +78,7 @@ ngx_int_t ngx_http_pxg_strip_handler(ngx_http_request_t *r) {
   ngx_uint_t i;
 
   /* After an internal redirect they may be what guests have set. */
-  if (l->strip == NULL || r != r->main || ngx_http_pxg_ctx(r)) return NGX_DECLINED;
+  if (l->strip == NULL || r != r->main || ngx_http_pxg_any(r)) return NGX_DECLINED;
   ngx_memzero(&f, sizeof(f));
   f.request = r, f.direction = PXG_DIR_REQUEST;
   name = l->strip->elts;

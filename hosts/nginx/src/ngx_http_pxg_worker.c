@@ -48,10 +48,18 @@ static void ngx_http_pxg_ring(void *data) {
   while (n == -1 && errno == EINTR);
 }
 
+static void ngx_http_pxg_deliver(pxg_worker *w) {
+  pxg_stream *s;
+
+  if (w) ngx_http_pxg_glance_mail(w);
+  while (w && (s = pxg_worker_next(w)) != NULL) {
+    (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->mails, 1);
+    if (!ngx_http_pxg_lua_resume(s)) ngx_http_pxg_resume(pxg_stream_data(s));
+  }
+}
+
 static void ngx_http_pxg_mail(ngx_event_t *ev) {
   ngx_connection_t *c = ev->data;
-  pxg_worker *w;
-  pxg_stream *s;
   uint64_t n;
 
   /* A graceful shutdown closes what is idle, and this connection says that it is: nginx has no other word for modules. */
@@ -60,33 +68,38 @@ static void ngx_http_pxg_mail(ngx_event_t *ev) {
     ngx_http_pxg_drain();
     return;
   }
-  while (read(c->fd, &n, sizeof(n)) == -1 && ngx_errno == NGX_EINTR) { /* void */
-  }
+  /* Where events are edges each ring is one, also of a counter that nobody has read. */
+  if (!(ngx_event_flags & NGX_USE_CLEAR_EVENT))
+    while (read(c->fd, &n, sizeof(n)) == -1 && ngx_errno == NGX_EINTR) { /* void */
+    }
   if (ngx_handle_read_event(ev, 0) != NGX_OK)
     ngx_log_error(NGX_LOG_ALERT, ev->log, 0, "proxy_golang: the wake-up event of this worker was lost");
 
   ngx_http_pxg_log_take();
-  w = ngx_http_pxg_worker();
   (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->wakes, 1);
-  if (w) ngx_http_pxg_glance_mail(w);
-  while (w && (s = pxg_worker_next(w)) != NULL) {
-    (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->mails, 1);
-    if (!ngx_http_pxg_lua_resume(s)) ngx_http_pxg_resume(pxg_stream_data(s));
-  }
+  ngx_http_pxg_deliver(ngx_http_pxg_worker());
   ngx_http_pxg_batch();
 }
 
+/* The last thing before nginx waits for events. What guests' threads have decided until now needs no wake-up. */
 static void ngx_http_pxg_batch_handler(ngx_event_t *ev) {
   pxg_worker *w = ngx_http_pxg_worker();
-  if (w == NULL || !pxg_worker_batch_due(w)) return;
-  (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->batch_ends, 1);
-  pxg_worker_batch_end(w);
+  if (w == NULL) return;
+  if (pxg_worker_batch_due(w)) {
+    (void)ngx_atomic_fetch_add(&ngx_http_pxg_totals->batch_ends, 1);
+    pxg_worker_batch_end(w);
+  }
+  pxg_worker_awake(w, false);
+  ngx_http_pxg_deliver(ngx_http_pxg_worker());
+  ngx_http_pxg_batch();
 }
 
 void ngx_http_pxg_batch(void) {
   if (pxg_configs_to_drop()) (void)pxg_configs_drop();
   if (ngx_http_pxg_the_worker == NULL || !pxg_worker_batch_due(ngx_http_pxg_the_worker)) return;
-  if (!ngx_http_pxg_batch_event.posted) { ngx_post_event(&ngx_http_pxg_batch_event, &ngx_posted_events); }
+  if (ngx_http_pxg_batch_event.posted) return;
+  ngx_post_event(&ngx_http_pxg_batch_event, &ngx_posted_events);
+  pxg_worker_awake(ngx_http_pxg_the_worker, true);
 }
 
 ngx_int_t ngx_http_pxg_start(ngx_log_t *log, uint32_t log_level, pxg_zone *zone) {

@@ -114,6 +114,7 @@ const char *pxg_stream_details(const pxg_stream *s) { return NULL; }
 void pxg_worker_clock(pxg_worker *w, uint64_t now_ns) {}
 bool pxg_worker_batch_due(const pxg_worker *w) { return false; }
 void pxg_worker_batch_end(pxg_worker *w) {}
+void pxg_worker_awake(pxg_worker *w, bool awake) {}
 
 /* Every request gets a stream. */
 void pxg_glance_close(pxg_glance *g) { (void)g; }

@@ -15,7 +15,6 @@ three subjects of that kind are red. Environment: see harness.py.
 import argparse
 import collections
 import concurrent.futures
-import contextlib
 import difflib
 import gzip
 import json

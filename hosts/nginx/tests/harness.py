@@ -113,7 +113,7 @@ def build_c(source, to=None, *more):
     to = to or f"{build_folder()}/{os.path.basename(source)[:-2]}.so"
     include = [f"{ROOT}/guest-sdk/c/include", f"{ROOT}/include"]
     return build(to, sources_of(source, *include),
-                 ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibility=hidden",
+                 ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fPIC", "-shared", "-fvisibility=hidden",
                   *(f"-I{i}" for i in include), *more, source, "-lpthread", "-o"])
 
 

@@ -31,7 +31,7 @@ FILTERS = {
 }
 
 
-def conf(path, features, words):
+def conf(path, features, words, bodies):
     filters = ""
     for name, commands in FILTERS.items():
         with open(f"{path}/{name}.txt", "w") as f:
@@ -51,6 +51,7 @@ http {{
   proxy_set_header Host $http_host;
   upstream app {{ server unix:{path}/up.sock; }}
   {filters}
+  proxy_golang_filter pieces {{ guest {bodies}; filter bodies; config whole; }}
   proxy_golang_filter whole {{ guest {words}; filter test; config whole; hold_limit 60s; }}
   server {{
     listen unix:{path}/n.sock;
@@ -71,6 +72,7 @@ http {{
     location /a/long/way/proxy/ {{ proxy_golang to-proxy; proxy_pass http://app; }}
     location /files/ {{ alias {path}/html/; }}
     location /proxied/ {{ proxy_pass http://app/replaced/; }}
+    location /pieces/ {{ proxy_golang pieces; alias {path}/html/; }}
     location /held/ {{
       proxy_golang whole; client_max_body_size 64k; proxy_pass http://app;
       error_page 400 413 = /refused.txt;
@@ -93,6 +95,10 @@ def echo(said, connection):
     return True
 
 
+BIG = b"".join(b"%07x\n" % i for i in range(50000))
+GUESTS = ("features.c", "test.c", "bodies.c")
+
+
 class Hostile(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -104,11 +110,13 @@ class Hostile(unittest.TestCase):
         for name in ("file.txt", "refused.txt", "files.test/file.txt"):
             with open(f"{cls.path}/html/{name}", "w") as f:
                 f.write(f"this is {name}\n")
+        with open(f"{cls.path}/html/big.txt", "wb") as f:
+            f.write(BIG)
         os.mkdir(f"{cls.path}/up")
         with open(f"{cls.path}/up/secret", "w") as f:
             f.write("not below html")
         cls.up = cls.kept.enter_context(Upstream(f"{cls.path}/up.sock", echo))
-        cls.nginx = cls.kept.enter_context(Nginx(cls.path, conf(cls.path, harness.build_c("features.c"), harness.build_c("../guest.c")), cls.at))
+        cls.nginx = cls.kept.enter_context(Nginx(cls.path, conf(cls.path, *map(harness.build_c, GUESTS)), cls.at))
 
     def pair(self, method, path, **more):
         """A request, and another one that follows on the connection: both answers, none of the one in the other."""
@@ -135,6 +143,16 @@ class Hostile(unittest.TestCase):
                 got = self.pair("GET", path)
                 self.assertEqual((got.status, got.body), (status, body), got.head)
                 self.assertIn(got.framing, ("length", "chunked"))
+
+    # ---- A body that leaves in pieces, with its end, after its head was held ----------------------------------------
+
+    def test_several_ranges_of_a_body_in_pieces(self):
+        before = len(self.nginx.log())
+        got = self.pair("GET", "/pieces/big.txt", fields=("Range: bytes=1-5",))
+        self.assertEqual((got.status, got.body), (206, BIG[1:6]))
+        got = self.pair("GET", "/pieces/big.txt", fields=("Range: bytes=1-5,200000-300000",))
+        self.assertEqual((got.status, got.body == BIG), (200, True), got.head)
+        self.assertNotIn("[alert]", self.nginx.log()[before:])
 
     # ---- The authority ---------------------------------------------------------------------------------------------
 

@@ -2,59 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The module with its engine and a guest, in a real nginx.
 
-    tests/module.py MODULE.so GUEST.so [unittest arguments]      GUEST.so: tests/guest.c; nginx: $PXG_NGINX
+    PXG_NGINX_MODULE=MODULE.so tests/module.py [unittest arguments]      Environment: see harness.py.
 """
 
+import concurrent.futures
 import hashlib
 import json
-import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 import unittest
 
-import glue
-from glue import BIG, BODY, Glue
+import echo
+import harness
+from echo import BIG, BODY
 
-GUEST = ""
 WORDS = ("headers", "pend", "whole", "stream", "deny", "late", "never")
 
 
-class Module(Glue):
+class Module(echo.Echo, unittest.TestCase):
     @classmethod
-    def conf(cls, inside="", more="", guest=None):
-        d = cls.dir
-        limit = lambda w: "100ms" if w == "never" else "10s"
-        filters = "".join(f"proxy_golang_filter {w} {{ guest {guest or GUEST}; filter test; config {w}; "
-                          f"pend_limit {limit(w)}; {inside} }}\n"
-                          for w in WORDS)
-        places = "".join(f"""
-    location /{w}/ {{ proxy_golang {w}; proxy_pass http://unix:{d}/up.sock:/; }}
-    location /{w}/file {{ proxy_golang {w}; alias {d}/html; }}
-    location /{w}/off {{ proxy_golang {w}; proxy_request_buffering off; proxy_http_version 1.1;
-                         proxy_pass http://unix:{d}/up.sock:/; }}""" for w in WORDS)
-        return f"""
-load_module {glue.MODULE};
-daemon off; user root; worker_processes 1; pid {d}/nginx.pid; error_log {d}/error.log info;
-events {{ worker_connections 64; }}
-http {{
-  access_log {d}/access.log;
-  client_body_temp_path {d}/body; proxy_temp_path {d}/proxy; fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u;
-  scgi_temp_path {d}/s;
-  {filters}
-  {more}
-  server {{
-    listen unix:{d}/n.sock;
-    sendfile on;
-    {places}
-    location /both/ {{ proxy_golang pend whole headers pend; proxy_pass http://unix:{d}/up.sock:/; }}
-  }}
-}}
-"""
+    def conf(cls, guest=None):
+        guest = guest or harness.build_c("test.c")
+        up = f"proxy_pass http://unix:{cls.dir}/up.sock:/"
+        limit = {"never": "100ms"}
+        filters = "".join(f"proxy_golang_filter {w} {{ guest {guest}; filter test; config {w}; "
+                          f"pend_limit {limit.get(w, '60s')}; }}\n" for w in WORDS)
+        return cls.configuration(filters, "".join(f"""
+    location /{w}/ {{ proxy_golang {w}; {up}; }}
+    location /{w}/file {{ proxy_golang {w}; alias {cls.dir}/html; }}
+    location /{w}/off {{ proxy_golang {w}; proxy_request_buffering off; proxy_http_version 1.1; {up}; }}
+""" for w in WORDS) + f"location /both/ {{ proxy_golang pend whole headers pend; {up}; }}")
 
-    def echo(self, path, body=b""):
+    def echo(self, path, body=None):
         got = self.ask(path, method="POST" if body else "GET", body=body)
         self.assertEqual(got.status, 200)
         return got, json.loads(got.body.lower())
@@ -77,13 +56,8 @@ http {{
         self.assertEqual(self.ask("/pend/file/file.txt", method="HEAD").get("x-guest"), ["thread"])
 
     def test_many_pending(self):
-        got = []
-        run = lambda: [got.append(self.ask("/pend/").get("x-guest")) for _ in range(10)]
-        threads = [threading.Thread(target=run) for _ in range(8)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda _: self.ask("/pend/").get("x-guest"), range(80)))
         self.assertEqual(got, [["thread"]] * 80)
 
     def test_whole_bodies(self):
@@ -108,7 +82,7 @@ http {{
 
     def test_reply(self):
         before = self.upstream.seen
-        for method, body in (("GET", b""), ("POST", BODY)):
+        for method, body in (("GET", None), ("POST", BODY)):
             got = self.ask("/deny/", method=method, body=body)
             self.assertEqual((got.status, got.body, got.get("x-reply")), (403, b"denied\n", ["yes"]))
         self.assertEqual(self.ask("/deny/", method="HEAD").status, 403)
@@ -122,9 +96,8 @@ http {{
     def test_deadline(self):
         got = self.ask("/never/")
         self.assertEqual(got.status, 500)
-        s = self.connect()
-        s.sendall(b"GET /never/ HTTP/1.1\r\nHost: e\r\n\r\n")
-        s.close()
+        with self.connect() as c:
+            c.send(b"GET /never/ HTTP/1.1\r\nHost: e\r\n\r\n")
         self.assertEqual(self.ask("/never/", method="HEAD").status, 500)
 
     def test_chain(self):
@@ -143,19 +116,20 @@ http {{
         threads = [threading.Thread(target=run) for _ in range(4)]
         for t in threads:
             t.start()
-        for _ in range(5):
-            self.nginx.send_signal(signal.SIGHUP)
-            seen, end = len(got), time.monotonic() + glue.DEADLINE
-            while len(got) < seen + 40 and time.monotonic() < end:
-                time.sleep(0.01)
-        stop.set()
+        try:
+            for _ in range(5):
+                seen = len(got)
+                self.nginx.reload()
+                harness.wait_for("requests behind a reload", lambda: len(got) >= seen + 40, harness.DEADLINE * 3)
+        finally:
+            stop.set()
         for t in threads:
             t.join()
         self.assertGreaterEqual(len(got), 200)
         self.assertEqual([g for g in got if g != ["thread"]], [])
 
     def test_validation(self):
-        text = f"{self.dir}/text.so"
+        text = f"{harness.build_folder()}/text.so"
         with open(text, "w") as f:
             f.write("no library")
         for conf, expected in (
@@ -165,21 +139,10 @@ http {{
             (self.conf().replace("filter test;", "filter toast;"), "toast"),
         ):
             with self.subTest(expected=expected):
-                path = f"{self.dir}/bad.conf"
-                with open(path, "w") as f:
-                    f.write(conf)
-                got = subprocess.run([glue.NGINX, "-t", "-p", self.dir, "-c", path, "-e", "stderr"],
-                                     capture_output=True, text=True, timeout=glue.DEADLINE)
-                self.assertNotEqual(got.returncode, 0)
-                self.assertIn(expected, got.stderr)
-                self.assertRegex(got.stderr, r"bad\.conf:\d+")
+                self.refused(conf, expected)
 
-
-del Glue  # unittest would run its empty self.
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if not harness.MODULE:
         sys.exit(__doc__)
-    glue.MODULE = os.path.abspath(sys.argv.pop(1))
-    GUEST = os.path.abspath(sys.argv.pop(1))
     unittest.main()

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The README's ten minutes: its configuration as it stands there, its guests, what it says to expect.
+"""The README's ten minutes, and the page for operators: their configurations as they stand there, their guests, what they
+say to expect.
 
     PXG_NGINX_MODULE=MODULE.so tests/readme.py [unittest arguments]      Environment: see harness.py.
 """
@@ -60,7 +61,7 @@ class Readme(unittest.TestCase):
 
     def test_ten_minutes(self):
         with folder() as path:
-            harness.build_c(f"{harness.ROOT}/guest-sdk/c/examples/header-policy.c", f"{path}/header-policy.so")
+            shutil.copy(harness.build_c(f"{harness.ROOT}/guest-sdk/c/examples/header-policy.c"), f"{path}/header-policy.so")
             subprocess.run(["go", "build", "-buildmode=c-shared", "-o", f"{path}/examples.so", "./examples/bundle"],
                            cwd=f"{harness.ROOT}/guest-sdk/go", check=True)
             shutil.copy(harness.MODULE, f"{path}/ngx_http_proxy_golang_module.so")
@@ -106,6 +107,65 @@ class Readme(unittest.TestCase):
                 if name in ("ngx_http_pxg_variables.c", "ngx_http_pxg_routing.c"):
                     word = "$" + word
                 self.assertIn(f"`{word}", self.text, name)
+
+
+class Operate(unittest.TestCase):
+    """docs/src/nginx-operate.md"""
+
+    @classmethod
+    def setUpClass(cls):
+        with open(f"{harness.ROOT}/docs/src/nginx-operate.md") as f:
+            cls.text = f.read()
+
+    def blocks(self, path):
+        blocks = re.findall(r"```nginx\n(.*?)```", self.text, re.S)
+        self.assertEqual(len(blocks), 4)
+        *http, override = blocks
+        text = "".join(http)
+        guest = harness.build_c(f"{harness.ROOT}/guest-sdk/c/examples/header-policy.c")
+        for there, here in (("/usr/lib/proxy_golang/header-policy.so", guest), ("127.0.0.1:8080", f"unix:{path}/n.sock"),
+                            ("127.0.0.1:9145", f"unix:{path}/metrics.sock"), ("http://127.0.0.1:9000", f"http://unix:{path}/up.sock"),
+                            ("allow 127.0.0.1", "allow unix:"), (" canary.error.log", f" {path}/logs/canary.error.log"),
+                            (" access.log", f" {path}/logs/access.log")):
+            self.assertIn(there, text)
+            text = text.replace(there, here)
+        return text, override
+
+    def test_page(self):
+        def answer(request, connection):
+            connection.say(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\n")
+        with folder() as path, harness.Upstream(f"{path}/up.sock", answer):
+            http, override = self.blocks(path)
+            with open(f"{path}/header-policy.conf", "w") as f:
+                f.write("response set x-policy on")
+
+            def conf(http):
+                return (f"load_module {harness.MODULE};" + harness.head(path)
+                        + f"events {{ }} http {{ {harness.temp_paths(path)} {http} }}")
+            with harness.Nginx(path, conf(http), f"{path}/metrics.sock") as nginx:
+                ask = lambda uri: harness.ask(f"{path}/n.sock", uri).get("x-policy")
+                self.assertEqual((ask("/x"), ask("/canary/x")), ([], ["on"]))
+                metrics = harness.ask(f"{path}/metrics.sock", "/metrics").body.decode()
+                named = set(re.findall(r"\bpxg_\w+", self.text))
+                self.assertGreater(len(named), 5)
+                self.assertEqual([n for n in named if f"# TYPE {n} " not in metrics and f"\n{n}{{" not in metrics], [])
+                nginx.write(conf(http.replace("proxy_golang policy;", "proxy_golang policy;" + override)))
+                nginx.reload()
+                wait_for("it is out of the way", lambda: ask("/canary/x") == [])
+                said = harness.read(f"{path}/logs/access.log").splitlines()
+                self.assertRegex(said[0], r'"GET /x HTTP/1.1" 200 0\.\d+ - "-" -$')
+                self.assertRegex(said[1], r'"GET /canary/x HTTP/1.1" 200 0\.\d+ passed "-" 0\.\d+$')
+                self.assertNotIn("[warn]", nginx.log())
+
+    def test_names(self):
+        """What the page names is in the README or the sources."""
+        with open(f"{harness.HERE}/../README.md") as f:
+            readme = f.read()
+        for word in re.findall(r"`\$?(proxy_golang\w*|pend_\w+|max_\w+|failure_mode|hold_\w+)", self.text):
+            self.assertIn(word, readme)
+        for verdict in ("passed", "replied", "failed", "bypassed", "reset", "aborted"):
+            self.assertIn(f"`{verdict}`", readme)
+            self.assertIn(f"`{verdict}`", self.text)
 
 
 if __name__ == "__main__":

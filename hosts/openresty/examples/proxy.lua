@@ -60,7 +60,7 @@ end
 local function request_head()
     local headers = ngx.req.get_headers(0)
     local view = without_connection(headers)
-    view[":authority"] = headers.host or ngx.var.host
+    view[":authority"] = pxg.authority()
     view.host = nil
     view[":method"], view[":scheme"] = ngx.req.get_method(), ngx.var.scheme
     -- As nginx chose the location by it: see resty.proxy_golang.phases.

@@ -478,6 +478,19 @@ class Lua(unittest.TestCase):
             self.assertIn(b"POST /vib/strebm", got.body)
         self.none_left()
 
+    def test_bodies_in_files(self):
+        """Piece by piece; what comes before the first change, and what has none, stays as it is."""
+        piece = 65536
+        for body in (b"x" * (2 * piece), b"x" * (3 * piece + 7), b"x" * (2 * piece) + b"abc", b"x" * (2 * piece + 9) + b"a" * piece,
+                     b"a" + b"x" * (4 * piece), b"x" * (piece - 1) + b"aa" + b"x" * piece):
+            for fields, sent in (((), body),
+                                 (("Transfer-Encoding: chunked",), b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))):
+                with self.subTest(length=len(body), at=body.find(b"a"), fields=fields):
+                    got = self.lua.ask("/via/stream", method="POST", fields=fields, body=sent)
+                    said = got.body.partition(b"\n\n")
+                    self.assertTrue(said[2] == body.replace(b"a", b"b"))
+                    self.assertIn(b"content-length: %d" % len(body), said[0])
+
     def test_replies_to_a_proxied_request(self):
         seen = self.upstream.seen
         got = self.lua.ask("/via/deny", method="POST", body=b"x" * 100000)

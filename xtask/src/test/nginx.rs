@@ -29,12 +29,6 @@ pub(super) fn engine(c: &Run) -> Result<()> {
 
 /// Every program in `tests/` of the host, with the nginx of each version.
 pub(super) fn host(c: &Run) -> Result<()> {
-    let guest = folder().join("guest.so");
-    let mut cc = c.command(HOST, "cc");
-    cc.args(["-shared", "-fPIC", "-O1", "-g", "-I../../include", "-o"])
-        .arg(&guest)
-        .args(["tests/guest.c", "-lpthread"]);
-    c.finish(&mut cc)?;
     let glue = folder().join("glue");
     let mut make = c.command(HOST, "make");
     make.args(["-f", "Makefile.module", "-j2"])
@@ -53,7 +47,6 @@ pub(super) fn host(c: &Run) -> Result<()> {
                 // With a driver in the engine's place: it fits Debian's nginx alone.
                 "glue.py" if nginx == Nginx::Debian => arguments.push(glue.clone()),
                 "glue.py" => continue,
-                "module.py" => arguments.extend([nginx.module(), guest.clone()]),
                 _ => {}
             }
             python(c, nginx, HOST, &program, &arguments)

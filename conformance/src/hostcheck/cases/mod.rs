@@ -23,6 +23,7 @@ mod chn;
 mod err;
 mod evt;
 mod ext;
+mod glance;
 mod go;
 mod h2;
 mod hdr;
@@ -162,6 +163,7 @@ pub(crate) fn all() -> &'static [Case] {
         all.extend(body::cases());
         all.extend(chn::cases());
         all.extend(err::cases());
+        all.extend(glance::cases());
         all.extend(go::cases());
         all.extend(h2::cases());
         all.extend(hdr::cases());

@@ -130,11 +130,44 @@ static void left_out(void) {
   done(PXG_END_ERROR);
 }
 
+/* ---- Over the limit of WHOLE a stream begins, and what has left as content-length counts ---- */
+
+static void more_than_said(const pxg_event *ev, pxg_result *o) {
+  if (!(ev->flags & PXG_EV_OVER_LIMIT)) op(o, PXG_OP_INJECT)->val.bytes = str("smuggled");
+}
+
+static void less_than_said(const pxg_event *ev, pxg_result *o) {
+  if (!(ev->flags & PXG_EV_OVER_LIMIT)) op(o, PXG_OP_DROP)->u0 = 1;
+}
+
+static void over_limit(script guest, bool resizes, const char *left, const char *passed) {
+  reset_world();
+  field(RSP, false, "content-length", "20");
+  configs[1].body_mode[RSP] = PXG_BODY_WHOLE;
+  if (resizes) configs[1].flags = PXG_CFG_RESIZES_RESPONSE;
+  on[1][PXG_PHASE_RESPONSE_BODY] = guest;
+  begin(1);
+  head(REQ, true);
+  n_out = 0;
+  head(RSP, false);
+  bytes(RSP, "0123456789abcdefg");
+  bytes(RSP, "hij");
+  end(RSP, false);
+  LEFT(left);
+  BODY(RSP, passed);
+  FIELDS(RSP, false, resizes ? ":status=200" : ":status=200,content-length=20");
+  done(PXG_END_COMPLETE);
+}
+
 int main(void) {
   start();
   chunks();
   attributes_of_metadata();
   left_out();
+  over_limit(NULL, false, "shead send ", "0123456789abcdefghij");
+  over_limit(more_than_said, false, "shead RESET ", "0123456789abcdefg");
+  over_limit(less_than_said, false, "shead RESET ", "0123456789abcdefgij");
+  over_limit(more_than_said, true, "shead send ", "0123456789abcdefgsmuggledhijsmuggled");
   pxg_worker_free(loop);
   return finish("hostile");
 }

@@ -83,6 +83,20 @@ static void unsubscribed(void) {
   BODY(REQ, "abc");
 }
 
+/* A worker that is awake is not rung for. */
+static void awake(void) {
+  reset_world();
+  on[1][PXG_PHASE_REQUEST_HEADERS] = pend;
+  begin(1);
+  head(REQ, true);
+  pxg_worker_awake(loop, true);
+  CHECK(complete(1, PXG_ACT_CONTINUE) == PXG_OK && !bells, "%d bells", bells);
+  pxg_worker_awake(loop, false);
+  mail();
+  LEFT("rhead. rend ");
+  done(PXG_END_COMPLETE);
+}
+
 /* D01, D04, D06 and parking; D10 with RESUMED. */
 static void pending(void) {
   reset_world();
@@ -430,6 +444,7 @@ int main(void) {
   plain();
   unsubscribed();
   pending();
+  awake();
   parked();
   whole();
   whole_alone();

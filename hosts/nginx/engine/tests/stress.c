@@ -156,6 +156,58 @@ static void wakes(void) {
   done(PXG_END_COMPLETE);
 }
 
+/* ---- a worker that sleeps is woken ------------------------------------------------------------------------------- */
+
+static void *completer(void *data) {
+  pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE};
+  (void)data;
+  for (int i = 0; i < rounds * OPEN; i++) {
+    uint64_t token;
+    while (!(token = atomic_exchange(&shown_token[0], 0)))
+      if (stop) return NULL;
+    expect(pxg_complete(77, token, &r) == PXG_OK, 0);
+  }
+  return NULL;
+}
+
+/* It looks into its box only after it said that it will sleep, and after each bell: as a driver does. */
+static bool wait_for_mail(int *slept) {
+  for (long spins = 0; !pxg_worker_next(loop); ++*slept) {
+    while (!bells && ++spins < 20000000) sched_yield();
+    if (!bells) return false;
+    bells = 0;
+  }
+  return true;
+}
+
+static void sleeps(void) {
+  pthread_t thread;
+  int slept = 0, lost = 0;
+  reset_world();
+  on[1][PXG_PHASE_REQUEST_HEADERS] = pend;
+  stop = false;
+  shown_token[0] = 0;
+  pthread_create(&thread, NULL, completer, NULL);
+  for (int i = 0; i < rounds * OPEN && !lost; i++) {
+    n_trace = n_out = 0;
+    lists[REQ][0].n = 4;
+    pxg_worker_awake(loop, true);
+    begin(1);
+    pxg_stream_head(s, REQ, PXG_HEAD_ENDS);
+    drain();
+    shown_token[0] = tokens[1];
+    if (i & 1)
+      for (int k = i % 64; k; k--) sched_yield();
+    pxg_worker_awake(loop, false);
+    lost += !wait_for_mail(&slept);
+    done(PXG_END_COMPLETE);
+  }
+  stop = true;
+  pthread_join(thread, NULL);
+  CHECK(!lost, "a completion was lost after %d bells", slept);
+  CHECK(slept, "the worker never slept");
+}
+
 /* ---- order and watermarks of writes ------------------------------------------------------------------------------- */
 
 typedef struct record {
@@ -248,6 +300,7 @@ int main(void) {
   pxg_log_level(PXG_LOG_OFF); /* The text of the tests' log is not for threads. */
   deaths();
   wakes();
+  sleeps();
   writes();
   CHECK(!odd, "a thread was answered %d", odd);
   pxg_worker_free(loop);

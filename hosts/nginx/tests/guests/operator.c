@@ -14,6 +14,8 @@
  *   long N        logs a record of N bytes at each request, from a thread of its own
  *   say TEXT      logs TEXT at requests, at each level: "TEXT at 0" and so on
  *   child         starts a child in a thread of its own at each request and says what wait(2) told
+ *   length        says how long its configuration is
+ *   override      is refused, unless it has a parent
  *   refuse TEXT   is refused with TEXT; `silent` without a word
  *   crash, exit, hang    on_config_new does what the word says
  *
@@ -46,9 +48,9 @@ typedef struct config {
   uint32_t metric;
 } config;
 
+/* What a thread gets: a token, or a number. Nothing of a configuration, which may be dropped meanwhile. */
 typedef struct job {
-  config *c;
-  uint64_t token;
+  uint64_t value;
 } job;
 
 static const pxg_str filters[] = {S("operator"), S("other")};
@@ -80,12 +82,17 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
   sscanf(bytes, "%15s %255[^\n]", c->word, c->text);
   snprintf(c->name, sizeof c->name, "%.*s", (int)in->name.len, (const char *)in->name.ptr);
   c->is_child = in->parent != 0;
+  if (is(c, "override") && !c->is_child) strcpy(c->word, "refuse"), strcpy(c->text, "found no parent, expected one");
   if (is(c, "refuse") || is(c, "silent") || c->word[0] == 0) {
     static char why[256];
     snprintf(why, sizeof why, "%s", c->word[0] ? c->text : "no word, expected one");
     if (!is(c, "silent")) out->error = (pxg_str){(const uint8_t *)why, (uint32_t)strlen(why), 0};
     free(c);
     return PXG_E_ARG;
+  }
+  if (is(c, "length")) {
+    const uint8_t *last = memrchr(in->bytes.ptr, 0, in->bytes.len);
+    SAY(PXG_LOG_INFO, "life: %u bytes, the last NUL is at %lld", in->bytes.len, last ? (long long)(last - in->bytes.ptr) : -1ll);
   }
   if (is(c, "crash")) abort();
   if (is(c, "exit")) _exit(3);
@@ -123,7 +130,7 @@ static void *complete(void *data) {
   job *j = data;
   pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE};
   usleep(1000);
-  host->complete(host->ctx, j->token, &r);
+  host->complete(host->ctx, j->value, &r);
   free(j);
   return NULL;
 }
@@ -136,7 +143,7 @@ static void *complete_at_drain(void *data) {
 
 static void *long_record(void *data) {
   job *j = data;
-  size_t n = (size_t)atoi(j->c->text);
+  size_t n = (size_t)j->value;
   uint8_t *line = malloc(n + 1);
   memset(line, 'x', n);
   memcpy(line, "begin", 5);
@@ -158,10 +165,10 @@ static void *a_child(void *data) {
   return NULL;
 }
 
-static void start(void *(*run)(void *), config *c, uint64_t token) {
+static void start(void *(*run)(void *), uint64_t value) {
   job *j = malloc(sizeof *j);
   pthread_t t;
-  *j = (job){c, token};
+  *j = (job){value};
   pthread_create(&t, NULL, run, j);
   pthread_detach(t);
 }
@@ -184,7 +191,7 @@ static void answer(pxg_result *out) {
 
 static void request(config *c, const pxg_event *ev, pxg_result *out) {
   if (is(c, "pend") || is(c, "never") || is(c, "drain")) {
-    if (!is(c, "never")) start(is(c, "pend") ? complete : complete_at_drain, c, ev->token);
+    if (!is(c, "never")) start(is(c, "pend") ? complete : complete_at_drain, ev->token);
     out->action = PXG_ACT_PENDING;
   } else if (is(c, "reply")) {
     answer(out);
@@ -194,11 +201,11 @@ static void request(config *c, const pxg_event *ev, pxg_result *out) {
     out->action = PXG_ACT_ERROR;
     out->error = (pxg_str){(const uint8_t *)c->text, (uint32_t)strlen(c->text), 0};
   } else if (is(c, "long")) {
-    start(long_record, c, 0);
+    start(long_record, (uint64_t)atoi(c->text));
   } else if (is(c, "say")) {
     for (uint32_t level = PXG_LOG_TRACE; level <= PXG_LOG_ERROR; level++) SAY(level, "%s at %u", c->text, level);
   } else if (is(c, "child")) {
-    start(a_child, c, 0);
+    start(a_child, 0);
   } else if (is(c, "count")) {
     out->scratch_ops[0] = (pxg_op){.kind = PXG_OP_METRIC, .target = c->metric, .u0 = 1};
     out->ops = out->scratch_ops, out->n_ops = 1;

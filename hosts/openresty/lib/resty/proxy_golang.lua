@@ -13,6 +13,7 @@ _M.streams = core.streams
 
 _M.respond = phases.respond
 _M.path = phases.path
+_M.authority = phases.authority
 _M.request_ends = core.request_ends
 _M.access = phases.access
 _M.header_filter = phases.header_filter

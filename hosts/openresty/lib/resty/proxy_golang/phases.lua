@@ -11,11 +11,13 @@ local pairs = pairs
 local tonumber = tonumber
 local sub = string.sub
 local find = string.find
+local match = string.match
 local upper = string.upper
 local gsub = string.gsub
 local format = string.format
 local byte = string.byte
 local char = string.char
+local open = io.open
 
 local _M = {}
 
@@ -88,40 +90,120 @@ end
 _M.path = path
 
 
+-- That of an absolute target counts and not the field Host (RFC 9112, 3.2.2).
+-- Not by ngx.var.http_host: where nginx's configuration names it, too, the value would stay behind a change.
+local function authority_of(headers)
+    local host = match(ngx.var.request or "", "^%S+ %a[%w+.-]*://([^/?#%s]+)") or headers.host
+    return type(host) == "string" and host ~= "" and host or ngx.var.host
+end
+
+
+function _M.authority()
+    return authority_of(ngx.req.get_headers(0))
+end
+
+
 local function request_head()
     local headers = ngx.req.get_headers(0)
     local view = {
         [":method"] = ngx.req.get_method(),
         [":scheme"] = ngx.var.scheme,
         [":path"] = path(),
-        [":authority"] = type(headers.host) == "string" and headers.host ~= "" and headers.host or ngx.var.host,
+        [":authority"] = authority_of(headers),
     }
     for name, value in pairs(headers) do
         if name ~= "host" then
             view[name] = value == true and "" or value
         end
     end
-    return view
+    return view, headers.host
 end
 
 
-local function read_body()
+local PIECE = 65536
+
+
+-- The body takes the place of the one that nginx has, from its byte `from` on.
+local function rewrite_from(file, from)
+    ngx.req.init_body()
+    file:seek("set", 0)
+    while from > 0 do
+        local bytes = file:read(math.min(from, PIECE))
+        if not bytes then
+            return nil, "the request's body became shorter in its file"
+        end
+        ngx.req.append_body(bytes)
+        from = from - #bytes
+    end
+    return true
+end
+
+
+-- Piece by piece, so that there is never more of it in memory than a guest holds. What a guest leaves as it is stays in its
+-- file. `head`: what has left before.
+local function feed_file(stream, file, head)
+    local at, changed = 0, false
+    local piece = file:read(PIECE)
+    local outcome, err
+    repeat
+        local read = #(piece or "")
+        local after = file:read(PIECE)
+        outcome, err = stream:request_body(piece, not after)
+        if not outcome or outcome.action == "reply" then
+            return outcome, err
+        end
+        head = outcome.headers or head
+        if not changed and outcome.body ~= (piece or "") then
+            changed, err = rewrite_from(file, at)
+            if not changed then
+                return nil, err
+            end
+            file:seek("set", at + read + #(after or ""))
+        end
+        if changed and outcome.body ~= "" then
+            ngx.req.append_body(outcome.body)
+        end
+        at = at + read
+        piece = after
+    until not after
+    if changed then
+        ngx.req.finish_body()
+    end
+    outcome.headers = head
+    return outcome
+end
+
+
+-- The body of the request that nginx serves, as far as a guest looks at it.
+local function feed_body(stream, head)
+    if not stream:sees_request_body() then
+        local outcome, err = stream:request_body(nil, true)
+        if outcome then
+            outcome.headers = outcome.headers or head
+        end
+        return outcome, err
+    end
     ngx.req.read_body()
     local bytes = ngx.req.get_body_data()
-    if bytes then
-        return bytes
+    local path_of_file = not bytes and ngx.req.get_body_file()
+    if path_of_file then
+        local file, err = open(path_of_file, "rb")
+        if not file then
+            return nil, err
+        end
+        local outcome
+        outcome, err = feed_file(stream, file, head)
+        file:close()
+        return outcome, err
     end
-    local file_path = ngx.req.get_body_file()
-    if not file_path then
-        return ""
+    local outcome, err = stream:request_body(bytes, true)
+    if outcome and outcome.action ~= "reply" then
+        outcome.headers = outcome.headers or head
+        if outcome.body ~= (bytes or "") then
+            ngx.req.set_body_data(outcome.body)
+        end
     end
-    local file, err = io.open(file_path, "rb")
-    if not file then
-        return nil, err
-    end
-    bytes, err = file:read("*a")
-    file:close()
-    return bytes, err
+    return outcome, err
 end
 
 
@@ -148,8 +230,8 @@ local function unescape(s)
 end
 
 
-local function set_pseudo(view, headers)
-    local path_now, method, authority = headers[":path"], headers[":method"], headers[":authority"]
+local function set_pseudo(view, headers, host_was)
+    local path_now, method, host = headers[":path"], headers[":method"], headers[":authority"]
     -- What goes upstream is what the guests have seen (PXG-SEC-007): nginx would forward the client's spelling.
     if path_now ~= ngx.var.request_uri then
         local mark = find(path_now, "?", 1, true)
@@ -163,14 +245,14 @@ local function set_pseudo(view, headers)
         end
         ngx.req.set_method(id)
     end
-    if authority ~= view[":authority"] then
-        ngx.req.set_header("host", authority)
+    if host ~= host_was then
+        ngx.req.set_header("host", host)
     end
     return true
 end
 
 
-local function set_request(view, headers)
+local function set_request(view, headers, host_was)
     for name in pairs(view) do
         if headers[name] == nil and sub(name, 1, 1) ~= ":" and not NGINX_OWNS[name] then
             ngx.req.clear_header(name)
@@ -182,7 +264,7 @@ local function set_request(view, headers)
             ngx.req.set_header(name, value)
         end
     end
-    return set_pseudo(view, headers)
+    return set_pseudo(view, headers, host_was)
 end
 
 
@@ -225,27 +307,13 @@ function _M.access(names)
         return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
     end
     local stream = core.stream(chain, { trailers = false })
-    local view = request_head()
+    local view, host = request_head()
     local body_follows = not core.request_ends()
     local outcome
     ngx.ctx[KEY] = { stream = stream }
     outcome, err = stream:request_headers(view, not body_follows)
     if outcome and outcome.action ~= "reply" and body_follows then
-        local head = outcome.headers
-        local before
-        if stream:sees_request_body() then
-            before, err = read_body()
-            if not before then
-                return fail(stream, err)
-            end
-        end
-        outcome, err = stream:request_body(before, true)
-        if outcome and outcome.action ~= "reply" then
-            outcome.headers = outcome.headers or head
-            if before and outcome.body ~= before then
-                ngx.req.set_body_data(outcome.body)
-            end
-        end
+        outcome, err = feed_body(stream, outcome.headers)
     end
     if not outcome then
         return fail(stream, err)
@@ -255,7 +323,7 @@ function _M.access(names)
         return _M.respond(outcome.reply)
     end
     local applied
-    applied, err = set_request(view, outcome.headers)
+    applied, err = set_request(view, outcome.headers, host)
     if not applied then
         return fail(stream, err)
     end

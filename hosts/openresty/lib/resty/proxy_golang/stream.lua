@@ -387,7 +387,8 @@ function Stream:read_request_body()
             close(self, CAUSES.error)
             return nil, err
         end
-        if self.replied or self.handle < 0 then
+        -- A limit of the guest's, or the other direction, may have moved this one meanwhile.
+        if self.handle < 0 or not drain(self) or self.replied or self[LEAVING + REQUEST] then
             return settle(self, REQUEST)
         end
     end
