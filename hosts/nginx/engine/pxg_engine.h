@@ -226,7 +226,7 @@ typedef struct pxg_glance {
   pxg_config *config; /* No reference is taken: it has to outlive the glance. */
   void *data;
   uint64_t handle, user, time_ns;
-  uint64_t token;          /* Of the event under way, as what it showed. */
+  uint64_t token; /* Of the event under way, as what it showed. */
   const pxg_field *fields;
   size_t n_fields;
   uint32_t head; /* Flags of the head. */
@@ -264,7 +264,7 @@ static inline bool pxg_glance_lives(const pxg_glance *g) { return g->handle != 0
  * is over. */
 pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
                               uint32_t gone, uint32_t response_flags);
-/* The end, however it came. */
+/* The end, however it came; between MORE and its stream, too, for want of memory. */
 void pxg_glance_close(pxg_glance *g);
 /* The next one that needs a stream, before pxg_worker_next; null: none does. */
 pxg_glance *pxg_worker_next_glance(pxg_worker *w);

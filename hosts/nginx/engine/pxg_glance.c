@@ -186,12 +186,6 @@ pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *da
   pxg_worker *w = g->w;
   pxg_stream *s = pxg_stream_make(w, &g->config, 1, ops, data, id, flags);
   if (!s) {
-    if (!g->answered) {
-      pxg_result_release(&w->out);
-      g->user = w->out.user;
-      if (g->token) pxg_token_returned(w, g->config, g->token, false);
-      pxg_call_end(&w->call);
-    }
     pxg_glance_close(g);
     return NULL;
   }
@@ -229,9 +223,26 @@ pxg_glance *pxg_worker_next_glance(pxg_worker *w) {
   return w->called;
 }
 
+static void call_cancel(const pxg_glance *g) {
+  const pxg_guest *table = &g->config->lib->table;
+  pxg_count(&g->config->counters->cancels);
+  table->on_cancel(table->ctx, g->config->value, g->user, g->handle, g->token, g->w->index);
+}
+
+/* An event whose result nobody can take. */
+static void drop_event(pxg_glance *g) {
+  pxg_worker *w = g->w;
+  pxg_result_release(&w->out);
+  g->user = w->out.user;
+  bool cancelled = g->token && pxg_token_returned(w, g->config, g->token, false);
+  pxg_call_end(&w->call);
+  if (cancelled && w->out.action == PXG_ACT_PENDING) call_cancel(g);
+}
+
 void pxg_glance_close(pxg_glance *g) {
   if (!g->handle) return;
   pxg_worker *w = g->w;
+  if (!g->answered) drop_event(g);
   uint64_t handle = g->handle;
   pxg_handle_retire(w, handle);
   g->handle = 0;

@@ -144,7 +144,7 @@ typedef struct pxg_dir {
   uint32_t pend_phase, pend_flags;
   uint64_t offset, need, kept; /* A MORE: due at this length; what it kept. */
   uint64_t last_event, token, deadline, hold_since, pend_len;
-  int64_t room; /* What content-length still allows to leave; -1: free. */
+  int64_t room;                       /* What content-length still allows to leave; -1: free. */
   uint64_t shown_fields, shown_bytes; /* Of the headers as a PENDING saw them; no field: not known. */
   pxg_bytes view;
 } pxg_dir;
@@ -319,8 +319,9 @@ void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...
 /* ---- pxg_tokens.c ------------------------------------------------------------------------------------------------ */
 
 uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, uint32_t phase, uint32_t flags); /* 0: no memory. */
-/* After on_event returned PENDING; after anything else the token is retired and a completion discarded. */
-void pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending);
+/* After on_event returned PENDING; after anything else the token is retired and a completion discarded. False: it has been
+ * completed already. */
+bool pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending);
 bool pxg_token_retire(uint64_t token); /* True: it was PENDING, and `complete` has not won. */
 bool pxg_token_is_pending(uint64_t token);
 uint64_t pxg_handle_new(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g); /* 0: no memory. */

@@ -141,18 +141,19 @@ uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, uint32_t phas
   return take(w, c, p, ISSUED, phase, flags);
 }
 
-void pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending) {
+bool pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending) {
   uint64_t word;
   pxg_slot *s = in_use(token, &word);
-  if (!s) return;
+  if (!s) return false;
   if ((word & STATE) == ISSUED) {
     bool first = pending ? atomic_compare_exchange_strong(&s->word, &word, word - ISSUED + PENDING) /* A03 */
                          : give_back(w, s, &word);                                                  /* A04 */
-    if (first) return;
+    if (first) return true;
   }
-  if (pending) return; /* A05 */
-  s->p = NULL;         /* A06 */
+  if (pending) return false; /* A05 */
+  s->p = NULL;               /* A06 */
   pxg_count(&c->counters->stale);
+  return false;
 }
 
 bool pxg_token_retire(uint64_t token) {

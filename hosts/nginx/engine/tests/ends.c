@@ -260,12 +260,91 @@ static void at_once(void) {
   CHECK(!pending_places[0], "%u places are counted as pending", pending_places[0]);
 }
 
+/* ---- threads against what has no stream ------------------------------------------------------------------------------ */
+
+static _Atomic uint64_t shown_token, shown_handle;
+static _Atomic int completed, applied;
+static bool pends;
+
+static void pend_at_times(const pxg_event *ev, pxg_result *o) {
+  shown_handle = ev->stream; /* Threads may be first, before the event has returned. */
+  shown_token = ev->token;
+  if (pends) pend(ev, o);
+}
+
+static void *disturber(void *none) {
+  while (!stop) {
+    pxg_op op = {PXG_OP_METADATA_SET, 0, 0, 0, str("k"), {{(const uint8_t *)"v", 1, PXG_BUF_OWNED}, give_back, 1}};
+    pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE, .ops = &op, .n_ops = 1};
+    given += 2;
+    int32_t a = pxg_complete(77, shown_token, &r), b = pxg_apply(77, shown_handle, &r),
+            c = pxg_wake(77, shown_handle, 1);
+    completed += a == PXG_OK;
+    applied += b == PXG_OK;
+    if ((a != PXG_OK && a != PXG_E_STALE) || (b != PXG_OK && b != PXG_E_STALE)) odd = a;
+    if (c != PXG_E_STATE && c != PXG_E_STALE) odd = c;
+    sched_yield();
+  }
+  return none;
+}
+
+static void without_a_stream(void) {
+  pthread_t threads[THREADS];
+  int rounds = getenv("PXG_STRESS") ? 200 * atoi(getenv("PXG_STRESS")) : 200, n_pended = 0, grown = 0;
+  reset_world();
+  quiet();
+  stop = false;
+  given = given_back = 0;
+  configs[1].subscribe = configs[1].pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
+  on[1][PXG_PHASE_REQUEST_HEADERS] = pend_at_times;
+  for (int t = 0; t < THREADS; t++) pthread_create(&threads[t], NULL, disturber, NULL);
+  /* Until every kind of course has been met. */
+  for (int i = 0; i < rounds || (i < 1000000 && !(applied && completed && counters.cancels && grown)); i++) {
+    pxg_speaker speaker = {NULL, NULL, 1};
+    pxg_field path = {str(":path"), str("/")};
+    pxg_glance g = {0};
+    const pxg_op *edits;
+    size_t n;
+    n_trace = n_out = 0;
+    s = NULL;
+    pends = i % 3 == 0;
+    pxg_glanced way = pxg_glance_head(&g, loop, &configs[1], &speaker, &path, 1, PXG_HEAD_ENDS, &edits, &n);
+    n_pended += pends;
+    if (way == PXG_GLANCE_MORE) s = pxg_glance_stream(&g, &stream_ops, NULL, 1, 0, 0, 0);
+    for (int spins = 0; spins < i % 5; spins++) sched_yield();
+    while (pxg_worker_next_glance(loop)) s = pxg_glance_stream(&g, &stream_ops, NULL, 1, 0, 0, 0), grown++;
+    if (i % 2) (void)pxg_worker_next(loop);
+    if (pxg_glance_lives(&g)) {
+      pxg_glance_close(&g);
+    } else {
+      drain();
+      pxg_stream_finish(s, PXG_END_CLIENT_ABORT);
+      pxg_stream_free(s);
+    }
+    CHECK(strstr(trace, "1end"), "no end: %s", trace);
+  }
+  stop = true;
+  for (int t = 0; t < THREADS; t++) pthread_join(threads[t], NULL);
+  while (pxg_worker_next(loop)) { /* void */
+  }
+  /* What was completed before its event answered CONTINUE counts as stale. */
+  CHECK(completed + (int)counters.cancels == n_pended + (int)counters.stale,
+        "%d completions and %d cancels of %d, %d stale", completed, (int)counters.cancels, n_pended,
+        (int)counters.stale);
+  CHECK(applied && completed && counters.cancels && grown, "nothing raced: %d applied, %d completed, %d streams",
+        applied, completed, grown);
+  CHECK(given == given_back, "%d buffers given, %d given back", given, given_back);
+  CHECK(!odd, "a thread was answered %d", odd);
+  CHECK(!pending_places[0], "%u places are counted as pending", pending_places[0]);
+}
+
 int main(void) {
   start();
   tokens_of_the_request();
   causes();
   order();
   at_once();
+  without_a_stream();
   pxg_worker_free(loop);
   return finish("ends");
 }

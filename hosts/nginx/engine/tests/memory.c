@@ -536,6 +536,75 @@ static void records(void) {
   HAS(said, "xxxx [cut]\n");
 }
 
+/* ---- without a stream ----------------------------------------------------------------------------------------------- */
+
+static void set_owned(const pxg_event *ev, pxg_result *o) {
+  (void)ev;
+  o->scratch_ops[0] = (pxg_op){PXG_OP_HEADER_SET, 0, 0, 0, str("x-set"), give("1")};
+  o->ops = o->scratch_ops;
+  o->n_ops = 1;
+}
+
+static void *applies(void *none) {
+  pxg_op op = {PXG_OP_METADATA_SET, 0, 0, 0, str("later"), give("1")};
+  pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE, .ops = &op, .n_ops = 1};
+  int32_t status = pxg_apply(77, handles[1], &r);
+  CHECK(status == PXG_OK || status == PXG_E_LIMIT || status == PXG_E_STALE, "apply is answered %d", status);
+  return none;
+}
+
+/* The driver's part: a glance, and a stream where it takes one. */
+static void glance_at(script f) {
+  pxg_speaker speaker = {NULL, NULL, 1};
+  pxg_glance g = {0};
+  pxg_field fields[2] = {{str(":path"), str("/")}, {str("x-a"), str("1")}};
+  const pxg_op *edited;
+  size_t n;
+  s = NULL;
+  pxg_glanced way = pxg_glance_head(&g, loop, &configs[1], &speaker, fields, 2, PXG_HEAD_ENDS, &edited, &n);
+  bool had = strstr(trace, "1rh");
+  if (way == PXG_GLANCE_MORE) s = pxg_glance_stream(&g, &stream_ops, NULL, 1, open_with, 0, 0);
+  if (s) drain();
+  in_a_thread(applies, NULL);
+  while (pxg_worker_next_glance(loop)) s = pxg_glance_stream(&g, &stream_ops, NULL, 1, open_with, 0, 0);
+  if (s) complete_all();
+  if (s) {
+    CHECK(strstr(out, "RESET") || strstr(out, "send") || strstr(out, "rend") || way == PXG_GLANCE_PASSED,
+          "the stream waits: %s", out);
+    done(PXG_END_COMPLETE);
+  } else if (pxg_glance_lives(&g)) {
+    CHECK(way == PXG_GLANCE_PASSED, "a glance that nobody needs");
+    pxg_glance_close(&g);
+  }
+  CHECK(count_in(trace, "1end") == had, "%s", trace);
+  CHECK(f != pend || !had || s || strstr(trace, "1cancel"), "a token of nobody: %s", trace);
+  CHECK(!pxg_worker_next(loop) && !pxg_worker_next_glance(loop), "mail for the dead");
+}
+
+static void glances(void) {
+  static const script all[] = {NULL, metadata, set_owned, pend, fail, reply};
+  for (size_t k = 0; k < sizeof all / sizeof *all; k++)
+    for (int for_good = 0; for_good < 2; for_good++) {
+      int n = 0;
+      for (n_failed = 1; n_failed; n++) {
+        given = 0;
+        with_body = false;
+        action = PXG_ACT_CONTINUE;
+        reset_world();
+        quiet();
+        configs[1].subscribe = configs[1].pend_phases = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
+        on[1][PXG_PHASE_REQUEST_HEADERS] = all[k];
+        arm(n, for_good);
+        loop = pxg_worker_new(0, bell, NULL);
+        if (loop) pxg_worker_clock(loop, 1000), glance_at(all[k]), pxg_worker_free(loop);
+        loop = NULL;
+        disarm();
+        CHECK(given == released, "%d, %d: %d buffers given, %d given back", (int)k, n, given, released);
+      }
+      CHECK(n > 3, "%d allocations", n);
+    }
+}
+
 int main(int argc, char **argv) {
   if (argc < 3) return 2;
   guests = argv[1], scratch = argv[2];
@@ -547,6 +616,7 @@ int main(int argc, char **argv) {
   loop = NULL;
   without_a_slot();
   all_scenarios();
+  glances();
   records();
   pxg_host_zone(pxg_zone_open(memset(memory, 0, size), size));
   validating();
