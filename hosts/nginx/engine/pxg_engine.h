@@ -243,14 +243,17 @@ typedef enum pxg_glanced {
 } pxg_glanced;
 
 /* Whether a chain of this configuration alone can begin so. */
-bool pxg_glance_suits(const pxg_config *c);
+static inline bool pxg_glance_suits(const pxg_config *c) {
+  return c->subscribe == PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS) && !(c->attr_phases & c->subscribe) &&
+         c->body_mode[PXG_DIR_REQUEST] == PXG_BODY_SKIP && c->body_mode[PXG_DIR_RESPONSE] == PXG_BODY_SKIP;
+}
 /* The head of the request, as pxg_stream_open and pxg_stream_head have it; `fields` is what `view` would show. The worker's
  * clock is when the call begins. The edits are HEADER_SET, HEADER_ADD and HEADER_DELETE of headers that are no
  * pseudo-headers, checked like those of pxg_stream_ops. */
 pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
                             const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
                             size_t *n_edits);
-bool pxg_glance_lives(const pxg_glance *g);
+static inline bool pxg_glance_lives(const pxg_glance *g) { return g->handle != 0; }
 /* What has gone by since PASSED. */
 #define PXG_GLANCE_REQUEST_END 0x1u
 #define PXG_GLANCE_RESPONSE_HEAD 0x2u
@@ -261,7 +264,7 @@ bool pxg_glance_lives(const pxg_glance *g);
  * is over. */
 pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
                               uint32_t gone, uint32_t response_flags);
-/* The end, however it came. */
+/* The end, however it came; between MORE and its stream, too, for want of memory. */
 void pxg_glance_close(pxg_glance *g);
 /* The next one that needs a stream, before pxg_worker_next; null: none does. */
 pxg_glance *pxg_worker_next_glance(pxg_worker *w);

@@ -13,28 +13,24 @@
 /* Edits of one result that are looked at here. */
 enum { MOST_EDITS = 16 };
 
-bool pxg_glance_suits(const pxg_config *c) {
-  uint64_t phase = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
-  return c->subscribe == phase && !(c->attr_phases & phase) && c->body_mode[REQ] == PXG_BODY_SKIP &&
-         c->body_mode[RSP] == PXG_BODY_SKIP;
-}
-
-bool pxg_glance_lives(const pxg_glance *g) { return g->handle != 0; }
-
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
-static bool is_text(const pxg_call *lent, const pxg_str *s, uint32_t flags) {
-  return !(s->flags & ~flags) && (!s->len || (s->ptr && !pxg_call_overruns(lent, s->ptr, s->len)));
+/* What lies outside of the worker, where lent memory is, cannot leave it. */
+static bool overruns(const pxg_worker *w, const void *ptr, uint64_t len) {
+  return (uintptr_t)ptr - (uintptr_t)w < sizeof *w && pxg_call_overruns(&w->call, ptr, len);
+}
+
+static bool is_text(const pxg_worker *w, const pxg_str *s, uint32_t flags) {
+  return !(s->flags & ~flags) && (!s->len || (s->ptr && !overruns(w, s->ptr, s->len)));
 }
 
 /* An edit that needs no state to be judged, and is legal. */
-static bool is_edit(const pxg_call *lent, const pxg_op *o) {
+static bool is_edit(const pxg_worker *w, const pxg_op *o) {
   bool deletes = o->kind == PXG_OP_HEADER_DELETE;
   const pxg_str *value = &o->val.bytes;
   if (!deletes && o->kind != PXG_OP_HEADER_SET && o->kind != PXG_OP_HEADER_ADD) return false;
   if ((o->flags & ~PXG_OPF_MUST) || o->target != PXG_TARGET_HEADERS || o->u0 || !o->key.len) return false;
-  if (!is_text(lent, &o->key, 0) || !is_text(lent, value, deletes ? 0 : PXG_STR_SENSITIVE | PXG_BUF_STATIC))
-    return false;
+  if (!is_text(w, &o->key, 0) || !is_text(w, value, deletes ? 0 : PXG_STR_SENSITIVE | PXG_BUF_STATIC)) return false;
   if (deletes && value->len) return false;
   return o->key.ptr[0] != ':' && !pxg_field_fault(o->key.ptr, o->key.len, value->ptr, value->len, true, false, REQ);
 }
@@ -52,16 +48,16 @@ static bool fits(const pxg_config *c, const pxg_result *r, const pxg_field *fiel
 }
 
 /* CONTINUE with edits by name or none: what a stream would do nothing else with than make them and pass the head. */
-static bool is_plain(const pxg_call *lent, const pxg_config *c, const pxg_result *r, const pxg_field *fields,
-                     size_t n) {
+static bool is_plain(const pxg_worker *w, const pxg_config *c, const pxg_field *fields, size_t n) {
+  const pxg_result *r = &w->out;
   if (r->action != PXG_ACT_CONTINUE || r->size < sizeof *r || r->reply) return false;
   if (r->flags | r->reserved0 | r->unsubscribe | r->body_mode[0] | r->body_mode[1] | r->error.len | r->error.flags)
     return false;
   if (!r->n_ops) return true;
-  if (r->n_ops > MOST_EDITS || r->n_ops > c->policy.max_ops || !r->ops || lent->more) return false;
-  if (pxg_call_overruns(lent, r->ops, r->n_ops * sizeof *r->ops)) return false;
+  if (r->n_ops > MOST_EDITS || r->n_ops > c->policy.max_ops || !r->ops || w->call.more) return false;
+  if (overruns(w, r->ops, r->n_ops * sizeof *r->ops)) return false;
   for (uint64_t i = 0; i < r->n_ops; i++)
-    if (!is_edit(lent, &r->ops[i])) return false;
+    if (!is_edit(w, &r->ops[i])) return false;
   return fits(c, r, fields, n);
 }
 
@@ -107,7 +103,7 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const p
   bool mail = atomic_load_explicit(&w->box, memory_order_relaxed);
   g->fields = fields;
   g->n_fields = n;
-  if (mail || !is_plain(&w->call, c, &w->out, fields, n)) return PXG_GLANCE_MORE;
+  if (mail || !is_plain(w, c, fields, n)) return PXG_GLANCE_MORE;
   g->answered = true;
   g->user = w->out.user;
   g->edited = w->out.n_ops;
@@ -185,24 +181,11 @@ static void forget(pxg_glance *g) {
     }
 }
 
-static void call_cancel(const pxg_glance *g) {
-  const pxg_guest *table = &g->config->lib->table;
-  pxg_count(&g->config->counters->cancels);
-  table->on_cancel(table->ctx, g->config->value, g->user, g->handle, g->token, g->w->index);
-}
-
 pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *data, uint64_t id, uint32_t flags,
                               uint32_t gone, uint32_t response_flags) {
   pxg_worker *w = g->w;
   pxg_stream *s = pxg_stream_make(w, &g->config, 1, ops, data, id, flags);
   if (!s) {
-    if (!g->answered) {
-      pxg_result_release(&w->out);
-      g->user = w->out.user;
-      bool cancelled = g->token && pxg_token_returned(w, g->config, g->token, false);
-      pxg_call_end(&w->call);
-      if (cancelled && w->out.action == PXG_ACT_PENDING) call_cancel(g);
-    }
     pxg_glance_close(g);
     return NULL;
   }
@@ -240,9 +223,26 @@ pxg_glance *pxg_worker_next_glance(pxg_worker *w) {
   return w->called;
 }
 
+static void call_cancel(const pxg_glance *g) {
+  const pxg_guest *table = &g->config->lib->table;
+  pxg_count(&g->config->counters->cancels);
+  table->on_cancel(table->ctx, g->config->value, g->user, g->handle, g->token, g->w->index);
+}
+
+/* An event whose result nobody can take. */
+static void drop_event(pxg_glance *g) {
+  pxg_worker *w = g->w;
+  pxg_result_release(&w->out);
+  g->user = w->out.user;
+  bool cancelled = g->token && pxg_token_returned(w, g->config, g->token, false);
+  pxg_call_end(&w->call);
+  if (cancelled && w->out.action == PXG_ACT_PENDING) call_cancel(g);
+}
+
 void pxg_glance_close(pxg_glance *g) {
   if (!g->handle) return;
   pxg_worker *w = g->w;
+  if (!g->answered) drop_event(g);
   uint64_t handle = g->handle;
   pxg_handle_retire(w, handle);
   g->handle = 0;

@@ -55,6 +55,9 @@ ngx_int_t ngx_http_pxg_fields_view(ngx_http_pxg_fields_t *f, ngx_http_request_t 
  * no memory. */
 ngx_int_t ngx_http_pxg_request_fields(ngx_http_request_t *r, pxg_field *to, size_t room, size_t *n);
 
+/* What ngx_http_pxg_fields_set, _add, _delete and _commit do, for edits by name of a request that are no pseudo-headers. */
+ngx_int_t ngx_http_pxg_request_edits(ngx_http_request_t *r, const pxg_op *edits, size_t n);
+
 /* Edits. The caller has checked the grammar and that the name is not one that the host owns. Name and value are copied.
  * NGX_DECLINED: nginx cannot represent the value of a pseudo-header; at an index: the field has been removed already. */
 ngx_int_t ngx_http_pxg_fields_set(ngx_http_pxg_fields_t *f, const pxg_str *name, const pxg_str *value);

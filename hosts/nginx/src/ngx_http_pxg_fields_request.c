@@ -437,6 +437,49 @@ ngx_int_t ngx_http_pxg_request_commit(ngx_http_pxg_fields_t *f) {
   return f->removed || f->derived ? ngx_http_pxg_rederive_in(r) : NGX_OK;
 }
 
+static ngx_uint_t ngx_http_pxg_remove_all(ngx_http_request_t *r, u_char *name, size_t len) {
+  ngx_list_part_t *part;
+  ngx_table_elt_t *e, *end;
+  ngx_uint_t found = 0;
+
+  for (part = &r->headers_in.headers.part; part; part = part->next)
+    for (e = part->elts, end = e + part->nelts; e < end; e++)
+      if (e->key.len == len && ngx_strncasecmp(e->key.data, name, len) == 0) e->hash = 0, e->key.len = 0, found = 1;
+  return found;
+}
+
+ngx_int_t ngx_http_pxg_request_edits(ngx_http_request_t *r, const pxg_op *edits, size_t n) {
+  ngx_http_core_main_conf_t *cmcf = ngx_http_get_module_main_conf(r, ngx_http_core_module);
+  ngx_http_pxg_fields_t f;
+  ngx_table_elt_t *e;
+  ngx_uint_t hash;
+  const pxg_str *value;
+  u_char *name, *p;
+  size_t len;
+
+  f.request = r, f.removed = 0, f.derived = 0;
+  for (; n; n--, edits++) {
+    name = (u_char *)(uintptr_t)edits->key.ptr, len = edits->key.len, value = &edits->val.bytes;
+    if (edits->kind != PXG_OP_HEADER_ADD && ngx_http_pxg_remove_all(r, name, len)) f.removed = 1;
+    if (edits->kind == PXG_OP_HEADER_DELETE) continue;
+    p = ngx_pnalloc(r->pool, len + value->len + 2);
+    if (p == NULL) return NGX_ERROR;
+    e = ngx_list_push(&r->headers_in.headers);
+    if (e == NULL) return NGX_ERROR;
+    ngx_memzero(e, sizeof(*e));
+    hash = ngx_hash_key(name, len);
+    if (!f.derived) f.derived = ngx_hash_find(&cmcf->headers_in_hash, hash, name, len) != NULL;
+    e->hash = hash ? hash : 1;
+    e->key.data = e->lowcase_key = p, e->key.len = len;
+    p = ngx_cpymem(p, name, len);
+    *p++ = '\0';
+    e->value.data = p, e->value.len = value->len;
+    if (value->len) p = ngx_cpymem(p, value->ptr, value->len);
+    *p = '\0'; /* nginx reads some values up to a NUL. */
+  }
+  return ngx_http_pxg_request_commit(&f);
+}
+
 ngx_uint_t ngx_http_pxg_request_derives(ngx_http_request_t *r, const ngx_str_t *name) {
   ngx_http_core_main_conf_t *cmcf = ngx_http_get_module_main_conf(r, ngx_http_core_module);
   return ngx_hash_find(&cmcf->headers_in_hash, ngx_hash_key(name->data, name->len), name->data, name->len) != NULL;

@@ -37,25 +37,6 @@ static void ngx_http_pxg_glance_log(void *data, uint32_t level, const char *line
   ngx_http_pxg_log_to(g->request->connection->log, level, line, len);
 }
 
-static ngx_int_t ngx_http_pxg_edit_one(ngx_http_pxg_fields_t *f, const pxg_op *o) {
-  switch (o->kind) {
-  case PXG_OP_HEADER_SET: return ngx_http_pxg_fields_set(f, &o->key, &o->val.bytes);
-  case PXG_OP_HEADER_ADD: return ngx_http_pxg_fields_add(f, &o->key, &o->val.bytes);
-  default: return ngx_http_pxg_fields_delete(f, &o->key);
-  }
-}
-
-static ngx_int_t ngx_http_pxg_edit_all(ngx_http_request_t *r, const pxg_op *edits, size_t n) {
-  ngx_http_pxg_fields_t f;
-  size_t i;
-
-  ngx_memzero(&f, sizeof(f));
-  f.request = r, f.direction = PXG_DIR_REQUEST;
-  for (i = 0; i < n; i++)
-    if (ngx_http_pxg_edit_one(&f, &edits[i]) == NGX_ERROR) return NGX_ERROR;
-  return ngx_http_pxg_fields_commit(&f);
-}
-
 /* The one filter of a chain that can do without. */
 static ngx_http_pxg_filter_t *ngx_http_pxg_glancer(ngx_http_request_t *r) {
   ngx_http_pxg_loc_conf_t *l = ngx_http_get_module_loc_conf(r, ngx_http_proxy_golang_module);
@@ -102,7 +83,7 @@ ngx_int_t ngx_http_pxg_glance_start(ngx_http_request_t *r, ngx_http_pxg_ctx_t **
     *ctx = ngx_http_pxg_glance_stream(g);
     return *ctx ? ngx_http_pxg_pump(*ctx) : NGX_ERROR;
   }
-  if (n && ngx_http_pxg_edit_all(r, edits, n) != NGX_OK) g->reset = 1;
+  if (n && ngx_http_pxg_request_edits(r, edits, n) != NGX_OK) g->reset = 1;
   return NGX_OK;
 }
 

@@ -117,8 +117,6 @@ void pxg_worker_batch_end(pxg_worker *w) {}
 void pxg_worker_awake(pxg_worker *w, bool awake) {}
 
 /* Every request gets a stream. */
-bool pxg_glance_suits(const pxg_config *c) { return (void)c, false; }
-bool pxg_glance_lives(const pxg_glance *g) { return (void)g, false; }
 void pxg_glance_close(pxg_glance *g) { (void)g; }
 pxg_glance *pxg_worker_next_glance(pxg_worker *w) { return (void)w, NULL; }
 pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,

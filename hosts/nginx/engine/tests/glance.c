@@ -13,12 +13,71 @@ static int without; /* Runs that had no stream to their end. */
 /* ---- results ----------------------------------------------------------------------------------------------------- */
 
 typedef enum result {
-  NOTHING, SET, ADD, DELETE, MUST, SENSITIVE, STATIC, OWNED, MANY, OVER_LIMIT, TOO_MANY, TOO_LONG, NO_NAME, BAD_NAME, BAD_VALUE,
-  HOST_OWNED, PSEUDO, BAD_PSEUDO, SET_AT, DELETE_AT, BAD_INDEX, TRAILER, BAD_TARGET, INDEXED_NAME, BAD_FLAGS, ABSENT_KEY,
-  ABSENT_VALUE, NULL_VALUE, DELETE_WITH_VALUE, OVERRUN, ARRAY_OVERRUN, NO_ARRAY, METADATA, METRIC, CLUSTER, NO_CLUSTER,
-  RECOMPUTE, INJECT, UNKNOWN, UNKNOWN_MUST, MIXED, FLUSH, RESIZES, RES_FLAGS, UNSUBSCRIBE, MODE, SMALL, RESERVED, SAID,
-  MORE_BYTES, NO_USER, UNSET, WRONG, PEND, MORE, FAIL, PANIC, RESET, REPLY, REPLY_WITHOUT, BORROWED,
-  APPLIES, REPLIES_ASIDE, COMPLETES, RESULTS
+  NOTHING,
+  SET,
+  ADD,
+  DELETE,
+  MUST,
+  SENSITIVE,
+  STATIC,
+  OWNED,
+  MANY,
+  OVER_LIMIT,
+  TOO_MANY,
+  TOO_LONG,
+  NO_NAME,
+  BAD_NAME,
+  BAD_VALUE,
+  HOST_OWNED,
+  PSEUDO,
+  BAD_PSEUDO,
+  SET_AT,
+  DELETE_AT,
+  BAD_INDEX,
+  TRAILER,
+  BAD_TARGET,
+  INDEXED_NAME,
+  BAD_FLAGS,
+  ABSENT_KEY,
+  ABSENT_VALUE,
+  NULL_VALUE,
+  DELETE_WITH_VALUE,
+  OVERRUN,
+  ARRAY_OVERRUN,
+  NO_ARRAY,
+  METADATA,
+  METRIC,
+  CLUSTER,
+  NO_CLUSTER,
+  RECOMPUTE,
+  INJECT,
+  UNKNOWN,
+  UNKNOWN_MUST,
+  MIXED,
+  FLUSH,
+  RESIZES,
+  RES_FLAGS,
+  UNSUBSCRIBE,
+  MODE,
+  SMALL,
+  RESERVED,
+  SAID,
+  MORE_BYTES,
+  NO_USER,
+  UNSET,
+  WRONG,
+  PEND,
+  MORE,
+  FAIL,
+  PANIC,
+  RESET,
+  REPLY,
+  REPLY_WITHOUT,
+  BORROWED,
+  APPLIES,
+  REPLIES_ASIDE,
+  COMPLETES,
+  RESULTS
 } result;
 
 static result what;
@@ -51,7 +110,9 @@ static void answer(const pxg_event *ev, pxg_result *o) {
   case TOO_MANY:
     for (n = 0; n < 40; n++) a[n] = op(PXG_OP_HEADER_ADD, "x-b", "1");
     break;
-  case TOO_LONG: *a = op(PXG_OP_HEADER_SET, "x-new", "0123456789012345678901234567890123456789012345678901234567890"); break;
+  case TOO_LONG:
+    *a = op(PXG_OP_HEADER_SET, "x-new", "0123456789012345678901234567890123456789012345678901234567890");
+    break;
   case NO_NAME: a->key = str(""); break;
   case BAD_NAME: a->key = str("X-New"); break;
   case BAD_VALUE: a->val.bytes = str("a\nb"); break;
@@ -129,7 +190,21 @@ static void answer(const pxg_event *ev, pxg_result *o) {
 
 /* ---- what may follow --------------------------------------------------------------------------------------------- */
 
-typedef enum later { QUIET, A_METADATA, A_REPLY, A_RESET, A_EMPTY, A_ROUTE, A_EDIT, WAKE, TWICE, C_CONTINUE, C_REPLY, TIMER, LATERS } later;
+typedef enum later {
+  QUIET,
+  A_METADATA,
+  A_REPLY,
+  A_RESET,
+  A_EMPTY,
+  A_ROUTE,
+  A_EDIT,
+  WAKE,
+  TWICE,
+  C_CONTINUE,
+  C_REPLY,
+  TIMER,
+  LATERS
+} later;
 typedef enum moment { BEFORE, BEHIND_HEAD, BEHIND_END, MOMENTS } moment;
 
 static void act(later l) {
@@ -312,8 +387,8 @@ static void run(const course *c, bool glance, seen *to) {
   to->released = released;
 }
 
-#define SAME(part)                                                                                                   \
-  CHECK(!strcmp(a.part, b.part),                                                                                     \
+#define SAME(part)                                                                                                     \
+  CHECK(!strcmp(a.part, b.part),                                                                                       \
         "result %d, then %d at %d, pends %d, body %d, open %d, response %x: without a stream \"%s\", with one \"%s\"", \
         c->what, c->later, c->moment, c->pends, c->body, c->open, c->response, b.part, a.part)
 
