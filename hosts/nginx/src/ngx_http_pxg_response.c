@@ -53,12 +53,26 @@ static void ngx_http_pxg_as_asked(ngx_http_pxg_ctx_t *ctx) {
   }
 }
 
+/* A message that ended at its head does so with any status that a guest gives it: nobody has a body for it. */
+static void ngx_http_pxg_end_at_head(ngx_http_pxg_ctx_t *ctx) {
+  ngx_http_request_t *r = ctx->request;
+
+  if (!ctx->end_at_head || ctx->local || ctx->upgraded || ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)
+    return;
+  ngx_http_clear_content_length(r);
+  ngx_http_clear_accept_ranges(r);
+  r->headers_out.content_length_n = 0;
+  r->expect_trailers = 0;
+  r->header_only = 1;
+}
+
 static ngx_int_t ngx_http_pxg_send_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   ngx_http_pxg_flow_t *f = &ctx->flow[PXG_DIR_RESPONSE];
 
   ctx->head_sent = 1;
   if (ctx->header_only) r->header_only = ctx->header_only = 0;
+  ngx_http_pxg_end_at_head(ctx);
   if (ctx->send) {
     r->connection->send = ctx->send;
     r->connection->write->ready = 1;
@@ -266,6 +280,21 @@ static ngx_uint_t ngx_http_pxg_shut(ngx_http_pxg_ctx_t *ctx) {
          !pxg_stream_wants_body_first(ctx->stream, PXG_DIR_RESPONSE);
 }
 
+/* The head said that no body follows, and what follows was made before a guest decided so. */
+static ngx_int_t ngx_http_pxg_has_no_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in) {
+  ngx_chain_t *cl;
+
+  if (!ctx->head_sent || ctx->answered || !ctx->request->header_only) return 0;
+  for (cl = in; cl && ngx_buf_size(cl->buf) == 0; cl = cl->next) { /* void */
+  }
+  if (cl == NULL) return 0;
+  ngx_http_pxg_discard(in);
+  ngx_http_pxg_discard_body(ctx);
+  ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
+  ctx->aside = ctx->cut = ctx->response_ended = 1;
+  return 1;
+}
+
 static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in) {
   ngx_http_pxg_ctx_t *ctx = ngx_http_pxg_ctx(r);
   ngx_int_t rc;
@@ -278,6 +307,7 @@ static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in
     in = ctx->gate;
     ctx->gate = NULL;
   }
+  if (ngx_http_pxg_has_no_body(ctx, in)) in = NULL;
   if (ctx->aside || ctx->upgraded) {
     ngx_http_pxg_no_wait(ctx);
     return ngx_http_pxg_next_body(ctx, in);

@@ -26,6 +26,8 @@ FILTERS = {
     "authority-dot": "request set :authority files.test.:80",
     "view": "view",
     "resize": "resize",
+    "to-404": "response set :status 404",
+    "to-204": "response set :status 204",
     "to-alias": "request set :path /files/file.txt\nrecompute",
     "to-proxy": "request set :path /proxied/x\nrecompute",
 }
@@ -52,6 +54,7 @@ http {{
   upstream app {{ server unix:{path}/up.sock; }}
   {filters}
   proxy_golang_filter pieces {{ guest {bodies}; filter bodies; config whole; }}
+  proxy_golang_filter pend {{ guest {words}; filter test; config pend; }}
   proxy_golang_filter whole {{ guest {words}; filter test; config whole; hold_limit 60s; }}
   server {{
     listen unix:{path}/n.sock;
@@ -73,6 +76,10 @@ http {{
     location /files/ {{ alias {path}/html/; }}
     location /proxied/ {{ proxy_pass http://app/replaced/; }}
     location /pieces/ {{ proxy_golang pieces; alias {path}/html/; }}
+    location /late/304/ {{ proxy_golang to-404 pend; alias {path}/html/; }}
+    location /late/200/ {{ proxy_golang to-204 pend; alias {path}/html/; }}
+    location /late/up/ {{ proxy_golang to-404 pend; proxy_pass http://app; }}
+    location /late/up/200/ {{ proxy_golang to-204 pend; proxy_pass http://app; }}
     location /held/ {{
       proxy_golang whole; client_max_body_size 64k; proxy_pass http://app;
       error_page 400 413 = /refused.txt;
@@ -89,6 +96,9 @@ http {{
 
 
 def echo(said, connection):
+    if said.path.endswith("/none"):
+        connection.say(b"HTTP/1.1 204 No Content\r\n\r\n")
+        return True
     body = json.dumps({"target": said.path, "method": said.method, "fields": said.fields}).encode()
     connection.say(b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: %d\r\n\r\n%s"
                    % (len(body), b"" if said.method == "HEAD" else body))
@@ -143,6 +153,14 @@ class Hostile(unittest.TestCase):
                 got = self.pair("GET", path)
                 self.assertEqual((got.status, got.body), (status, body), got.head)
                 self.assertIn(got.framing, ("length", "chunked"))
+
+    def test_a_status_that_changes_after_the_head_was_held(self):
+        """nginx has decided by then whether a body follows, by the status that it had."""
+        for path, fields, status in (("/late/304/file.txt", ("If-None-Match: *",), 404), ("/late/200/file.txt", (), 204),
+                                     ("/late/up/none", (), 404), ("/late/up/200/x", (), 204)):
+            with self.subTest(path=path):
+                got = self.pair("GET", path, fields=fields)
+                self.assertEqual((got.status, got.body), (status, b""), got.head)
 
     # ---- A body that leaves in pieces, with its end, after its head was held ----------------------------------------
 
