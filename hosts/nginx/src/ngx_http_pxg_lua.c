@@ -245,10 +245,15 @@ int ngx_http_pxg_lua_finish(uint64_t handle, uint32_t why) {
 
 /* ---- Feeding and taking -------------------------------------------------------------------------------------------- */
 
-ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_enter(uint64_t handle, int direction) {
+/* Without a look at the clock: for calls that only ask. */
+static ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_look(uint64_t handle, int direction) {
   if (direction != PXG_DIR_REQUEST && direction != PXG_DIR_RESPONSE) return NULL;
-  (void)ngx_http_pxg_worker();
   return ngx_http_pxg_lua_find(handle);
+}
+
+ngx_http_pxg_lua_stream_t *ngx_http_pxg_lua_enter(uint64_t handle, int direction) {
+  (void)ngx_http_pxg_worker();
+  return ngx_http_pxg_lua_look(handle, direction);
 }
 
 int ngx_http_pxg_lua_head(uint64_t handle, int direction, uint32_t flags, const pxg_field *fields, size_t n) {
@@ -284,7 +289,7 @@ int ngx_http_pxg_lua_end(uint64_t handle, int direction, const pxg_field *traile
 }
 
 int ngx_http_pxg_lua_take(uint64_t handle, ngx_http_pxg_lua_out_t *out) {
-  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, 0);
+  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_look(handle, 0);
   ngx_http_pxg_lua_list_t *l;
   pxg_out o;
 
@@ -308,17 +313,17 @@ int ngx_http_pxg_lua_take(uint64_t handle, ngx_http_pxg_lua_out_t *out) {
 }
 
 int ngx_http_pxg_lua_pends(uint64_t handle, int direction) {
-  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, direction);
+  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_look(handle, direction);
   return s ? pxg_stream_pends(s->stream, direction) : PXG_E_STALE;
 }
 
 int ngx_http_pxg_lua_sees_body(uint64_t handle, int direction) {
-  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, direction);
+  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_look(handle, direction);
   return s ? pxg_stream_sees_body(s->stream, direction) : PXG_E_STALE;
 }
 
 int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema) {
-  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, direction);
+  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_look(handle, direction);
 
   if (s == NULL) return PXG_E_STALE;
   s->sema[direction] = sema;
@@ -326,7 +331,7 @@ int ngx_http_pxg_lua_watch(uint64_t handle, int direction, void *sema) {
 }
 
 const char *ngx_http_pxg_lua_details(uint64_t handle) {
-  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_enter(handle, 0);
+  ngx_http_pxg_lua_stream_t *s = ngx_http_pxg_lua_look(handle, 0);
   return s ? pxg_stream_details(s->stream) : NULL;
 }
 

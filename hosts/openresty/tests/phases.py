@@ -285,11 +285,11 @@ class Phases(unittest.TestCase):
         harness.wait_for(f"{key} is said", there)
         return "\n".join(got)
 
-    def load(self, config):
+    def load(self, config, pend_limit=20):
         """Lua that loads the guest with this configuration as f."""
         name = config.replace("@", "-")
         return f"""local f = assert(pxg.load{{guest = "{self.guest}", filter = "lua-test", name = "{name}",
-                                              config = "{config}", pend_limit = 0.05}}) """
+                                              config = "{config}", pend_limit = {pend_limit}}}) """
 
     # ---- Attributes --------------------------------------------------------------------------------------------------
 
@@ -429,7 +429,7 @@ class Phases(unittest.TestCase):
             self.assertEqual(c.answer().body, b"abcdef")
 
     def test_clients_that_go_away_while_a_guest_has_a_piece(self):
-        self.lua.run(self.load("hang@2").replace("0.05", "600") + "return 1")
+        self.lua.run(self.load("hang@2", 600) + "return 1")
         for _ in range(10):
             with harness.Client(self.lua.socket) as c:
                 c.send(harness.request("POST", "/in/hang-2", ("Content-Length: 300",)))
@@ -493,7 +493,7 @@ class Phases(unittest.TestCase):
         for phase in ("access", "timer"):
             for at in (1, 2, 4, 5):
                 with self.subTest(phase=phase, at=at):
-                    self.assertEqual(self.lua.run(self.load(f"never@{at}") + code, phase),
+                    self.assertEqual(self.lua.run(self.load(f"never@{at}", 0.05) + code, phase),
                                      ["reset", "nil"] if at == 5 else ["reply", f"never-{at}.deadline"])
 
     def test_bytes_outlive_their_strings(self):
@@ -535,6 +535,24 @@ class Phases(unittest.TestCase):
             t:finish() s:finish()
             return #o.headers["x-trace-id"], o.headers["x-guest"][2], #p.headers["x-trace-id"], tostring(p.headers["x-guest"])""")
         self.assertEqual(got, ["32", "thread", "32", "nil"])
+
+    def test_panics(self):
+        """Of a guest in Go, in its method and in a goroutine; the next stream is served."""
+        go = common.go_bundle()
+        code = f"""
+            local said = {{}}
+            for _, fault in ipairs{{"panic", "nil", "async-panic", "async-goexit", "zero-action", "async-nothing"}} do
+                local f, err = pxg.load{{guest = "{go}", filter = "faulty", name = fault, config = '{{"fault": "' .. fault .. '"}}'}}
+                local o
+                if f then o, err = f:request_headers(head()) end
+                said[#said + 1] = fault .. " " .. (o and o.action .. " " .. tostring(o.reply and o.reply.details) or err)
+            end
+            return table.concat(said, ", "), pxg.streams()"""
+        for phase in ("rewrite", "access", "content", "timer"):
+            with self.subTest(phase=phase):
+                self.assertEqual(self.lua.run(code, phase), [
+                    "panic reply panic.panic, nil reply nil.panic, async-panic reply async-panic.panic, async-goexit reply "
+                    "async-goexit.error, zero-action reply zero-action.error, async-nothing continue nil", "0"])
 
     # ---- Other phases of nginx ---------------------------------------------------------------------------------------
 
