@@ -58,6 +58,11 @@ static void declarations(void) {
   refused("attr-required", PXG_E_NOTFOUND, "attrs[0]: found the required attribute no.such", true);
   refused("attr-bits", PXG_E_UNSUPPORTED, "attrs[0]: found flags 0x40", true);
   refused("projection", PXG_E_ARG, "projection[0].name: found Host, expected a field's name in lower case", true);
+  refused("attrs-leave", PXG_E_ARG, "attrs: found an array that leaves the lent scratch [PXG-MEM-012]", true);
+  refused("attr-empty", PXG_E_ARG, "attrs[0].name: found an empty string, expected a name", true);
+  refused("attr-null", PXG_E_ARG, "attrs[0].name: found NULL with a length", true);
+  refused("attr-flags", PXG_E_ARG, "attrs[0].name: found flags 0x40, expected 0", true);
+  refused("projection-bits", PXG_E_UNSUPPORTED, "projection[0]: found phases 0x10000000000", true);
   refused("leaves", PXG_E_ARG, "attrs[0].name: found a string that leaves the lent scratch", true);
 }
 
@@ -73,6 +78,11 @@ static void specs(void) {
   s.features[0] |= 1ull << PXG_F_L4;
   CHECK(!pxg_config_new(&s, &why), "features beyond the host's");
   HAS(why.text, "[PXG-NEG-008]");
+  s = spec_of("", 0);
+  s.features[0] &= ~(1ull << PXG_F_METADATA);
+  s.library = copy_of("loading.so", "needs-metadata.so", 0);
+  CHECK(!pxg_config_new(&s, &why) && why.status == PXG_E_UNSUPPORTED, "a feature that the library requires");
+  HAS(why.text, "features: found none of METADATA, expected all that the library requires [PXG-NEG-003]");
   s = spec_of("", 0);
   s.policy.fail_status = 200;
   CHECK(!pxg_config_new(&s, &why), "failure status");

@@ -383,6 +383,9 @@ static void by_apply(void) {
   pxg_result bigger[2] = {{.size = sizeof bigger, .action = PXG_ACT_CONTINUE}, {.size = 1}};
   CHECK(pxg_apply(77, handles[1], bigger) == U, "a tail that is not zero");
   CHECK(pxg_apply(77, handles[1], NULL) == A, "no result");
+  pxg_reply longer[2] = {{.size = sizeof longer, .status = 200}, {.size = 1}};
+  pxg_result with_longer = {.size = sizeof with_longer, .action = PXG_ACT_REPLY, .reply = longer};
+  CHECK(pxg_apply(77, handles[1], &with_longer) == U, "a reply with a tail that is not zero");
   bigger[1].size = 0;
   CHECK(pxg_apply(77, handles[1], bigger) == PXG_OK, "a longer result of a later version");
   CHECK(!counters.failures[PXG_R_INVALID], "a refusal is no failure");

@@ -60,6 +60,17 @@ static void held_bytes(void) {
     HAS(trace, over ? "1rbhO@0=" : "1rbEBWh@0=");
     LEFT("rhead rend ");
     done(PXG_END_COMPLETE);
+    /* There is no more to be asked for over it. */
+    reset_world();
+    quiet();
+    configs[1].body_mode[REQ] = PXG_BODY_WHOLE;
+    more_bytes = 4, passes = 0;
+    on[1][PXG_PHASE_REQUEST_BODY] = more;
+    begin(1);
+    head(REQ, false);
+    many(REQ, 16u + (unsigned)over);
+    CHECK(!strstr(said, "MORE: found at OVER_LIMIT in WHOLE [PXG-BODY-014]") == !over, "%s", said);
+    done(PXG_END_CLIENT_ABORT);
     /* A view over the limit stops the direction. */
     reset_world();
     configs[1].body_mode[REQ] = PXG_BODY_STREAM;

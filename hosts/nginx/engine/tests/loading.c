@@ -98,6 +98,10 @@ static void tables(void) {
   refused("requires.so", PXG_E_UNSUPPORTED, "lacks: L4, feature 255 [PXG-NEG-003]");
   refused("refuses.so", PXG_E_INTERNAL, "its init answered INTERNAL (-9), expected OK: no \\x02 license");
   refused("refuses.so", PXG_E_INTERNAL, "no \\x02 license"); /* Init may be called again. */
+  copy_of("unresolved.so", "unresolved.so", 0);
+  refused("unresolved.so", PXG_E_ARG, "it cannot be loaded: ");
+  HAS(why.text, "nobody_defines_this");
+  refused("replaces-itself.so", PXG_E_STATE, "the file was replaced while it was loaded; load it again [PXG-LOAD-007]");
   why.text[0] = 0;
   CHECK(!pxg_guest_load("/no/such.so", &why), "loaded nothing");
   HAS(why.text, "/no/such.so: found \"No such file");
@@ -206,6 +210,15 @@ static void log_records(void) {
   CHECK(!l->host.get_ext(l->ctx, (const uint8_t *)PXG_METRICS_V1_ID, strlen(PXG_METRICS_V1_ID)), "without a zone");
 }
 
+static void runtimes(void) {
+  quiet();
+  CHECK(pxg_guest_load(copy_of("with_go.so", "go-1.so", 0), &why), "%s", why.text);
+  LACKS(said, "Go runtime");
+  CHECK(pxg_guest_load(copy_of("with_go.so", "go-2.so", 0), &why), "%s", why.text);
+  HAS(said, "go-1.so and ");
+  HAS(said, "go-2.so both have a Go runtime; Go does not support two in one process [PXG-LOAD-008]");
+}
+
 int main(int argc, char **argv) {
   if (argc < 3) return 2;
   guests = argv[1], scratch = argv[2];
@@ -215,6 +228,10 @@ int main(int argc, char **argv) {
   CHECK(!pxg_host_start(&d, &why), "APPLY without apply");
   HAS(why.text, "[PXG-NEG-004]");
   d = test_driver(NULL);
+  d.n_workers = 0;
+  CHECK(!pxg_host_start(&d, &why), "without workers");
+  HAS(why.text, "found a driver without name, version or workers");
+  d = test_driver(NULL);
   CHECK(pxg_host_start(&d, &why), "%s", why.text);
   CHECK(!pxg_host_start(&d, &why), "twice");
   files();
@@ -222,5 +239,6 @@ int main(int argc, char **argv) {
   libraries();
   scratch_of_calls();
   log_records();
+  runtimes();
   return finish("loading");
 }

@@ -136,6 +136,9 @@ static void applied(void) {
   CHECK(apply(PXG_ACT_MORE, NULL, 0) == PXG_E_STATE, "MORE");
   CHECK(apply(PXG_ACT_CONTINUE, &header, 1) == PXG_E_ARG, "a header");
   CHECK(apply(PXG_ACT_CONTINUE, NULL, 2) == PXG_E_ARG, "NULL");
+  CHECK(pxg_apply(78, handles[1], &reply) == PXG_E_STALE && pxg_wake(78, handles[1], 1) == PXG_E_STALE,
+        "a foreign handle");
+  CHECK(pxg_apply(77, tokens[1], &reply) == PXG_E_STALE && pxg_wake(77, tokens[1], 1) == PXG_E_STALE, "a token");
   CHECK(pxg_apply(77, handles[1], &reply) == PXG_OK, "REPLY");
   mail();
   SAW("1rhE 1cancel ");
