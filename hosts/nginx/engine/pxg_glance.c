@@ -98,7 +98,7 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const p
       return PXG_GLANCE_NONE;
     }
   }
-  g->time_ns = pxg_cross(w, c, speaker, &ev);
+  g->time_ns = pxg_cross(w, c, speaker, &ev, w->now);
   /* What came by mail meanwhile may be for it, and comes before the head leaves. */
   bool mail = atomic_load_explicit(&w->box, memory_order_relaxed);
   g->fields = fields;

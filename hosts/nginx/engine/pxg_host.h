@@ -45,7 +45,7 @@ typedef struct pxg_driver {
   pxg_zone *zone;             /* Counters and metrics of guests; null: none, get_ext then answers null. */
   uint32_t log_level;         /* PXG_LOG_*; see pxg_log_level. */
 
-  /* The clock of pxg_worker_clock, asked when a guest's event has returned. Null: what a call took is not seen before
+  /* The clock of pxg_worker_clock, asked before and after a guest's event. Null: what a call took is not seen before
    * the next pxg_worker_clock. */
   uint64_t (*clock)(void);
   /* [any-thread] One record, escaped and without a line end; not those that pxg_stream_ops.log gets. */

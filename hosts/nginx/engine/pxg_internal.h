@@ -278,8 +278,9 @@ bool pxg_parked(const pxg_place *p, int d);
 /* ---- pxg_event.c ------------------------------------------------------------------------------------------------- */
 
 void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t len, uint64_t arg);
-/* Calls on_event; the result is in w->out, what it borrows lives until pxg_call_end. Answers how long it took. */
-uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev);
+/* Calls on_event; the result is in w->out, what it borrows lives until pxg_call_end. Answers how long it took.
+ * `start`: the driver's clock just now, or 0. */
+uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev, uint64_t start);
 /* Takes w->out as what `ev`, of `len` bytes, was answered with, and ends the call. */
 void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len);
 void pxg_call_cancel(pxg_place *p, uint64_t token);

@@ -41,6 +41,7 @@ typedef struct {
   size_t zone_size;      /* NGX_CONF_UNSET_SIZE: preset. */
   ngx_shm_zone_t *zone;  /* Null: there is no filter. */
   ngx_int_t request_id;  /* The index of $request_id. */
+  unsigned strips : 1;   /* A location has proxy_golang_strip_request_fields. */
 } ngx_http_pxg_main_conf_t;
 
 typedef struct {

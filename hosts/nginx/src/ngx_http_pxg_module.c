@@ -17,7 +17,12 @@ static ngx_int_t ngx_http_pxg_preconfiguration(ngx_conf_t *cf) {
 }
 
 static ngx_int_t ngx_http_pxg_postconfiguration(ngx_conf_t *cf) {
-  if (ngx_http_pxg_phase(cf, NGX_HTTP_PREACCESS_PHASE, ngx_http_pxg_strip_handler) != NGX_OK) return NGX_ERROR;
+  ngx_http_pxg_main_conf_t *m = ngx_http_conf_get_module_main_conf(cf, ngx_http_proxy_golang_module);
+
+  /* Requests pay for what there is only. */
+  if (m->strips && ngx_http_pxg_phase(cf, NGX_HTTP_PREACCESS_PHASE, ngx_http_pxg_strip_handler) != NGX_OK)
+    return NGX_ERROR;
+  if (m->filters.nelts == 0) return NGX_OK;
   if (ngx_http_pxg_phase(cf, NGX_HTTP_ACCESS_PHASE, ngx_http_pxg_access_handler) != NGX_OK) return NGX_ERROR;
   if (ngx_http_pxg_phase(cf, NGX_HTTP_LOG_PHASE, ngx_http_pxg_log_handler) != NGX_OK) return NGX_ERROR;
   ngx_http_pxg_request_body_init();

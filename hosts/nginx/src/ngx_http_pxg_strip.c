@@ -25,6 +25,7 @@ char *ngx_http_pxg_strip_fields(ngx_conf_t *cf, ngx_command_t *cmd, void *conf) 
     l->strip = NULL;
     return NGX_CONF_OK;
   }
+  ((ngx_http_pxg_main_conf_t *)ngx_http_conf_get_module_main_conf(cf, ngx_http_proxy_golang_module))->strips = 1;
   l->strip = ngx_array_create(cf->pool, cf->args->nelts - 1, sizeof(ngx_str_t));
   if (l->strip == NULL) return NGX_CONF_ERROR;
   for (i = 1; i < cf->args->nelts; i++) {
