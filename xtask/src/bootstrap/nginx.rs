@@ -106,6 +106,12 @@ const PACKAGES: &[Tool] = &[
         package: "lua-check",
         need: Need::Nginx,
     },
+    Tool {
+        name: "luarocks",
+        probe: || version("luarocks", "--version"),
+        package: "luarocks",
+        need: Need::Nginx,
+    },
 ];
 
 impl Nginx {
