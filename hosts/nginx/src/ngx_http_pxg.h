@@ -154,6 +154,8 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
 /* [exit] Ends all streams of this process, for one that ends in spite of them. */
 void ngx_http_pxg_end_all(void);
+/* All is over but for frames of HTTP/2 that wait in their connection: nobody may finalize the request any more. */
+static inline ngx_uint_t ngx_http_pxg_is_closed(ngx_http_request_t *r) { return r->main->count == 0; }
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);

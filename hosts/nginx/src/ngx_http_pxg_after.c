@@ -130,7 +130,7 @@ void ngx_http_pxg_after_handler(ngx_event_t *ev) {
   ngx_http_request_t *r = ctx->request;
   ngx_connection_t *c = r->connection;
 
-  if (ctx->finished) return;
+  if (ctx->finished || ngx_http_pxg_is_closed(r)) return;
   (void)ngx_http_pxg_worker();
   ngx_http_set_log_request(c->log, r);
   /* Each step may end the request; the count keeps its memory until all are done. */

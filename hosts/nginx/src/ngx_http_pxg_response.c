@@ -337,6 +337,23 @@ void ngx_http_pxg_response_gate(void) {
 
 /* ---- Outside the filters ------------------------------------------------------------------------------------------- */
 
+/* Whoever waits for the response to leave looks again: nginx's writer, or the upstream's pipe. They begin `send_timeout`
+ * anew, which only a client that takes something may have. */
+static void ngx_http_pxg_write_on(ngx_http_request_t *r) {
+  ngx_connection_t *c = r->connection;
+  ngx_event_t *ev = c->write;
+  ngx_uint_t waits = ev->timer_set && !ev->delayed;
+  ngx_msec_t at = ev->timer.key;
+  ngx_msec_int_t left;
+  off_t sent = c->sent;
+
+  r->write_event_handler(r);
+  if (!waits || !ev->timer_set || ev->delayed || c->sent != sent || ev->timer.key == at) return;
+  left = (ngx_msec_int_t)(at - ngx_current_msec);
+  ngx_del_timer(ev);
+  ngx_add_timer(ev, left > 0 ? (ngx_msec_t)left : 1);
+}
+
 void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   ngx_int_t rc = ngx_http_pxg_move_response(ctx);
@@ -346,8 +363,7 @@ void ngx_http_pxg_response_resume(ngx_http_pxg_ctx_t *ctx) {
     if (!ctx->reset) ngx_http_finalize_request(r, NGX_ERROR);
     return;
   }
-  /* Whoever waits for the response to leave looks again: nginx's writer, or the upstream's pipe. */
-  r->write_event_handler(r);
+  ngx_http_pxg_write_on(r);
 }
 
 /* What is left of the body is discarded, or, where its reading had begun, left to the closing of the connection. */

@@ -204,7 +204,7 @@ void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
   ngx_connection_t *c = r->connection;
 
-  if (ctx->finished) return;
+  if (ctx->finished || ngx_http_pxg_is_closed(r)) return;
   ngx_http_set_log_request(c->log, r);
   if (ngx_http_pxg_pump(ctx) != NGX_OK) ctx->reset = 1;
 

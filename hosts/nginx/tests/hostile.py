@@ -9,6 +9,7 @@ nginx and an upstream would read differently, and endings that a guest's suspens
 import contextlib
 import json
 import os
+import select
 import unittest
 
 import harness
@@ -54,6 +55,7 @@ http {{
   upstream app {{ server unix:{path}/up.sock; }}
   {filters}
   proxy_golang_filter pieces {{ guest {bodies}; filter bodies; config whole; }}
+  proxy_golang_filter endless {{ guest {features}; filter features; config 'stream 400'; hold_limit 300ms; }}
   proxy_golang_filter pend {{ guest {words}; filter test; config pend; }}
   proxy_golang_filter whole {{ guest {words}; filter test; config whole; hold_limit 60s; }}
   server {{
@@ -80,6 +82,7 @@ http {{
     location /late/200/ {{ proxy_golang to-204 pend; alias {path}/html/; }}
     location /late/up/ {{ proxy_golang to-404 pend; proxy_pass http://app; }}
     location /late/up/200/ {{ proxy_golang to-204 pend; proxy_pass http://app; }}
+    location /endless/ {{ proxy_golang endless; send_timeout 1s; proxy_pass http://app; }}
     location /held/ {{
       proxy_golang whole; client_max_body_size 64k; proxy_pass http://app;
       error_page 400 413 = /refused.txt;
@@ -194,6 +197,16 @@ class Hostile(unittest.TestCase):
         got = self.pair("GET", "/a/long/way/alias/x")
         self.assertEqual((got.status, got.body), (200, b"this is file.txt\n"))
         self.assertEqual(self.pair("GET", "/a/long/way/proxy/x").json()["target"], "/replaced/x")
+
+    # ---- A client that does not read -------------------------------------------------------------------------------
+
+    def test_send_timeout_ends_a_streamed_reply_that_nobody_reads(self):
+        """Whatever guests, and limits of theirs that are shorter, do meanwhile."""
+        with Client(self.at) as c:
+            c.send(request("GET", "/endless/"))
+            ended = select.poll()
+            ended.register(c.socket, 0)
+            self.assertEqual([e for _, e in ended.poll(harness.DEADLINE * 1000)], [select.POLLHUP])
 
     # ---- An error of nginx's own while a guest waits ---------------------------------------------------------------
 
