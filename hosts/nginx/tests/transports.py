@@ -132,7 +132,7 @@ class Transports(unittest.TestCase):
             back = seen[::-1]
             with self.subTest(word), self.connect() as c:
                 for _ in range(2):  # On one connection.
-                    c.send_aside(request("POST", f"/{word}x", body=BODY))
+                    c.send(request("POST", f"/{word}x", body=BODY))
                     got = c.answer()
                     self.assertEqual((got.status, got.get("x-guest")), (200, back))
                     said = json.loads(got.body.lower())
