@@ -93,10 +93,7 @@ static void pass_all(pxg_place *p, int d) {
 
 /* ---- cutting ----------------------------------------------------------------------------------------------------- */
 
-void pxg_unpend(pxg_place *p) {
-  atomic_fetch_sub_explicit(&p->c->pending[p->s->w->index], 1, memory_order_relaxed);
-  pxg_count_pending(p->c->counters, -1);
-}
+void pxg_unpend(pxg_place *p) { pxg_pending_ends(p->s->w, p->c); }
 
 uint64_t pxg_cut(pxg_place *p, int d) {
   pxg_dir *x = &p->d[d];

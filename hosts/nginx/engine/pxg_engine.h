@@ -218,7 +218,7 @@ void pxg_stream_free(pxg_stream *s); /* Finishes with ERROR if that was forgotte
 /* ---- Streams that need not be made: pxg_glance.c -------------------------------------------------------------------- */
 
 /* A stream through one filter that looks at the request's head and at nothing else, as long as nothing happens to it that
- * takes more: its event was answered by CONTINUE with edits by name or none. Everything else is a stream's, which is then
+ * takes more: its event was answered by CONTINUE with edits by name or none, at once or after PENDING. Everything else is a stream's, which is then
  * made as it would be by now; so what a result does is written once. Members are the engine's; `config`, `time_ns` and
  * `data` may be read. All zeros: none. */
 typedef struct pxg_glance {
@@ -229,15 +229,18 @@ typedef struct pxg_glance {
   uint64_t token; /* Of the event under way, as what it showed. */
   const pxg_field *fields;
   size_t n_fields;
-  uint32_t head; /* Flags of the head. */
-  bool answered, edited;
-  struct pxg_effect *first, **last; /* By `apply`, for the stream. */
+  uint64_t deadline, since, shown_bytes; /* While it waits: see pxg_glance_deadline, and what its event showed. */
+  uint32_t head;                         /* Flags of the head. */
+  bool waiting, answered, edited, called, lost;
+  struct pxg_effect *first, **last; /* Its mail. */
   struct pxg_glance *next;
 } pxg_glance;
 
 typedef enum pxg_glanced {
   PXG_GLANCE_PASSED, /* The head may leave once `edits` are made, in this order, before the engine is called again. It has
                       * been seen, and nothing else will be. */
+  PXG_GLANCE_WAITS,  /* PENDING. Nothing may come of the request or a response, and its deadline may not pass, but
+                      * after pxg_glance_decided has answered PASSED, or to pxg_glance_stream. */
   PXG_GLANCE_MORE,   /* pxg_glance_stream follows at once. */
   PXG_GLANCE_NONE    /* Nothing has happened: pxg_stream_open. */
 } pxg_glanced;
@@ -266,8 +269,12 @@ pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *da
                               uint32_t gone, uint32_t response_flags);
 /* The end, however it came; between MORE and its stream, too, for want of memory. */
 void pxg_glance_close(pxg_glance *g);
-/* The next one that needs a stream, before pxg_worker_next; null: none does. */
+/* The next one with mail, before pxg_worker_next; null: none. pxg_glance_decided follows. */
 pxg_glance *pxg_worker_next_glance(pxg_worker *w);
+/* What the mail says: PASSED, as with pxg_glance_head, or MORE. */
+pxg_glanced pxg_glance_decided(pxg_glance *g, const pxg_op **edits, size_t *n_edits);
+/* While it waits: then pxg_glance_stream and pxg_stream_timer are due. Else 0. */
+uint64_t pxg_glance_deadline(const pxg_glance *g);
 
 /* ---- Entries of pxg_host: 12.2 to 12.4 --------------------------------------------------------------------------- */
 

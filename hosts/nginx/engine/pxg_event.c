@@ -67,6 +67,7 @@ void pxg_worker_free(pxg_worker *w) {
   pxg_visitors_wait();
   pxg_collect(w);
   pxg_slots_leave(w);
+  if (w->read) pxg_effect_free(w->read);
   free(w->libs);
   free(w->attrs);
   free(w);
@@ -186,12 +187,29 @@ static bool is_pending(pxg_place *p, int dir, uint32_t phase, pxg_decision *d) {
   return !d->status && dir >= 0;
 }
 
+uint64_t pxg_pending_begins(pxg_worker *w, pxg_config *c, uint32_t phase, uint64_t wish) {
+  uint64_t most = c->policy.pend_limit_ns;
+  if (!wish) wish = c->pend_ns ? c->pend_ns : c->policy.pend_default_ns;
+  atomic_fetch_add_explicit(&c->pending[w->index], 1, memory_order_relaxed);
+  pxg_count_pending(c->counters, 1);
+  pxg_count(&c->counters->pendings[phase]);
+  const pxg_guest_lib *l = c->lib;
+  if (l->table.on_batch_end && l->ctx < w->n_libs && pxg_has(c->features, PXG_F_BATCH_END)) {
+    w->libs[l->ctx] |= LIB_PENDED;
+    w->batch_due = true;
+  }
+  return w->now + (wish < most ? wish : most);
+}
+
+void pxg_pending_ends(pxg_worker *w, pxg_config *c) {
+  atomic_fetch_sub_explicit(&c->pending[w->index], 1, memory_order_relaxed);
+  pxg_count_pending(c->counters, -1);
+}
+
 /* D04 */
 static void start_pending(pxg_place *p, int d, const pxg_event *ev, uint64_t view, const pxg_decision *dec) {
   pxg_dir *x = &p->d[d];
   pxg_worker *w = p->s->w;
-  uint64_t wish = dec->pend_ns ? dec->pend_ns : p->c->pend_ns ? p->c->pend_ns : p->c->policy.pend_default_ns;
-  uint64_t most = p->c->policy.pend_limit_ns;
   x->state = S_PEND;
   x->token = ev->token;
   x->pend_phase = ev->phase;
@@ -201,16 +219,8 @@ static void start_pending(pxg_place *p, int d, const pxg_event *ev, uint64_t vie
     x->shown_fields = ev->n_fields;
     x->shown_bytes = pxg_view_bytes(&(pxg_view){ev->fields, ev->n_fields});
   }
-  x->deadline = w->now + (wish < most ? wish : most);
+  x->deadline = pxg_pending_begins(w, p->c, ev->phase, dec->pend_ns);
   if (!x->withheld) x->hold_since = w->now, x->withheld = true;
-  atomic_fetch_add_explicit(&p->c->pending[w->index], 1, memory_order_relaxed);
-  pxg_count_pending(p->c->counters, 1);
-  pxg_count(&p->c->counters->pendings[ev->phase]);
-  const pxg_guest_lib *l = p->c->lib;
-  if (l->table.on_batch_end && l->ctx < w->n_libs && pxg_has(p->c->features, PXG_F_BATCH_END)) {
-    w->libs[l->ctx] |= LIB_PENDED;
-    w->batch_due = true;
-  }
 }
 
 void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len) {
@@ -262,7 +272,7 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
   if (x && pxg_is_body(phase)) show_chunks(p, d, &ev, len);
   pxg_keep_views(s, true);
   bool ok = show_fields(p, d, &ev) && show_attributes(p, &ev);
-  if (ok && pends) ok = (ev.token = pxg_token_new(w, p->c, p, phase, ev.flags)) != 0;
+  if (ok && pends) ok = (ev.token = pxg_token_new(w, p->c, p, NULL, phase, ev.flags)) != 0;
   if (!ok) {
     pxg_keep_views(s, false);
     s->no_memory = true;
@@ -276,12 +286,14 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
 
 /* ---- the other hooks --------------------------------------------------------------------------------------------- */
 
-void pxg_call_cancel(pxg_place *p, uint64_t token) {
-  pxg_guest_lib *l = p->c->lib;
-  enter(p->s->w, l);
-  pxg_count(&p->c->counters->cancels);
-  l->table.on_cancel(l->table.ctx, p->c->value, p->user, p->handle, token, p->s->w->index);
+void pxg_cancel(pxg_worker *w, pxg_config *c, uint64_t user, uint64_t handle, uint64_t token) {
+  pxg_guest_lib *l = c->lib;
+  enter(w, l);
+  pxg_count(&c->counters->cancels);
+  l->table.on_cancel(l->table.ctx, c->value, user, handle, token, w->index);
 }
+
+void pxg_call_cancel(pxg_place *p, uint64_t token) { pxg_cancel(p->s->w, p->c, p->user, p->handle, token); }
 
 void pxg_call_stream_end(pxg_place *p) {
   pxg_guest_lib *l = p->c->lib;

@@ -61,6 +61,30 @@ static bool is_plain(const pxg_worker *w, const pxg_config *c, const pxg_field *
   return fits(c, r, fields, n);
 }
 
+/* PENDING and nothing else. */
+static bool is_wait(const pxg_glance *g, const pxg_result *r) {
+  return r->action == PXG_ACT_PENDING && g->token && r->size >= sizeof *r && !r->reply && !r->n_ops && !r->more_bytes &&
+         !(r->flags | r->reserved0 | r->unsubscribe | r->body_mode[0] | r->body_mode[1] | r->error.len | r->error.flags);
+}
+
+/* The same as is_plain, of a completion, which `complete` has judged as far as that needs no state. */
+static bool is_plain_completion(const pxg_glance *g, const pxg_decision *d) {
+  uint64_t len = g->shown_bytes, n = g->n_fields, added = 0;
+  if (d->action != PXG_ACT_CONTINUE || d->status || d->no_memory || d->has_reply || d->text[0]) return false;
+  if (d->flags || d->unsubscribe || d->mode[0] || d->mode[1] || d->n_ops > MOST_EDITS) return false;
+  for (size_t i = 0; i < d->n_ops; i++) {
+    const pxg_todo *o = &d->ops[i];
+    bool deletes = o->kind == PXG_OP_HEADER_DELETE;
+    if (!deletes && o->kind != PXG_OP_HEADER_SET && o->kind != PXG_OP_HEADER_ADD) return false;
+    if (o->skip || o->val.owner || o->target != PXG_TARGET_HEADERS || !o->key.len || o->key.ptr[0] == ':') return false;
+    if (deletes) continue;
+    added++;
+    n += o->kind == PXG_OP_HEADER_ADD;
+    len += o->key.len + (uint64_t)o->val.len;
+  }
+  return !added || (n <= g->config->policy.max_fields && len <= g->config->policy.max_bytes);
+}
+
 /* ---- the event --------------------------------------------------------------------------------------------------- */
 
 static bool may_begin(const pxg_worker *w, const pxg_config *c, uint32_t head_flags) {
@@ -72,6 +96,18 @@ static bool may_begin(const pxg_worker *w, const pxg_config *c, uint32_t head_fl
 static uint32_t event_flags(uint32_t head_flags) {
   if (head_flags & PXG_HEAD_ENDS) return PXG_EV_CAN_REPLY | PXG_EV_END_STREAM;
   return PXG_EV_CAN_REPLY | (head_flags & PXG_HEAD_EOS_UNKNOWN ? PXG_EV_EOS_UNKNOWN : 0);
+}
+
+static void wait(pxg_glance *g) {
+  pxg_worker *w = g->w;
+  g->waiting = true;
+  g->user = w->out.user;
+  g->since = w->now;
+  g->shown_bytes = pxg_view_bytes(&(pxg_view){g->fields, g->n_fields});
+  g->fields = NULL;
+  g->deadline = pxg_pending_begins(w, g->config, PXG_PHASE_REQUEST_HEADERS, w->out.pend_ns);
+  pxg_token_returned(w, g->config, g->token, true);
+  pxg_call_end(&w->call);
 }
 
 pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
@@ -91,7 +127,7 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const p
                   .fields = n ? fields : NULL,
                   .n_fields = n};
   if (c->pend_phases >> phase & 1) {
-    ev.token = g->token = pxg_token_new(w, c, NULL, phase, ev.flags);
+    ev.token = g->token = pxg_token_new(w, c, NULL, g, phase, ev.flags);
     if (!ev.token) {
       pxg_handle_retire(w, g->handle);
       g->handle = 0;
@@ -103,6 +139,10 @@ pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const p
   bool mail = atomic_load_explicit(&w->box, memory_order_relaxed);
   g->fields = fields;
   g->n_fields = n;
+  if (!mail && is_wait(g, &w->out)) {
+    wait(g);
+    return PXG_GLANCE_WAITS;
+  }
   if (mail || !is_plain(w, c, fields, n)) return PXG_GLANCE_MORE;
   g->answered = true;
   g->user = w->out.user;
@@ -137,6 +177,32 @@ static void go_on_from_event(pxg_glance *g, pxg_stream *s) {
   pxg_conclude(p, REQ, &ev, 0);
   s->running = false;
   pxg_run(s);
+}
+
+/* One whose event was answered by PENDING. */
+static void go_on_waiting(const pxg_glance *g, pxg_stream *s) {
+  pxg_place *p = &s->places[0];
+  pxg_dir *x = &p->d[REQ];
+  bool ends = pxg_begin_head(s, REQ, g->head);
+  pxg_enter_head(s, REQ, ends);
+  if (ends) pxg_enter_end(s, REQ);
+  p->user = g->user;
+  x->held = true;
+  x->body_end_seen = ends;
+  x->last_event = g->since;
+  x->state = S_PEND;
+  x->token = g->token;
+  x->pend_phase = PXG_PHASE_REQUEST_HEADERS;
+  x->pend_flags = event_flags(g->head);
+  x->shown_fields = g->n_fields;
+  x->shown_bytes = g->shown_bytes;
+  x->deadline = g->deadline;
+  x->hold_since = g->since;
+  x->withheld = true;
+  pxg_slot_moves(g->token, p);
+  if (!g->lost) return;
+  s->no_memory = true;
+  pxg_mail_ready(s);
 }
 
 /* And one whose head has passed, and what else has gone by. */
@@ -174,9 +240,12 @@ static pxg_effect *next_letter(pxg_glance *g) {
 }
 
 static void forget(pxg_glance *g) {
+  if (!g->called) return;
+  g->called = false;
   for (pxg_glance **at = &g->w->called; *at; at = &(*at)->next)
     if (*at == g) {
       *at = g->next;
+      if (!*at) g->w->last_called = at;
       return;
     }
 }
@@ -195,24 +264,32 @@ pxg_stream *pxg_glance_stream(pxg_glance *g, const pxg_stream_ops *ops, void *da
   pxg_slot_moves(g->handle, p);
   if (g->answered)
     go_on_behind(g, s, gone, response_flags);
+  else if (g->waiting)
+    go_on_waiting(g, s);
   else
     go_on_from_event(g, s);
-  if (g->first) forget(g);
+  forget(g);
   for (pxg_effect *e; (e = next_letter(g));) pxg_effect_append(p, e);
   g->handle = 0;
+  g->waiting = false;
   return s;
 }
 
 /* ---- later ------------------------------------------------------------------------------------------------------- */
 
 void pxg_glance_receive(pxg_glance *g, pxg_effect *e) {
-  if (!g->first) {
-    pxg_glance **at = &g->w->called;
-    while (*at) at = &(*at)->next;
+  pxg_worker *w = g->w;
+  if (!g->called) {
+    g->called = true;
     g->next = NULL;
-    *at = g;
-    g->last = &g->first;
+    *(w->called ? w->last_called : &w->called) = g;
+    w->last_called = &g->next;
   }
+  if (!e) {
+    g->lost = true;
+    return;
+  }
+  if (!g->first) g->last = &g->first;
   e->next = NULL;
   *g->last = e;
   g->last = &e->next;
@@ -223,10 +300,38 @@ pxg_glance *pxg_worker_next_glance(pxg_worker *w) {
   return w->called;
 }
 
-static void call_cancel(const pxg_glance *g) {
-  const pxg_guest *table = &g->config->lib->table;
-  pxg_count(&g->config->counters->cancels);
-  table->on_cancel(table->ctx, g->config->value, g->user, g->handle, g->token, g->w->index);
+/* `e` as edits, which live as long as its strings. */
+static size_t edits_of(pxg_worker *w, const pxg_decision *d) {
+  for (size_t i = 0; i < d->n_ops; i++) {
+    const pxg_todo *o = &d->ops[i];
+    w->ops[i] = (pxg_op){.kind = o->kind, .target = o->target, .key = o->key};
+    w->ops[i].val.bytes = (pxg_str){o->val.ptr, (uint32_t)o->val.len, o->val_flags & PXG_STR_SENSITIVE};
+  }
+  return d->n_ops;
+}
+
+pxg_glanced pxg_glance_decided(pxg_glance *g, const pxg_op **edits, size_t *n_edits) {
+  pxg_worker *w = g->w;
+  pxg_effect *e = g->first;
+  bool alone = g->waiting && !g->lost && e && !e->next && e->kind == E_COMPLETE && e->token == g->token;
+  if (!alone || !is_plain_completion(g, e->d)) return PXG_GLANCE_MORE;
+  if (w->read) pxg_effect_free(w->read);
+  w->read = e;
+  g->first = NULL;
+  forget(g);
+  pxg_pending_ends(w, g->config);
+  g->waiting = false;
+  g->answered = true;
+  g->token = 0;
+  *edits = w->ops;
+  *n_edits = edits_of(w, e->d);
+  g->edited = *n_edits > 0;
+  return PXG_GLANCE_PASSED;
+}
+
+uint64_t pxg_glance_deadline(const pxg_glance *g) {
+  uint64_t held = g->since + g->config->policy.hold_limit_ns;
+  return !g->waiting ? 0 : held < g->deadline ? held : g->deadline;
 }
 
 /* An event whose result nobody can take. */
@@ -236,17 +341,22 @@ static void drop_event(pxg_glance *g) {
   g->user = w->out.user;
   bool cancelled = g->token && pxg_token_returned(w, g->config, g->token, false);
   pxg_call_end(&w->call);
-  if (cancelled && w->out.action == PXG_ACT_PENDING) call_cancel(g);
+  if (cancelled && w->out.action == PXG_ACT_PENDING) pxg_cancel(w, g->config, g->user, g->handle, g->token);
 }
 
 void pxg_glance_close(pxg_glance *g) {
   if (!g->handle) return;
   pxg_worker *w = g->w;
-  if (!g->answered) drop_event(g);
+  if (!g->answered && !g->waiting) drop_event(g);
   uint64_t handle = g->handle;
+  if (g->waiting) {
+    pxg_pending_ends(w, g->config);
+    g->waiting = false;
+    if (pxg_token_retire(g->token)) pxg_cancel(w, g->config, g->user, handle, g->token);
+  }
   pxg_handle_retire(w, handle);
   g->handle = 0;
-  if (g->first) forget(g);
+  forget(g);
   for (pxg_effect *e; (e = next_letter(g));) pxg_effect_free(e);
   if (!g->user) return;
   const pxg_guest *table = &g->config->lib->table;

@@ -228,7 +228,8 @@ struct pxg_worker {
   pxg_result out;        /* Of the event that is under way. */
   pxg_decision decision; /* And what became of it. */
   pxg_todo todos[PXG_INLINE_OPS];
-  pxg_glance *called; /* The first one with mail. */
+  pxg_glance *called, **last_called; /* Those with mail. */
+  pxg_effect *read;   /* The letter whose edits the driver makes. */
   pxg_str chunks[PXG_MOST_CHUNKS];
   pxg_str *attrs;
   size_t attrs_cap;
@@ -259,7 +260,7 @@ static inline bool pxg_c_has(const pxg_place *p, int d, unsigned request_feature
 
 /* ---- pxg_glance.c ------------------------------------------------------------------------------------------------ */
 
-void pxg_glance_receive(pxg_glance *g, pxg_effect *e); /* A letter of `apply`. */
+void pxg_glance_receive(pxg_glance *g, pxg_effect *e); /* Null: a completion that could not be kept. */
 
 /* ---- pxg_direction.c --------------------------------------------------------------------------------------------- */
 
@@ -283,6 +284,10 @@ void pxg_deliver(pxg_place *p, int d, uint32_t phase, uint32_t flags, uint64_t l
 uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speaker, const pxg_event *ev, uint64_t start);
 /* Takes w->out as what `ev`, of `len` bytes, was answered with, and ends the call. */
 void pxg_conclude(pxg_place *p, int d, const pxg_event *ev, uint64_t len);
+/* An event was answered by PENDING, with the guest's wish or 0: counts it, sees to on_batch_end. Answers the deadline. */
+uint64_t pxg_pending_begins(pxg_worker *w, pxg_config *c, uint32_t phase, uint64_t wish);
+void pxg_pending_ends(pxg_worker *w, pxg_config *c);
+void pxg_cancel(pxg_worker *w, pxg_config *c, uint64_t user, uint64_t handle, uint64_t token);
 void pxg_call_cancel(pxg_place *p, uint64_t token);
 void pxg_call_stream_end(pxg_place *p);
 
@@ -319,7 +324,8 @@ void pxg_stream_say(const pxg_stream *s, uint32_t level, const char *format, ...
 
 /* ---- pxg_tokens.c ------------------------------------------------------------------------------------------------ */
 
-uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, uint32_t phase, uint32_t flags); /* 0: no memory. */
+/* 0: no memory. */
+uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g, uint32_t phase, uint32_t flags);
 /* After on_event returned PENDING; after anything else the token is retired and a completion discarded. False: it has been
  * completed already. */
 bool pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending);
@@ -346,6 +352,7 @@ void pxg_effect_append(pxg_place *p, pxg_effect *e);
 pxg_effect *pxg_effect_take(pxg_place *p); /* The next one; null: none. */
 void pxg_effects_discard(pxg_place *p);
 void pxg_effect_wake(pxg_place *p, uint32_t flags); /* By the worker itself. */
+void pxg_mail_ready(pxg_stream *s); /* pxg_worker_next answers it. */
 void pxg_mail_forget(pxg_stream *s);
 
 #endif

@@ -20,7 +20,7 @@ void pxg_worker_awake(pxg_worker *w, bool awake) { atomic_store(&w->awake, awake
 
 /* ---- ready streams ----------------------------------------------------------------------------------------------- */
 
-static void make_ready(pxg_stream *s) {
+void pxg_mail_ready(pxg_stream *s) {
   if (s->ready || s->finished) return;
   pxg_worker *w = s->w;
   s->ready = w->ready_last;
@@ -45,7 +45,7 @@ void pxg_effect_append(pxg_place *p, pxg_effect *e) {
   e->next = NULL;
   *p->last = e;
   p->last = &e->next;
-  make_ready(p->s);
+  pxg_mail_ready(p->s);
 }
 
 static void append_wake(pxg_place *p, uint32_t flags, uint64_t arg) {
@@ -85,14 +85,14 @@ static void receive(pxg_worker *w, pxg_effect *e) {
   pxg_glance *g;
   pxg_place *p = pxg_addressee(w, e, &arg, &g);
   if (g) {
-    pxg_glance_receive(g, e);
+    pxg_glance_receive(g, kind == E_LOST ? NULL : e);
   } else if (!p) {
     if (kind != E_WAKE) pxg_effect_free(e);
   } else if (kind == E_WAKE) {
     append_wake(p, 0, arg);
   } else if (kind == E_LOST) {
     p->s->no_memory = true;
-    make_ready(p->s);
+    pxg_mail_ready(p->s);
   } else {
     pxg_effect_append(p, e);
   }

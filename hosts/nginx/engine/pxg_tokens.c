@@ -36,7 +36,7 @@ struct pxg_slot {
   pxg_effect own;           /* A wake, or a completion that could not be kept, for want of memory. */
   /* The worker's. */
   pxg_place *p;  /* Null: nobody waits for it any more, */
-  pxg_glance *g; /* or, of a handle, there is no stream yet. */
+  pxg_glance *g; /* or there is no stream yet. */
   uint32_t index, next_free;
 };
 
@@ -102,12 +102,13 @@ void pxg_slots_leave(pxg_worker *w) {
 }
 
 /* 0: no memory. */
-static uint64_t take(pxg_worker *w, pxg_config *c, pxg_place *p, int state, uint32_t phase, uint32_t flags) {
+static uint64_t take(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g, int state, uint32_t phase,
+                     uint32_t flags) {
   if (!w->free_slots && !more_slots(w)) return 0;
   pxg_slot *s = find(w->free_slots);
   w->free_slots = s->next_free;
   s->p = p;
-  s->g = NULL;
+  s->g = g;
   atomic_store_explicit(&s->config, c, memory_order_relaxed);
   atomic_store_explicit(&s->w, w, memory_order_relaxed);
   atomic_store_explicit(&s->phase, phase, memory_order_relaxed);
@@ -117,11 +118,16 @@ static uint64_t take(pxg_worker *w, pxg_config *c, pxg_place *p, int state, uint
   return generation(word) << SLOT_BITS | s->index;
 }
 
+static void abandon(pxg_slot *s) {
+  s->p = NULL;
+  s->g = NULL;
+}
+
 /* Ends a generation, if the word is still `*word`. A slot whose generations are used up is never used again. */
 static bool give_back(pxg_worker *w, pxg_slot *s, uint64_t *word) {
   uint64_t next = (generation(*word) + 1) << SLOT_BITS;
   if (!atomic_compare_exchange_strong(&s->word, word, next | FREE)) return false;
-  s->p = NULL;
+  abandon(s);
   if (!next) return true;
   s->next_free = w->free_slots;
   w->free_slots = s->index;
@@ -137,8 +143,8 @@ static pxg_slot *in_use(uint64_t value, uint64_t *word) {
 
 /* ---- the life of a token, on its worker -------------------------------------------------------------------------- */
 
-uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, uint32_t phase, uint32_t flags) {
-  return take(w, c, p, ISSUED, phase, flags);
+uint64_t pxg_token_new(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g, uint32_t phase, uint32_t flags) {
+  return take(w, c, p, g, ISSUED, phase, flags);
 }
 
 bool pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pending) {
@@ -151,7 +157,7 @@ bool pxg_token_returned(pxg_worker *w, pxg_config *c, uint64_t token, bool pendi
     if (first) return true;
   }
   if (pending) return false; /* A05 */
-  s->p = NULL;               /* A06 */
+  abandon(s);                /* A06 */
   pxg_count(&c->counters->stale);
   return false;
 }
@@ -160,9 +166,9 @@ bool pxg_token_retire(uint64_t token) {
   uint64_t word;
   pxg_slot *s = in_use(token, &word);
   if (!s) return false;
-  pxg_worker *w = s->p ? s->p->s->w : NULL;
+  pxg_worker *w = s->p ? s->p->s->w : s->g ? s->g->w : NULL;
   if (w && (word & STATE) == PENDING && give_back(w, s, &word)) return true;
-  s->p = NULL;
+  abandon(s);
   return false;
 }
 
@@ -174,10 +180,9 @@ bool pxg_token_is_pending(uint64_t token) {
 /* ---- handles, on their worker ------------------------------------------------------------------------------------ */
 
 uint64_t pxg_handle_new(pxg_worker *w, pxg_config *c, pxg_place *p, pxg_glance *g) {
-  uint64_t handle = take(w, c, p, HANDLE, 0, 0);
+  uint64_t handle = take(w, c, p, g, HANDLE, 0, 0);
   if (!handle) return 0;
   pxg_slot *s = find(handle);
-  s->g = g;
   atomic_store_explicit(&s->wake_arg, 0, memory_order_relaxed);
   atomic_store_explicit(&s->written, 0, memory_order_relaxed);
   atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
@@ -195,8 +200,7 @@ void pxg_handle_retire(pxg_worker *w, uint64_t handle) {
   uint64_t word;
   pxg_slot *s = in_use(handle, &word);
   if (!s) return;
-  s->p = NULL;
-  s->g = NULL;
+  abandon(s);
   while ((word & STATE) == HANDLE) {
     bool busy = word & (VISITORS | WAKE_QUEUED);
     if (busy ? atomic_compare_exchange_weak(&s->word, &word, word - HANDLE + DEAD) : give_back(w, s, &word)) return;
@@ -247,6 +251,7 @@ pxg_place *pxg_addressee(pxg_worker *w, pxg_effect *e, uint64_t *arg, pxg_glance
     return p;
   }
   if (e->kind != E_WAKE) {
+    *g = s->g;
     (void)give_back(w, s, &word);
     return p;
   }

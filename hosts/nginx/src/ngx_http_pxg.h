@@ -31,6 +31,13 @@ struct ngx_http_pxg_piece_s {
   pxg_slice slice;   /* The engine's block, given back when the buffer is consumed. */
 };
 
+/* A deadline, among those of the worker. */
+typedef struct {
+  ngx_queue_t queue;
+  uint64_t at;    /* Monotonic, in nanoseconds; 0: none. */
+  ngx_uint_t *of; /* The kind of a context or glance, and so that. */
+} ngx_http_pxg_due_t;
+
 /* The body of one direction. */
 typedef struct {
   ngx_chain_t *in;                        /* Lent by nginx and not given to the engine yet. */
@@ -52,8 +59,7 @@ typedef struct {
   ngx_pool_cleanup_t *cleanup;
   ngx_queue_t queue;                         /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2], trailers; /* `trailers`: of the response. */
-  uint64_t deadline;                         /* Monotonic, in nanoseconds; 0: none. */
-  ngx_queue_t timed;                         /* Of the worker: all that have a deadline. */
+  ngx_http_pxg_due_t due;
   ngx_event_t after;                         /* See ngx_http_pxg_after. */
   ngx_http_pxg_flow_t flow[2];
   ngx_chain_t *gate; /* The response's body, stopped before the first filter while its head is held. */
@@ -152,6 +158,7 @@ ngx_int_t ngx_http_pxg_open(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 /* Takes what may leave into the context, keeps what stays, sets the timer. To be called after each feed. NGX_ERROR: no
  * memory, the request cannot go on. */
 ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
+void ngx_http_pxg_set_due(ngx_http_pxg_due_t *due, uint64_t at); /* 0: none any more. */
 /* [exit] Ends all streams of this process, for one that ends in spite of them. */
 void ngx_http_pxg_end_all(void);
 /* All is over but for frames of HTTP/2 that wait in their connection: nobody may finalize the request any more. */
@@ -166,6 +173,7 @@ typedef struct {
   ngx_uint_t kind; /* NGX_HTTP_PXG_GLANCE */
   ngx_http_request_t *request;
   ngx_queue_t queue; /* Of the worker: all that live. */
+  ngx_http_pxg_due_t due;
   pxg_glance engine;
   off_t passed; /* Bytes of the request's body. */
   unsigned bodiless : 1;
@@ -177,12 +185,14 @@ typedef struct {
 /* Null: the request has none, or its stream. */
 ngx_http_pxg_glance_t *ngx_http_pxg_glance(ngx_http_request_t *r);
 ngx_http_pxg_glance_t *ngx_http_pxg_glance_of(ngx_pool_cleanup_t *cln);
-/* The request's head. NGX_DECLINED: it needs a stream; NGX_OK: it has had its event, and in `ctx` what took over, if
- * anything did. */
+/* The request's head. NGX_DECLINED: it needs a stream; NGX_AGAIN: it waits; NGX_OK: it has had its event, and in `ctx`
+ * what took over, if anything did. */
 ngx_int_t ngx_http_pxg_glance_start(ngx_http_request_t *r, ngx_http_pxg_ctx_t **ctx);
 /* The stream that takes over. Null: no memory, and the glance is over. */
 ngx_http_pxg_ctx_t *ngx_http_pxg_glance_stream(ngx_http_pxg_glance_t *g);
 void ngx_http_pxg_glance_mail(pxg_worker *w); /* Before pxg_worker_next. */
+/* ngx_http_pxg_glance_stream outside of the request's own events. Null: the request was reset, or answered. */
+ngx_http_pxg_ctx_t *ngx_http_pxg_glance_stream_or_reset(ngx_http_pxg_glance_t *g);
 void ngx_http_pxg_glance_request_body(ngx_http_pxg_glance_t *g, const ngx_chain_t *in);
 void ngx_http_pxg_glance_finish(ngx_http_pxg_glance_t *g);
 void ngx_http_pxg_glance_end_all(void); /* [exit] */

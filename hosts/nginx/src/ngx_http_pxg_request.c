@@ -24,6 +24,21 @@ static ngx_int_t ngx_http_pxg_start_stream(ngx_http_request_t *r, ngx_http_pxg_c
   return ngx_http_pxg_pump(ctx);
 }
 
+/* Until the guest has decided. */
+static ngx_int_t ngx_http_pxg_hold(ngx_http_request_t *r) {
+  r->read_event_handler = ngx_http_test_reading;
+  /* A client that went away together with its last bytes brings no further event. */
+  if (r->connection->read->pending_eof && !r->connection->read->posted) {
+    ngx_post_event(r->connection->read, &ngx_posted_events);
+  }
+  return NGX_AGAIN;
+}
+
+static ngx_int_t ngx_http_pxg_past_glance(ngx_http_pxg_glance_t *g) {
+  if (g->engine.waiting) return ngx_http_pxg_hold(g->request);
+  return g->reset ? NGX_HTTP_CLOSE : NGX_DECLINED;
+}
+
 /* Runs again each time the stream moves on, and for the new location after an internal redirect. */
 ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
   ngx_http_pxg_ctx_t *ctx;
@@ -32,12 +47,11 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
 
   if (r != r->main) return NGX_DECLINED;
   kind = ngx_http_pxg_any(r);
-  if (kind && *kind == NGX_HTTP_PXG_GLANCE) return NGX_DECLINED;
+  if (kind && *kind == NGX_HTTP_PXG_GLANCE) return ngx_http_pxg_past_glance((ngx_http_pxg_glance_t *)(void *)kind);
   ctx = (ngx_http_pxg_ctx_t *)(void *)kind;
   if (ctx == NULL) {
     rc = ngx_http_pxg_glance_start(r, &ctx);
-    if (rc == NGX_OK && ctx == NULL)
-      return ((ngx_http_pxg_glance_t *)ngx_http_pxg_any(r))->reset ? NGX_HTTP_CLOSE : NGX_DECLINED;
+    if (rc == NGX_AGAIN || (rc == NGX_OK && ctx == NULL)) return ngx_http_pxg_past_glance(ngx_http_pxg_any(r));
     if (rc == NGX_DECLINED) rc = ngx_http_pxg_start_stream(r, &ctx);
     if (rc == NGX_DECLINED) return rc;
     if (rc != NGX_OK) return NGX_HTTP_INTERNAL_SERVER_ERROR;
@@ -69,12 +83,7 @@ ngx_int_t ngx_http_pxg_access_handler(ngx_http_request_t *r) {
   }
 
   ctx->in_access = 1;
-  r->read_event_handler = ngx_http_test_reading;
-  /* A client that went away together with its last bytes brings no further event. */
-  if (r->connection->read->pending_eof && !r->connection->read->posted) {
-    ngx_post_event(r->connection->read, &ngx_posted_events);
-  }
-  return NGX_AGAIN;
+  return ngx_http_pxg_hold(r);
 }
 
 static uint32_t ngx_http_pxg_why(ngx_http_request_t *r, ngx_http_pxg_ctx_t *ctx) {

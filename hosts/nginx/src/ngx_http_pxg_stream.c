@@ -8,17 +8,9 @@ static ngx_queue_t ngx_http_pxg_streams; /* Of this process. */
 
 /* One timer of nginx's for all streams. Nearly every guest answers in time: so a deadline is a place in a list, the timer
  * stays where it is when the stream goes on, and who is late is looked for when it has expired. */
-static ngx_queue_t ngx_http_pxg_timed;
+static ngx_queue_t ngx_http_pxg_dues;
 static ngx_event_t ngx_http_pxg_timer;
 static uint64_t ngx_http_pxg_timer_at;
-
-static void ngx_http_pxg_untime(ngx_http_pxg_ctx_t *ctx) {
-  if (ctx->deadline == 0) return;
-  ngx_queue_remove(&ctx->timed);
-  ctx->deadline = 0;
-  /* A worker that is to end waits for requests with deadlines, and not for a timer that is left over. */
-  ngx_http_pxg_timer.cancelable = ngx_queue_empty(&ngx_http_pxg_timed);
-}
 
 static void ngx_http_pxg_arm(uint64_t at) {
   uint64_t now;
@@ -31,54 +23,57 @@ static void ngx_http_pxg_arm(uint64_t at) {
   ngx_add_timer(&ngx_http_pxg_timer, at > now ? (ngx_msec_t)((at - now + 999999) / 1000000) : 1);
 }
 
+static void ngx_http_pxg_late(ngx_http_pxg_due_t *due) {
+  ngx_http_pxg_ctx_t *ctx;
+
+  ngx_http_pxg_set_due(due, 0);
+  (void)ngx_http_pxg_worker();
+  ctx = (ngx_http_pxg_ctx_t *)(void *)due->of;
+  if (*due->of == NGX_HTTP_PXG_GLANCE)
+    ctx = ngx_http_pxg_glance_stream_or_reset((ngx_http_pxg_glance_t *)(void *)due->of);
+  if (ctx == NULL || ctx->stream == NULL || ctx->finished) return;
+  pxg_stream_timer(ctx->stream);
+  ngx_http_pxg_resume(ctx);
+}
+
 static void ngx_http_pxg_expired(ngx_event_t *ev) {
   uint64_t now = ngx_http_pxg_now(), soonest = 0;
-  ngx_http_pxg_ctx_t *ctx;
+  ngx_http_pxg_due_t *due;
   ngx_queue_t late, *q, *next;
 
   ngx_queue_init(&late);
-  for (q = ngx_queue_head(&ngx_http_pxg_timed); q != &ngx_http_pxg_timed; q = next) {
+  for (q = ngx_queue_head(&ngx_http_pxg_dues); q != &ngx_http_pxg_dues; q = next) {
     next = ngx_queue_next(q);
-    ctx = ngx_queue_data(q, ngx_http_pxg_ctx_t, timed);
-    if (ctx->deadline <= now) {
+    due = ngx_queue_data(q, ngx_http_pxg_due_t, queue);
+    if (due->at <= now) {
       ngx_queue_remove(q);
       ngx_queue_insert_tail(&late, q);
-    } else if (soonest == 0 || ctx->deadline < soonest) {
-      soonest = ctx->deadline;
+    } else if (soonest == 0 || due->at < soonest) {
+      soonest = due->at;
     }
   }
   if (soonest) ngx_http_pxg_arm(soonest);
   /* Each of them may end others, which then leave this list. */
-  while (!ngx_queue_empty(&late)) {
-    ctx = ngx_queue_data(ngx_queue_head(&late), ngx_http_pxg_ctx_t, timed);
-    ngx_http_pxg_untime(ctx);
-    if (ctx->stream == NULL || ctx->finished) continue;
-    (void)ngx_http_pxg_worker();
-    pxg_stream_timer(ctx->stream);
-    ngx_http_pxg_resume(ctx);
-  }
+  while (!ngx_queue_empty(&late)) ngx_http_pxg_late(ngx_queue_data(ngx_queue_head(&late), ngx_http_pxg_due_t, queue));
   ngx_http_pxg_batch();
 }
 
-static void ngx_http_pxg_set_timer(ngx_http_pxg_ctx_t *ctx) {
+void ngx_http_pxg_set_due(ngx_http_pxg_due_t *due, uint64_t at) {
   static ngx_connection_t none = {.fd = (ngx_socket_t)-1}; /* nginx's debug log looks at it. */
-  uint64_t at = pxg_stream_deadline(ctx->stream);
 
-  if (at == ctx->deadline) return;
-  if (at == 0) {
-    ngx_http_pxg_untime(ctx);
-    return;
-  }
+  if (at == due->at) return;
   if (ngx_http_pxg_timer.handler == NULL) {
-    ngx_queue_init(&ngx_http_pxg_timed);
+    ngx_queue_init(&ngx_http_pxg_dues);
     ngx_http_pxg_timer.handler = ngx_http_pxg_expired;
     ngx_http_pxg_timer.data = &none;
   }
-  if (ctx->deadline == 0) { ngx_queue_insert_tail(&ngx_http_pxg_timed, &ctx->timed); }
-  ctx->deadline = at;
+  if (due->at == 0) { ngx_queue_insert_tail(&ngx_http_pxg_dues, &due->queue); }
+  if (at == 0) { ngx_queue_remove(&due->queue); }
+  due->at = at;
+  /* A worker that is to end waits for requests with deadlines, and not for a timer that is left over. */
+  ngx_http_pxg_timer.cancelable = ngx_queue_empty(&ngx_http_pxg_dues);
   ngx_http_pxg_timer.log = ngx_cycle->log;
-  ngx_http_pxg_timer.cancelable = 0;
-  ngx_http_pxg_arm(at);
+  if (at) ngx_http_pxg_arm(at);
 }
 
 /* ---- Contexts ------------------------------------------------------------------------------------------------------ */
@@ -86,7 +81,7 @@ static void ngx_http_pxg_set_timer(ngx_http_pxg_ctx_t *ctx) {
 static void ngx_http_pxg_cleanup(void *data) {
   ngx_http_pxg_ctx_t *ctx = data;
   if (ctx->stream) { ngx_queue_remove(&ctx->queue); }
-  ngx_http_pxg_untime(ctx);
+  ngx_http_pxg_set_due(&ctx->due, 0);
   if (ctx->after.posted) { ngx_delete_posted_event(&ctx->after); }
   if (ctx->send) ctx->request->connection->send = ctx->send;
   ngx_http_pxg_finish(ctx, PXG_END_ERROR);
@@ -111,6 +106,7 @@ ngx_http_pxg_ctx_t *ngx_http_pxg_ctx_new(ngx_http_request_t *r) {
 
   if (ctx == NULL) return NULL;
   ctx->kind = NGX_HTTP_PXG_CTX;
+  ctx->due.of = &ctx->kind;
   ctx->request = r;
   ctx->method = r->method;
   ctx->cleanup = ngx_pool_cleanup_add(r->pool, 0);
@@ -183,7 +179,7 @@ ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx) {
   pxg_stream_keep(ctx->stream);
   /* Without memory for what stays the stream was reset. */
   while (rc == NGX_OK && pxg_take(ctx->stream, &out)) rc = ngx_http_pxg_take_one(ctx, &out);
-  ngx_http_pxg_set_timer(ctx);
+  ngx_http_pxg_set_due(&ctx->due, pxg_stream_deadline(ctx->stream));
   ngx_http_pxg_batch();
   return rc;
 }

@@ -64,7 +64,7 @@ static ngx_int_t ngx_http_pxg_verdict(ngx_http_request_t *r, ngx_http_variable_v
   const char *word;
   size_t i;
 
-  if (g) word = g->reset ? "reset" : "passed";
+  if (g) word = g->reset ? "reset" : g->engine.answered ? "passed" : "aborted";
   if (s == NULL) return ngx_http_pxg_value(v, g ? word : NULL, g ? ngx_strlen(word) : 0);
   for (i = 0; pxg_stream_place(s, i, &place); i++) failed |= place.failed, replied |= place.replied;
   word = ctx->reset                        ? "reset"

@@ -119,6 +119,8 @@ void pxg_worker_awake(pxg_worker *w, bool awake) {}
 /* Every request gets a stream. */
 void pxg_glance_close(pxg_glance *g) { (void)g; }
 pxg_glance *pxg_worker_next_glance(pxg_worker *w) { return (void)w, NULL; }
+pxg_glanced pxg_glance_decided(pxg_glance *g, const pxg_op **edits, size_t *n_edits) { return PXG_GLANCE_MORE; }
+uint64_t pxg_glance_deadline(const pxg_glance *g) { return 0; }
 pxg_glanced pxg_glance_head(pxg_glance *g, pxg_worker *w, pxg_config *c, const pxg_speaker *speaker,
                             const pxg_field *fields, size_t n, uint32_t head_flags, const pxg_op **edits,
                             size_t *n_edits) {

@@ -8,6 +8,7 @@
 static bool by_glance;
 static pxg_glance g;
 static uint32_t gone, response;
+static int decided; /* Completions that took no stream. */
 static int without; /* Runs that had no stream to their end. */
 
 /* ---- results ----------------------------------------------------------------------------------------------------- */
@@ -202,6 +203,18 @@ typedef enum later {
   TWICE,
   C_CONTINUE,
   C_REPLY,
+  C_EDITS,
+  C_METADATA,
+  C_PSEUDO,
+  C_INDEX,
+  C_OWNED,
+  C_LONG,
+  C_FULL,
+  C_FAIL,
+  C_UNSUBSCRIBE,
+  C_TWICE,
+  C_AFTER_APPLY,
+  C_BEFORE_APPLY,
   TIMER,
   LATERS
 } later;
@@ -217,6 +230,20 @@ static void act(later l) {
   if (l == A_EMPTY || l == C_CONTINUE) r = (pxg_result){.size = sizeof r, .action = PXG_ACT_CONTINUE};
   if (l == A_ROUTE) one = op(PXG_OP_ROUTE, "cluster", "blue");
   if (l == A_EDIT) one = op(PXG_OP_HEADER_SET, "x-late", "1");
+  pxg_op three[20] = {op(PXG_OP_HEADER_SET, "x-a", "3"), op(PXG_OP_HEADER_ADD, "x-b", "1"), op(PXG_OP_HEADER_DELETE, "x-no", "")};
+  pxg_result edits = {.size = sizeof r, .action = PXG_ACT_CONTINUE, .ops = three, .n_ops = 3, .user = 9};
+  if (l == C_METADATA) three[1] = op(PXG_OP_METADATA_SET, "later", "1");
+  if (l == C_PSEUDO) three[1] = op(PXG_OP_HEADER_SET, ":path", "/new");
+  if (l == C_INDEX) three[1] = op(PXG_OP_DELETE_AT, "", ""), three[1].u0 = 2;
+  if (l == C_OWNED) three[1].val = (pxg_buf){{(const uint8_t *)"own", 3, PXG_BUF_OWNED}, release, 1};
+  if (l == C_LONG) three[1].val.bytes = str("0123456789012345678901234567890123456789012345678901234567890");
+  for (; l == C_FULL && edits.n_ops < 20; edits.n_ops++) three[edits.n_ops] = three[1];
+  if (l == C_FAIL) edits.action = PXG_ACT_ERROR;
+  if (l == C_UNSUBSCRIBE) edits.unsubscribe = PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS);
+  if (l == C_AFTER_APPLY) note("apply=%d ", (int)pxg_apply(77, handles[1], &r));
+  if (l >= C_EDITS && l <= C_BEFORE_APPLY) note("complete=%d ", (int)pxg_complete(77, tokens[1], &edits));
+  if (l == C_TWICE) note("complete=%d ", (int)pxg_complete(77, tokens[1], &edits));
+  if (l == C_BEFORE_APPLY) note("apply=%d ", (int)pxg_apply(77, handles[1], &r));
   if (l >= A_METADATA && l <= A_EDIT) note("apply=%d ", (int)pxg_apply(77, handles[1], &r));
   if (l == WAKE) note("wake=%d ", (int)pxg_wake(77, handles[1], 1));
   if (l == C_CONTINUE || l == C_REPLY) note("complete=%d ", (int)pxg_complete(77, tokens[1], &r));
@@ -233,16 +260,31 @@ static void say(const char *text) { n_out += (size_t)snprintf(out + n_out, sizeo
 
 static bool live(void) { return by_glance && pxg_glance_lives(&g); }
 
+static bool ends;
+
+/* What a glance answered with PASSED. */
+static void pass(const pxg_op *edits, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    const pxg_op *e = &edits[i];
+    if (e->kind == PXG_OP_HEADER_SET) op_set(NULL, REQ, false, &e->key, &e->val.bytes);
+    if (e->kind == PXG_OP_HEADER_ADD) op_add(NULL, REQ, false, &e->key, &e->val.bytes);
+    if (e->kind == PXG_OP_HEADER_DELETE) op_remove(NULL, REQ, false, &e->key);
+  }
+  op_commit(NULL, REQ, false);
+  say(ends ? "rhead. rend " : "rhead ");
+}
+
 static void make_stream(void) {
   s = pxg_glance_stream(&g, &stream_ops, NULL, 1, PXG_STREAM_RECEIVES_TRAILERS | PXG_STREAM_UPSTREAM_TRAILERS, gone,
                         response);
 }
 
-static void request(bool ends) {
+static void request(bool end) {
   const pxg_field *fields;
   const pxg_op *edits;
   size_t n;
   gone = response = 0;
+  ends = end;
   if (!by_glance) {
     begin(1);
     return head(REQ, ends);
@@ -259,23 +301,18 @@ static void request(bool ends) {
     make_stream();
     return drain();
   }
-  for (size_t i = 0; i < n; i++) {
-    const pxg_op *e = &edits[i];
-    if (e->kind == PXG_OP_HEADER_SET) op_set(NULL, REQ, false, &e->key, &e->val.bytes);
-    if (e->kind == PXG_OP_HEADER_ADD) op_add(NULL, REQ, false, &e->key, &e->val.bytes);
-    if (e->kind == PXG_OP_HEADER_DELETE) op_remove(NULL, REQ, false, &e->key);
-  }
-  op_commit(NULL, REQ, false);
-  say(ends ? "rhead. rend " : "rhead ");
+  if (way == PXG_GLANCE_PASSED) pass(edits, n);
 }
 
 static void request_end(void) {
+  if (live() && g.waiting) make_stream();
   if (!live()) return end(REQ, false);
   gone |= PXG_GLANCE_REQUEST_END;
   say("rend ");
 }
 
 static void response_head(uint32_t flags) {
+  if (live() && g.waiting) make_stream();
   if (!live()) {
     pxg_stream_head(s, RSP, flags);
     return drain();
@@ -292,7 +329,16 @@ static void response_end(void) {
 }
 
 static void post(void) {
-  while (by_glance && pxg_worker_next_glance(loop)) make_stream();
+  const pxg_op *edits;
+  size_t n;
+  while (by_glance && pxg_worker_next_glance(loop)) {
+    bool waited = g.waiting;
+    if (pxg_glance_decided(&g, &edits, &n) == PXG_GLANCE_PASSED)
+      pass(edits, n);
+    else
+      make_stream();
+    if (waited && live()) decided++;
+  }
   mail();
 }
 
@@ -334,6 +380,10 @@ static void follow(const course *c, moment at) {
   if (c->moment != at) return;
   if (c->later == TIMER) {
     pxg_worker_clock(loop, 2000000);
+    if (live() && g.waiting) {
+      CHECK(pxg_glance_deadline(&g) && pxg_glance_deadline(&g) <= 2000000, "no deadline");
+      make_stream();
+    }
     if (!live()) pxg_stream_timer(s), drain();
     return;
   }
@@ -424,6 +474,20 @@ static void everything(void) {
   }
 }
 
+/* All that may follow on PENDING. */
+static void waits(void) {
+  for (int i = 0; i < LATERS * MOMENTS * 8; i++) {
+    course c = {.what = PEND,
+                .later = (later)(i % LATERS),
+                .moment = (moment)(i / LATERS % MOMENTS),
+                .pends = true,
+                .body = i / LATERS / MOMENTS & 1,
+                .open = i / LATERS / MOMENTS & 2,
+                .why = i / LATERS / MOMENTS & 4 ? PXG_END_COMPLETE : PXG_END_CLIENT_ABORT};
+    compare(&c);
+  }
+}
+
 /* As many as may be pending are. */
 static void cap(void) {
   compare(&(course){.pends = true, .full = true});
@@ -443,7 +507,9 @@ int main(void) {
   start();
   suits();
   everything();
+  waits();
   cap();
+  CHECK(decided > 10, "%d completions took no stream, expected more than 10", decided);
   CHECK(without > 300, "%d runs had no stream to their end, expected more than 300", without);
   pxg_worker_free(loop);
   return finish("glance");

@@ -158,10 +158,12 @@ static void wakes(void) {
 
 /* ---- a worker that sleeps is woken ------------------------------------------------------------------------------- */
 
+enum { SLEEPS = 300 }; /* On a busy machine each takes its time. */
+
 static void *completer(void *data) {
   pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE};
   (void)data;
-  for (int i = 0; i < rounds * OPEN; i++) {
+  for (int i = 0; i < SLEEPS; i++) {
     uint64_t token;
     while (!(token = atomic_exchange(&shown_token[0], 0)))
       if (stop) return NULL;
@@ -188,7 +190,7 @@ static void sleeps(void) {
   stop = false;
   shown_token[0] = 0;
   pthread_create(&thread, NULL, completer, NULL);
-  for (int i = 0; i < rounds * OPEN && !lost; i++) {
+  for (int i = 0; i < SLEEPS && !lost; i++) {
     n_trace = n_out = 0;
     lists[REQ][0].n = 4;
     pxg_worker_awake(loop, true);
