@@ -235,13 +235,12 @@ static void go_on(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vi
   }
   bool streams = (flags & PXG_EV_OVER_LIMIT) && x->mode == PXG_BODY_WHOLE;
   /* Before the headers leave: a stream is bound by the length that they name. */
-  if (streams && !BUG("over-limit-frees-the-length")) x->mode = PXG_BODY_STREAM;
+  if (streams) x->mode = PXG_BODY_STREAM;
   if (x->held) {
     if (whole) frame_whole(p, dir, out.len);
     x->state = S_FLOW;
     pass_headers(p, dir);
   }
-  if (streams) x->mode = PXG_BODY_STREAM;
   if (x->state == S_PEND || x->state == S_HOLD || x->state == S_WAIT) x->state = S_FLOW;
   x->hold_since = 0;
   x->kept = x->need = 0;

@@ -121,6 +121,7 @@ pub(super) fn cases() -> Vec<Case> {
                 cx.open("go");
                 cx.equal("PXG-ASY-004", "the status", c.response("POST").await?.status, 200);
                 cx.ended().await;
+                cx.wait("PXG-ASY-004", "the answer of complete", || !cx.records().statuses("complete", "glance").is_empty()).await;
                 let seen = cx.seen();
                 let up = |n: &str| seen.first().and_then(|s| s.get(n));
                 cx.equal("PXG-ASY-004", "x-a and x-gone upstream", (up("x-a"), up("x-gone")), (Some("1".into()), None));
