@@ -33,13 +33,16 @@ from behaviours import filters, known
 VARIANTS = {
     "plain": "without the module",
     "loaded": "the module, no filter",
+    "head": "C guest that reads requests' headers: without a stream",
+    "wait": "Go guest, each request suspended at its headers, a goroutine each: without a stream, too",
     "heads": "C guest that reads headers",
     "stream": "C guest that reads headers and bodies",
     "suspend": "Go guest, each message suspended at four places, a goroutine each",
     "ring": "the same on the ring",
     "touch": "C guest that changes a byte: has to be seen",
 }
-GUEST = {"heads": "noop", "stream": "noop", "touch": "noop", "suspend": "suspend", "ring": "suspend"}
+GUEST = {"head": "noop", "wait": "suspend", "heads": "noop", "stream": "noop", "touch": "noop", "suspend": "suspend",
+         "ring": "suspend"}
 FORMAT = "|".join(f"${v}" for v in """request status body_bytes_sent bytes_sent request_length connection_requests
     request_completion upstream_status upstream_cache_status upstream_response_length sent_http_content_type
     sent_http_content_length sent_http_transfer_encoding uri pipe remote_user""".split())

@@ -3,7 +3,8 @@
 that depend on who is first."""
 
 BODIES = ("stream", "suspend", "ring")  # Variants whose guests see bodies,
-WAITING = ("suspend", "ring")  # and that suspend messages.
+WAITING = ("suspend", "ring")  # and that suspend messages;
+SUSPENDED = ("wait", *WAITING)  # those that suspend requests at least.
 
 RANGES = """nginx cuts several ranges out of one buffer only, and what a guest has seen comes in many: the whole is sent, as if
 no range had been asked for"""
@@ -18,9 +19,9 @@ LIMITS = {
     "ranges: range: many": (BODIES, RANGES),
     "ranges: range: two of a large file": (BODIES, RANGES),
     "access: ranges.compare": (BODIES, RANGES),
-    "messages: client half-closes": (WAITING, HALF_CLOSED),
-    "access: messages.compare": (WAITING, HALF_CLOSED),
-    "access: upgrade.compare": (WAITING, HALF_CLOSED),
+    "messages: client half-closes": (SUSPENDED, HALF_CLOSED),
+    "access: messages.compare": (SUSPENDED, HALF_CLOSED),
+    "access: upgrade.compare": (SUSPENDED, HALF_CLOSED),
     "access: proxy.compare": (WAITING, MALFORMED),
 }
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* A guest of the do-no-harm run. It looks at all it gets and changes nothing: filter `heads` at headers, `stream` also at
- * the bytes of bodies, `whole` at requests' bodies once they are whole. Filter `touch` changes the first byte of each
+/* A guest of the do-no-harm run. It looks at all it gets and changes nothing: filter `head` at requests' headers, `heads` at
+ * those of responses, too, `stream` also at the bytes of bodies, `whole` at requests' bodies once they are whole. Filter `touch` changes the first byte of each
  * response's body, which the run has to notice. */
 
 #include "proxy_golang_guest.h"
 
-enum { HEADS = 1, STREAM, TOUCH, WHOLE, FILTERS = WHOLE };
+enum { HEAD = 1, HEADS, STREAM, TOUCH, WHOLE, FILTERS = WHOLE };
 static pxg_str filters[FILTERS];
 static volatile uint64_t sum; /* So that nothing read is optimised away. */
 
@@ -22,7 +22,7 @@ static int32_t on_config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_o
   for (uint64_t i = 0; i < FILTERS; i++)
     if (pxgg_eq(in->filter, filters[i])) out->config = i + 1;
   if (out->config == 0) return PXG_E_NOTFOUND;
-  out->subscribe = heads;
+  out->subscribe = out->config == HEAD ? PXG_PHASE_BIT(PXG_PHASE_REQUEST_HEADERS) : heads;
   if (out->config >= STREAM) {
     out->subscribe |= PXG_PHASE_BIT(PXG_PHASE_REQUEST_BODY) | PXG_PHASE_BIT(PXG_PHASE_RESPONSE_BODY);
     out->body_mode[0] = out->body_mode[1] = PXG_BODY_STREAM;
@@ -54,8 +54,8 @@ static void on_event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
 PXGG_EXPORT int32_t pxg_guest_init_v1(const pxg_host *host, pxg_guest *out) {
   int32_t status = pxgg_init(host, out, PXGG_LIT("no-op"), PXGG_LIT("1.0"));
   if (status != PXG_OK) return status;
-  filters[0] = PXGG_LIT("heads"), filters[1] = PXGG_LIT("stream"), filters[2] = PXGG_LIT("touch");
-  filters[3] = PXGG_LIT("whole");
+  filters[0] = PXGG_LIT("head"), filters[1] = PXGG_LIT("heads"), filters[2] = PXGG_LIT("stream");
+  filters[3] = PXGG_LIT("touch"), filters[4] = PXGG_LIT("whole");
   out->filters = filters;
   out->n_filters = FILTERS;
   out->on_config_new = on_config_new;

@@ -32,6 +32,13 @@ func (f *suspend) OnRequestBodyAsync(_ context.Context, a *proxyfilter.AsyncStre
 func (f *suspend) OnResponseHeadersAsync(_ context.Context, a *proxyfilter.AsyncStream) { f.wait(a, 1) }
 func (f *suspend) OnResponseBodyAsync(_ context.Context, a *proxyfilter.AsyncStream)    { f.wait(a, 10) }
 
+// wait stops requests at their headers alone.
+type wait struct{ suspend suspend }
+
+func (f *wait) OnRequestHeadersAsync(c context.Context, a *proxyfilter.AsyncStream) {
+	f.suspend.OnRequestHeadersAsync(c, a)
+}
+
 // pend answers a request when its field x-pend says so: "never" waits for the
 // stream's death, "gate" for a request to /open, anything else is a duration.
 type pend struct {
@@ -83,6 +90,9 @@ func register(name string, opts ...proxyfilter.Option) {
 func init() {
 	register("suspend")
 	register("ring", proxyfilter.Nonblocking())
+	proxyfilter.Register("wait", func(f *suspend, _ *proxyfilter.Env) (proxyfilter.Filter, error) {
+		return &wait{*f}, nil
+	})
 	proxyfilter.Register("pend", func(*struct{}, *proxyfilter.Env) (proxyfilter.Filter, error) {
 		return &pend{gate: make(chan struct{})}, nil
 	})

@@ -3,7 +3,7 @@
 """What a request costs a whole worker of a real nginx, counted by callgrind: instructions, and lines of the first-level
 caches that it has to fetch.
 
-    tests/instructions.py [--only NAME] [--connections N] [--keep FOLDER] [--filter F=GUEST.so]
+    bench/instructions.py [--only NAME] [--connections N] [--keep FOLDER] [--filter F=GUEST.so]
 
 One process (master_process off) serves kept-alive connections, each of which asks and reads in turn with the others. Two
 runs that differ in the number of requests are subtracted, so that the start does not count. The guest is that of
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests"))
 import harness
 from harness import NGINX, MODULE, ROOT, build_c, folder, temp_paths, wait_for
 
