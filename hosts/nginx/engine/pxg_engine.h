@@ -239,10 +239,10 @@ typedef struct pxg_glance {
 typedef enum pxg_glanced {
   PXG_GLANCE_PASSED, /* The head may leave once `edits` are made, in this order, before the engine is called again. It has
                       * been seen, and nothing else will be. */
-  PXG_GLANCE_WAITS,  /* PENDING. Nothing may come of the request or a response, and its deadline may not pass, but
+  PXG_GLANCE_WAITS, /* PENDING. Nothing may come of the request or a response, and its deadline may not pass, but
                       * after pxg_glance_decided has answered PASSED, or to pxg_glance_stream. */
-  PXG_GLANCE_MORE,   /* pxg_glance_stream follows at once. */
-  PXG_GLANCE_NONE    /* Nothing has happened: pxg_stream_open. */
+  PXG_GLANCE_MORE,  /* pxg_glance_stream follows at once. */
+  PXG_GLANCE_NONE   /* Nothing has happened: pxg_stream_open. */
 } pxg_glanced;
 
 /* Whether a chain of this configuration alone can begin so. */

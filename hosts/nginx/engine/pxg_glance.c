@@ -64,7 +64,8 @@ static bool is_plain(const pxg_worker *w, const pxg_config *c, const pxg_field *
 /* PENDING and nothing else. */
 static bool is_wait(const pxg_glance *g, const pxg_result *r) {
   return r->action == PXG_ACT_PENDING && g->token && r->size >= sizeof *r && !r->reply && !r->n_ops && !r->more_bytes &&
-         !(r->flags | r->reserved0 | r->unsubscribe | r->body_mode[0] | r->body_mode[1] | r->error.len | r->error.flags);
+         !(r->flags | r->reserved0 | r->unsubscribe | r->body_mode[0] | r->body_mode[1] | r->error.len |
+           r->error.flags);
 }
 
 /* The same as is_plain, of a completion, which `complete` has judged as far as that needs no state. */

@@ -229,7 +229,7 @@ struct pxg_worker {
   pxg_decision decision; /* And what became of it. */
   pxg_todo todos[PXG_INLINE_OPS];
   pxg_glance *called, **last_called; /* Those with mail. */
-  pxg_effect *read;   /* The letter whose edits the driver makes. */
+  pxg_effect *read;                  /* The letter whose edits the driver makes. */
   pxg_str chunks[PXG_MOST_CHUNKS];
   pxg_str *attrs;
   size_t attrs_cap;
@@ -352,7 +352,7 @@ void pxg_effect_append(pxg_place *p, pxg_effect *e);
 pxg_effect *pxg_effect_take(pxg_place *p); /* The next one; null: none. */
 void pxg_effects_discard(pxg_place *p);
 void pxg_effect_wake(pxg_place *p, uint32_t flags); /* By the worker itself. */
-void pxg_mail_ready(pxg_stream *s); /* pxg_worker_next answers it. */
+void pxg_mail_ready(pxg_stream *s);                 /* pxg_worker_next answers it. */
 void pxg_mail_forget(pxg_stream *s);
 
 #endif

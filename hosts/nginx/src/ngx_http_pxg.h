@@ -60,7 +60,7 @@ typedef struct {
   ngx_queue_t queue;                         /* Of the worker: all that have a stream. */
   ngx_http_pxg_fields_t fields[2], trailers; /* `trailers`: of the response. */
   ngx_http_pxg_due_t due;
-  ngx_event_t after;                         /* See ngx_http_pxg_after. */
+  ngx_event_t after; /* See ngx_http_pxg_after. */
   ngx_http_pxg_flow_t flow[2];
   ngx_chain_t *gate; /* The response's body, stopped before the first filter while its head is held. */
   ngx_output_chain_ctx_t reader;

@@ -57,7 +57,8 @@ static void ngx_http_pxg_as_asked(ngx_http_pxg_ctx_t *ctx) {
 static void ngx_http_pxg_end_at_head(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_request_t *r = ctx->request;
 
-  if (!ctx->end_at_head || ctx->local || ctx->upgraded || ngx_http_pxg_bodiless(r) || r->headers_out.content_length_n == 0)
+  if (!ctx->end_at_head || ctx->local || ctx->upgraded || ngx_http_pxg_bodiless(r) ||
+      r->headers_out.content_length_n == 0)
     return;
   ngx_http_clear_content_length(r);
   ngx_http_clear_accept_ranges(r);

@@ -230,7 +230,8 @@ static void act(later l) {
   if (l == A_EMPTY || l == C_CONTINUE) r = (pxg_result){.size = sizeof r, .action = PXG_ACT_CONTINUE};
   if (l == A_ROUTE) one = op(PXG_OP_ROUTE, "cluster", "blue");
   if (l == A_EDIT) one = op(PXG_OP_HEADER_SET, "x-late", "1");
-  pxg_op three[20] = {op(PXG_OP_HEADER_SET, "x-a", "3"), op(PXG_OP_HEADER_ADD, "x-b", "1"), op(PXG_OP_HEADER_DELETE, "x-no", "")};
+  pxg_op three[20] = {op(PXG_OP_HEADER_SET, "x-a", "3"), op(PXG_OP_HEADER_ADD, "x-b", "1"),
+                      op(PXG_OP_HEADER_DELETE, "x-no", "")};
   pxg_result edits = {.size = sizeof r, .action = PXG_ACT_CONTINUE, .ops = three, .n_ops = 3, .user = 9};
   if (l == C_METADATA) three[1] = op(PXG_OP_METADATA_SET, "later", "1");
   if (l == C_PSEUDO) three[1] = op(PXG_OP_HEADER_SET, ":path", "/new");

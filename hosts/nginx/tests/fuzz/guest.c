@@ -67,19 +67,41 @@ static pthread_cond_t more = PTHREAD_COND_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static job *jobs;
 
-static const char *const names[] = {"x-a",      "x-b",      "accept-encoding", "cookie",        "range",    "if-range",
-                                    "etag",     "vary",     "content-type",    "authorization", "referer",  "user-agent",
-                                    "x-fuzz-c", "x-fuzz-d", "last-modified",   "cache-control", "location", "set-cookie",
-                                    "server",   "date",     "x-forwarded-for", "if-none-match", "link",     "expires",
-                                    "refresh",  "te",       "accept-ranges",   "content-range", "via"};
-static const char *const values[] = {"1", "", "bytes=0-5", "gzip", "a=b; c=d", "text/html; charset=x", "*", "/else", "no-cache",
-                                     "Mon, 28 Sep 1970 06:00:00 GMT", "bytes=5-,0-2", "\"x\"", "trailers", "\xc3\xa4"};
+static const char *const names[] = {
+    "x-a",      "x-b",      "accept-encoding", "cookie",        "range",    "if-range",
+    "etag",     "vary",     "content-type",    "authorization", "referer",  "user-agent",
+    "x-fuzz-c", "x-fuzz-d", "last-modified",   "cache-control", "location", "set-cookie",
+    "server",   "date",     "x-forwarded-for", "if-none-match", "link",     "expires",
+    "refresh",  "te",       "accept-ranges",   "content-range", "via"};
+static const char *const values[] = {"1",
+                                     "",
+                                     "bytes=0-5",
+                                     "gzip",
+                                     "a=b; c=d",
+                                     "text/html; charset=x",
+                                     "*",
+                                     "/else",
+                                     "no-cache",
+                                     "Mon, 28 Sep 1970 06:00:00 GMT",
+                                     "bytes=5-,0-2",
+                                     "\"x\"",
+                                     "trailers",
+                                     "\xc3\xa4"};
 static const char *const bad[] = {"a\r\nb: c", " x", "x ", "a\x01", ""};
-static const char *const illegal[] = {"content-length", "transfer-encoding", "host", "connection", "X-Up", "a b", "", ":status",
-                                      "x\r\ny", ":nothing"};
+static const char *const illegal[] = {
+    "content-length", "transfer-encoding", "host", "connection", "X-Up", "a b", "", ":status", "x\r\ny", ":nothing"};
 static const char *const methods[] = {"GET", "HEAD", "POST", "PUT", "OPTIONS", "X"};
-static const char *const paths[] = {"/", "/proxy/../file/a.txt", "/file/a.txt?x=%2e", "/%00", "/a/../../b", "/file/%2e%2e/", "//",
-                                    "/proxy/chunked", "*", "/no such", "/error/404"};
+static const char *const paths[] = {"/",
+                                    "/proxy/../file/a.txt",
+                                    "/file/a.txt?x=%2e",
+                                    "/%00",
+                                    "/a/../../b",
+                                    "/file/%2e%2e/",
+                                    "//",
+                                    "/proxy/chunked",
+                                    "*",
+                                    "/no such",
+                                    "/error/404"};
 static const char *const hosts[] = {"a.test", "..", "A.test.:80", "[::1]:80", ".", "x/y"};
 
 static pxg_str text(const char *s) { return (pxg_str){(const uint8_t *)s, (uint32_t)strlen(s), 0}; }
@@ -120,8 +142,10 @@ static pxg_str borrowed(chance *c, const pxg_event *ev) {
 }
 
 static void field_op(chance *c, const pxg_event *ev, int wild, pxg_op *o) {
-  if (wild && one_in(c, 30)) o->key = ANY(illegal);
-  else o->key = ANY(names);
+  if (wild && one_in(c, 30))
+    o->key = ANY(illegal);
+  else
+    o->key = ANY(names);
   o->kind = (uint16_t)(PXG_OP_HEADER_SET + next(c, 3));
   o->val.bytes = wild && one_in(c, 40) ? ANY(bad) : one_in(c, 4) ? borrowed(c, ev) : ANY(values);
   if (one_in(c, 12)) o->target = PXG_TARGET_TRAILERS;
@@ -135,10 +159,14 @@ static void field_op(chance *c, const pxg_event *ev, int wild, pxg_op *o) {
   } else if (one_in(c, 6) && o->target == PXG_TARGET_HEADERS) {
     bool request = !ev || ev->phase < PXG_PHASE_RESPONSE_HEADERS;
     o->kind = PXG_OP_HEADER_SET;
-    if (!request) o->key = text(":status"), o->val.bytes = text(one_in(c, 4) ? "204" : "404");
-    else if (one_in(c, 3)) o->key = text(":method"), o->val.bytes = ANY(methods);
-    else if (one_in(c, 2)) o->key = text(":path"), o->val.bytes = ANY(paths);
-    else o->key = text(":authority"), o->val.bytes = ANY(hosts);
+    if (!request)
+      o->key = text(":status"), o->val.bytes = text(one_in(c, 4) ? "204" : "404");
+    else if (one_in(c, 3))
+      o->key = text(":method"), o->val.bytes = ANY(methods);
+    else if (one_in(c, 2))
+      o->key = text(":path"), o->val.bytes = ANY(paths);
+    else
+      o->key = text(":authority"), o->val.bytes = ANY(hosts);
   }
 }
 
@@ -221,11 +249,16 @@ static void finish(job *j) {
   if (j->parts) write_parts(j, c);
   if (!j->token) return;
   pxg_result r = {.size = sizeof r, .action = PXG_ACT_CONTINUE};
-  if (one_in(c, 8)) reply(c, NULL, &r, &a);
-  else if (one_in(c, 20)) r.action = PXG_ACT_RESET;
-  else if (one_in(c, 20)) r.action = PXG_ACT_ERROR;
-  else if (one_in(c, 10)) r.action = PXG_ACT_MORE;
-  else operations(c, NULL, j->phase, one_in(c, 4), &r, ops);
+  if (one_in(c, 8))
+    reply(c, NULL, &r, &a);
+  else if (one_in(c, 20))
+    r.action = PXG_ACT_RESET;
+  else if (one_in(c, 20))
+    r.action = PXG_ACT_ERROR;
+  else if (one_in(c, 10))
+    r.action = PXG_ACT_MORE;
+  else
+    operations(c, NULL, j->phase, one_in(c, 4), &r, ops);
   int32_t got = host->complete(host->ctx, j->token, &r);
   if (got == PXG_OK) completed++;
   /* What was refused is still to be answered. */
@@ -257,7 +290,11 @@ static void start(void) {
 
 static void later(chance *c, const pxg_event *ev, uint64_t token, int parts) {
   job *j = calloc(1, sizeof *j), **last = &jobs;
-  *j = (job){.token = token, .handle = ev->stream, .seed = (uint64_t)next(c, 1u << 31) << 20, .phase = ev->phase, .parts = parts};
+  *j = (job){.token = token,
+             .handle = ev->stream,
+             .seed = (uint64_t)next(c, 1u << 31) << 20,
+             .phase = ev->phase,
+             .parts = parts};
   if (one_in(c, 3)) j->delay_us = next(c, one_in(c, 10) ? 200000 : 5000);
   pthread_once(&once, start);
   if (token && one_in(c, 10)) { /* Before on_event has returned. */
@@ -280,8 +317,8 @@ typedef struct {
 } settings;
 
 static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out *out) {
-  static const pxg_attr_want attrs[] = {{S("metadata.f0.k"), 0x1fe, 0, 0}, {S("path.normalized"), 0x1fe, 0, 0},
-                                        {S("duration_ns"), 0x1fe, 0, 0}};
+  static const pxg_attr_want attrs[] = {
+      {S("metadata.f0.k"), 0x1fe, 0, 0}, {S("path.normalized"), 0x1fe, 0, 0}, {S("duration_ns"), 0x1fe, 0, 0}};
   settings *s = calloc(1, sizeof *s);
   chance *c = &s->c;
   char number[32];
@@ -408,9 +445,10 @@ static void worker(uint64_t ctx, uint32_t index, uint32_t up) {
   char line[160];
   (void)ctx, (void)index;
   if (up) return;
-  int n = snprintf(line, sizeof line, "fuzz balance: streams %s, owned %s; begun %llu pendings %llu completed %llu stale %llu",
-                   begun == ended ? "even" : "ODD", owned == released ? "even" : "not yet even", (unsigned long long)begun,
-                   (unsigned long long)pendings, (unsigned long long)completed, (unsigned long long)stale);
+  int n = snprintf(
+      line, sizeof line, "fuzz balance: streams %s, owned %s; begun %llu pendings %llu completed %llu stale %llu",
+      begun == ended ? "even" : "ODD", owned == released ? "even" : "not yet even", (unsigned long long)begun,
+      (unsigned long long)pendings, (unsigned long long)completed, (unsigned long long)stale);
   host->log(host->ctx, PXG_LOG_ERROR, (const uint8_t *)line, (uint64_t)n);
 }
 

@@ -92,7 +92,8 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
   }
   if (is(c, "length")) {
     const uint8_t *last = memrchr(in->bytes.ptr, 0, in->bytes.len);
-    SAY(PXG_LOG_INFO, "life: %u bytes, the last NUL is at %lld", in->bytes.len, last ? (long long)(last - in->bytes.ptr) : -1ll);
+    SAY(PXG_LOG_INFO, "life: %u bytes, the last NUL is at %lld", in->bytes.len,
+        last ? (long long)(last - in->bytes.ptr) : -1ll);
   }
   if (is(c, "crash")) abort();
   if (is(c, "exit")) _exit(3);
