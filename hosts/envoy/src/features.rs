@@ -86,6 +86,22 @@ pub const LACKS_ATTRIBUTES: &[(&str, &str)] = &[
     ),
 ];
 
+/// What no feature tells, by what it is about.
+pub const LIMITS: &[(&str, &str)] = &[
+    (
+        "added trailers",
+        "TRAILERS_OUT changes and adds trailers where a message has some; Envoy has no call that gives some to one without",
+    ),
+    (
+        "empty field values",
+        "Envoy's calls take a value of no bytes for none: HEADER_SET removes the field, HEADER_ADD does nothing",
+    ),
+    (
+        "the end of a worker",
+        "Envoy ends its threads before it gives configurations up, so `on_worker` says down first",
+    ),
+];
+
 /// What this host can do, for some configuration at least.
 pub(crate) fn of_host() -> FeatureSet {
     let known = Feature::ALL.iter().map(|(feature, _)| *feature);

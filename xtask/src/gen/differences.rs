@@ -1,6 +1,6 @@
 //! The page of host differences, made of what each host says beside its code: the constants `LACKS` and `GRANTED` of its
-//! `features.rs`, lists of a feature and a sentence, and `LACKS_ATTRIBUTES`, the same of attributes. A host in another
-//! language says it in a `features.toml`, by tables of these names in small letters.
+//! `features.rs`, lists of a feature and a sentence, `LACKS_ATTRIBUTES`, the same of attributes, and `LIMITS`, of what no
+//! feature tells. A host in another language says it in a `features.toml`, by tables of these names in small letters.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,9 +21,11 @@ const HOSTS: &[(&str, &str)] = &[
     ("pxg-host", "host-ref/src/proxy/features.rs"),
     ("Envoy", "hosts/envoy/src/features.rs"),
     ("nginx", NGINX),
+    ("Lua in nginx", LUA),
 ];
 
 const NGINX: &str = "hosts/nginx/features.toml";
+const LUA: &str = "hosts/openresty/features.toml";
 
 /// Sentences by the names of features, or of attributes.
 type Why = BTreeMap<String, String>;
@@ -39,6 +41,9 @@ struct Said {
     lacks: Why,
     granted: Why,
     lacks_attributes: Why,
+    /// By what they are about.
+    #[serde(default)]
+    limits: Why,
 }
 
 pub(super) fn made() -> Result<Made> {
@@ -80,6 +85,10 @@ fn of_source(text: &str) -> Result<Said> {
         lacks: list(&file, "LACKS")?,
         granted: list(&file, "GRANTED")?,
         lacks_attributes: list(&file, "LACKS_ATTRIBUTES")?,
+        limits: match constant(&file, "LIMITS") {
+            Some(_) => list(&file, "LIMITS")?,
+            None => Why::new(),
+        },
     })
 }
 
@@ -104,13 +113,16 @@ fn checked(said: Said, attributes: &[&str]) -> Result<Said> {
     Ok(said)
 }
 
-/// A constant of the form `&[(Feature::NAME, "sentence"), ...]` or `&[("name", "sentence"), ...]`.
-fn list(file: &syn::File, name: &str) -> Result<Why> {
-    let found = file.items.iter().find_map(|item| match item {
+fn constant<'a>(file: &'a syn::File, name: &str) -> Option<&'a Expr> {
+    file.items.iter().find_map(|item| match item {
         Item::Const(constant) if constant.ident == name => Some(&*constant.expr),
         _ => None,
-    });
-    let expression = found.with_context(|| format!("no constant {name}"))?;
+    })
+}
+
+/// A constant of the form `&[(Feature::NAME, "sentence"), ...]` or `&[("name", "sentence"), ...]`.
+fn list(file: &syn::File, name: &str) -> Result<Why> {
+    let expression = constant(file, name).with_context(|| format!("no constant {name}"))?;
     let Expr::Reference(reference) = expression else {
         bail!("{name} is no reference to a list");
     };
@@ -178,6 +190,7 @@ fn page(hosts: &[Host], attributes: &[&str]) -> String {
     }
     let features: Vec<&str> = Feature::ALL.iter().map(|(_, name)| *name).collect();
     for host in hosts {
+        let limits: Vec<&str> = host.said.limits.keys().map(String::as_str).collect();
         let _ = write!(page, "\n## {}\n", host.name);
         for (title, order, why) in [
             ("It lacks", &*features, &host.said.lacks),
@@ -191,6 +204,7 @@ fn page(hosts: &[Host], attributes: &[&str]) -> String {
                 attributes,
                 &host.said.lacks_attributes,
             ),
+            ("What its features do not tell", &limits, &host.said.limits),
         ] {
             if why.is_empty() {
                 continue;
@@ -214,8 +228,9 @@ mod tests {
         pub const LACKS: &[(Feature, &str)] = &[(Feature::L4, "it knows HTTP only")];
         const GRANTED: &[(Feature, &str)] = &[(Feature::ROUTE, "it names clusters")];
         const LACKS_ATTRIBUTES: &[(&str, &str)] = &[("path.raw", "it keeps none")];
+        const LIMITS: &[(&str, &str)] = &[("empty values", "it drops them")];
     "#;
-    const TABLES: &str = "[lacks]\nL4 = \"it knows HTTP only\"\n[granted]\n[lacks_attributes]\n";
+    const TABLES: &str = "[lacks]\nL4 = \"it knows HTTP only\"\n[granted]\n[lacks_attributes]";
     const NAMES: [&str; 2] = ["request.id", "path.raw"];
 
     #[test]
@@ -240,6 +255,7 @@ mod tests {
         assert!(page.contains("| APPLY | yes | yes |"));
         assert!(page.contains("- L4: it knows HTTP only.\n"));
         assert!(page.contains("it lacks:\n\n- path.raw: it keeps none.\n"));
+        assert!(page.contains("do not tell:\n\n- empty values: it drops them.\n"));
     }
 
     #[test]
@@ -280,6 +296,33 @@ mod tests {
                     "{name} of {host}"
                 );
             }
+        }
+    }
+
+    /// The column against the bits that the C source names.
+    #[test]
+    fn streams_of_lua_are_as_their_source_says() {
+        let source = super::super::read("hosts/nginx/src/ngx_http_pxg_lua_filters.c").unwrap();
+        let (_, rest) = source.split_once("ngx_http_pxg_lua_features =").unwrap();
+        let (list, _) = rest.split_once(';').unwrap();
+        let mut named: Vec<String> = Vec::new();
+        for word in list.split('|') {
+            let (of, what) = word.trim().split_once('(').unwrap();
+            let what = what.trim_end_matches(')');
+            match of.strip_prefix("NGX_HTTP_PXG_LUA_").unwrap() {
+                "BIT" => named.push(what.strip_prefix("PXG_F_").unwrap().to_owned()),
+                "BOTH" => named.extend(["REQUEST", "RESPONSE"].map(|d| format!("{what}_{d}"))),
+                "PEND" => named
+                    .extend(["HEADERS", "BODY", "TRAILERS"].map(|p| format!("PEND_{what}_{p}"))),
+                other => panic!("what is {other}?"),
+            }
+        }
+        let of = |path| toml::from_str::<Said>(&super::super::read(path).unwrap()).unwrap();
+        let (lua, nginx) = (of(LUA), of(NGINX));
+        for (_, name) in Feature::ALL {
+            // What the module does not have at all, its streams of Lua do not either.
+            let expected = named.iter().any(|n| n == name) && !nginx.lacks.contains_key(*name);
+            assert_eq!(!lua.lacks.contains_key(*name), expected, "{name}");
         }
     }
 }
