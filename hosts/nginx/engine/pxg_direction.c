@@ -74,13 +74,21 @@ void pxg_pass_headers(pxg_place *p, int d) {
 void pxg_pass_end(pxg_place *p, int d) {
   pxg_dir *x = &p->d[d];
   if (x->end_out) return;
-  if (x->room > 0 && x->state != S_BYPASS && !p->failed) {
+  if (x->room > 0 && (pxg_bound(x) || (x->state != S_BYPASS && !p->failed))) {
     pxg_failure(p, d, 0, PXG_R_INVALID, "the body ended short of content-length [PXG-HDR-007]");
     return;
   }
   x->end_out = true;
   if (x->state != S_CUT) x->state = S_DONE;
   end_into(p->s, pxg_next_place(p, d), d);
+}
+
+/* What passes unseen behind a changed part. */
+static bool past_the_end(pxg_place *p, int d) {
+  const pxg_dir *x = &p->d[d];
+  if (!x->head_out || !pxg_bound(x) || x->view.len <= (uint64_t)x->room) return false;
+  pxg_failure(p, d, 0, PXG_R_INVALID, "the body goes on behind the end of content-length [PXG-HDR-007]");
+  return true;
 }
 
 static void pass_all(pxg_place *p, int d) {
@@ -205,7 +213,9 @@ static void observe(pxg_place *p, int d) {
   pxg_bytes_free(&x->view);
   x->view = seen;
   if (x->ended) x->body_end_seen = true;
+  x->observing = true;
   pxg_deliver(p, d, pxg_phase(d, PXG_PHASE_REQUEST_BODY), ending(p, d), n, 0);
+  x->observing = false;
   pxg_bytes_free(&x->view);
   x->offset += n;
 }
@@ -224,7 +234,7 @@ static bool step_flow(pxg_place *p, int d) {
     return true;
   }
   if (x->view.len) { /* D12 */
-    pass_all(p, d);
+    if (!past_the_end(p, d)) pass_all(p, d);
     return true;
   }
   if (!x->ended || x->end_out) return false;
@@ -244,7 +254,7 @@ static bool step_bypass(pxg_place *p, int d) {
   if (x->head_in && !x->head_out) {
     pxg_pass_headers(p, d);
   } else if (x->view.len && x->head_out) {
-    pxg_pass_bytes(p, d, &x->view, x->view.len);
+    if (!past_the_end(p, d)) pxg_pass_bytes(p, d, &x->view, x->view.len);
   } else if (x->ended && x->head_out && !x->end_out) {
     pxg_pass_end(p, d);
   } else {

@@ -141,6 +141,7 @@ typedef struct pxg_dir {
   bool changed, resumed, resizes; /* See 7.11, RESUMED, 7.6. */
   bool modes_final;               /* The HEADERS result has been taken. */
   bool withheld;                  /* `hold_since` counts. */
+  bool observing;                 /* The event under way is one of OBSERVE, whatever mode its result asks for. */
   uint32_t pend_phase, pend_flags;
   uint64_t offset, need, kept; /* A MORE: due at this length; what it kept. */
   uint64_t last_event, token, deadline, hold_since, pend_len;
@@ -252,6 +253,9 @@ static inline void pxg_keep_views(pxg_stream *s, bool keep) {
   s->keeps_views = keep;
   s->kept[REQ] = s->kept[RSP] = false;
 }
+/* What left is not what came, and content-length says how much more may. */
+static inline bool pxg_bound(const pxg_dir *x) { return x->changed && x->room >= 0; }
+
 static inline bool pxg_subscribed(const pxg_place *p, uint32_t phase) { return p->subscribe >> phase & 1; }
 static inline uint32_t pxg_phase(int d, uint32_t request_phase) { return request_phase + (d == RSP ? 3 : 0); }
 static inline bool pxg_c_has(const pxg_place *p, int d, unsigned request_feature) {

@@ -127,7 +127,7 @@ static void judge_more(pxg_place *p, int dir, uint32_t phase, uint32_t flags, px
 /* Whether the action is legal; a late reply is. */
 static void judge_action(pxg_place *p, int dir, uint32_t phase, uint32_t flags, pxg_decision *d) {
   uint32_t a = d->action;
-  bool observed = dir >= 0 && pxg_is_body(phase) && p->d[dir].mode == PXG_BODY_OBSERVE;
+  bool observed = dir >= 0 && p->d[dir].observing;
   if (a == PXG_ACT_CONTINUE || a == PXG_ACT_ERROR) return;
   if (a == PXG_ACT_UNSET || a > PXG_ACT_ERROR)
     return pxg_refuse(d, PXG_E_ARG, "action: found %u, expected one of the six [PXG-ACT-001]", a);
@@ -173,12 +173,18 @@ static void take_more(pxg_place *p, int dir, uint64_t kept, const pxg_decision *
   withhold(p, x);
 }
 
+/* Where a guest that has seen a part of the body lets the rest pass unseen. */
+static int64_t length_of(pxg_place *p, int dir) {
+  pxg_view v;
+  return pxg_show(p->s, dir, false, &v) ? pxg_view_length(&v) : -1;
+}
+
 static void go_on(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uint64_t view, pxg_decision *d) {
   pxg_stream *s = p->s;
   pxg_dir *x = &p->d[dir];
   pxg_bytes out = {0};
   uint64_t cursor = 0;
-  bool headers = pxg_is_headers(phase), observed = x->mode == PXG_BODY_OBSERVE && pxg_is_body(phase);
+  bool headers = pxg_is_headers(phase), observed = x->observing;
   pxg_settle_apply(p, dir, d, &out, &cursor);
   if (d->flags & PXG_RES_FLUSH) s->out[dir].flush = true;
   /* Trailers that were added are framed by chunks. */
@@ -207,6 +213,9 @@ static void go_on(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uint64_
     if (flags & PXG_EV_WHOLE_BODY) frame_whole(p, dir, out.len);
     x->state = S_FLOW;
     pxg_pass_headers(p, dir);
+    /* The rest passes unseen, and still ends where the headers say. */
+    if (pxg_is_body(phase) && !(flags & PXG_EV_WHOLE_BODY) && x->mode == PXG_BODY_SKIP)
+      x->room = length_of(p, dir);
   }
   if (x->state == S_PEND || x->state == S_HOLD || x->state == S_WAIT) x->state = S_FLOW;
   x->withheld = false;

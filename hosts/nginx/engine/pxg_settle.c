@@ -91,7 +91,7 @@ static void judge_fields(pxg_place *p, int dir, uint32_t phase, uint32_t flags, 
   for (size_t i = 0; i < d->n_ops; i++) {
     pxg_todo *o = &d->ops[i];
     if (!is_field_op(o) || o->skip || d->status) continue;
-    if (p->d[dir].mode == PXG_BODY_OBSERVE && pxg_is_body(phase)) {
+    if (p->d[dir].observing) {
       pxg_refuse(d, PXG_E_ARG, "operation %u: found in OBSERVE [PXG-BODY-007]", o->kind);
       continue;
     }
@@ -137,7 +137,7 @@ static void judge_length(pxg_place *p, int dir, uint32_t flags, uint64_t sent, p
 
 static void judge_body(pxg_place *p, int dir, uint32_t flags, uint64_t view, pxg_decision *d) {
   uint64_t moved = 0, sent = 0;
-  bool observed = p->d[dir].mode == PXG_BODY_OBSERVE;
+  bool observed = p->d[dir].observing;
   for (size_t i = 0; i < d->n_ops; i++) {
     pxg_todo *o = &d->ops[i];
     if (o->kind < PXG_OP_PASS || o->kind > PXG_OP_INJECT || o->skip) continue;

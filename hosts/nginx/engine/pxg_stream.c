@@ -220,7 +220,9 @@ bool pxg_stream_sees_body(const pxg_stream *s, int d) {
   for (int i = 0; i < s->n && !s->dead; i++) {
     const pxg_place *p = &s->places[i];
     const pxg_dir *x = &p->d[d];
+    bool bound = x->head_out && pxg_bound(x) && x->state != S_DONE && x->state != S_CUT;
     bool over = p->failed || x->state == S_DONE || x->state == S_CUT || (d == RSP && p->skip_response);
+    if (bound) return true;
     if (over && !x->view.len) continue;
     bool shown = pxg_subscribed(p, pxg_phase(d, PXG_PHASE_REQUEST_BODY)) && x->mode != PXG_BODY_SKIP;
     bool may_yet = !x->modes_final && pxg_subscribed(p, pxg_phase(d, PXG_PHASE_REQUEST_BODY));

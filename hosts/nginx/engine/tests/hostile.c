@@ -159,6 +159,61 @@ static void over_limit(script guest, bool resizes, const char *left, const char 
   done(PXG_END_COMPLETE);
 }
 
+/* ---- A guest that stops looking at a body ---- */
+
+static void leave(const pxg_event *ev, pxg_result *o) {
+  (void)ev;
+  o->unsubscribe = 1u << PXG_PHASE_RESPONSE_BODY;
+}
+
+static void skip_the_rest(const pxg_event *ev, pxg_result *o) {
+  (void)ev;
+  o->body_mode[RSP] = PXG_BODY_SKIP;
+}
+
+static void add_and_skip(const pxg_event *ev, pxg_result *o) {
+  op(o, PXG_OP_INJECT)->val.bytes = str("smuggled");
+  skip_the_rest(ev, o);
+}
+
+static void drop_and_skip(const pxg_event *ev, pxg_result *o) {
+  op(o, PXG_OP_DROP)->u0 = 1;
+  skip_the_rest(ev, o);
+}
+
+static void add_and_leave(const pxg_event *ev, pxg_result *o) {
+  op(o, PXG_OP_INJECT)->val.bytes = str("smuggled");
+  leave(ev, o);
+}
+
+static void more_at_head(const pxg_event *ev, pxg_result *o) {
+  if (!(ev->flags & PXG_EV_END_STREAM)) o->action = PXG_ACT_MORE;
+}
+
+/* `held`: the head waits for the first bytes. */
+static void leaves(uint32_t mode, script guest, bool held, const char *left, const char *passed) {
+  reset_world();
+  field(RSP, false, "content-length", "10");
+  configs[1].body_mode[RSP] = mode;
+  if (held) on[1][PXG_PHASE_RESPONSE_HEADERS] = more_at_head;
+  on[1][PXG_PHASE_RESPONSE_BODY] = guest;
+  begin(1);
+  head(REQ, true);
+  n_out = 0;
+  head(RSP, false);
+  bytes(RSP, "01");
+  pxg_worker_clock(loop, 2000);
+  pxg_stream_timer(s);
+  drain();
+  if (strstr(left, "RESET") && !strstr(out, "RESET"))
+    CHECK(pxg_stream_sees_body(s, RSP), "the rest would go past the engine");
+  bytes(RSP, "23456789");
+  end(RSP, false);
+  LEFT(left);
+  BODY(RSP, passed);
+  done(PXG_END_COMPLETE);
+}
+
 int main(void) {
   start();
   chunks();
@@ -168,6 +223,20 @@ int main(void) {
   over_limit(more_than_said, false, "shead RESET ", "0123456789abcdefg");
   over_limit(less_than_said, false, "shead RESET ", "0123456789abcdefgij");
   over_limit(more_than_said, true, "shead send ", "0123456789abcdefgsmuggledhijsmuggled");
+  /* What OBSERVE was shown has passed, and does not pass again. */
+  leaves(PXG_BODY_OBSERVE, leave, false, "shead send ", "0123456789");
+  leaves(PXG_BODY_OBSERVE, skip_the_rest, false, "shead send ", "0123456789");
+  leaves(PXG_BODY_OBSERVE, add_and_skip, false, "shead RESET ", "");
+  leaves(PXG_BODY_OBSERVE, add_and_leave, false, "shead RESET ", "");
+  leaves(PXG_BODY_OBSERVE, drop_and_skip, false, "shead RESET ", "");
+  /* content-length holds for what passes unseen behind a changed part. */
+  leaves(PXG_BODY_STREAM, leave, false, "shead send ", "0123456789");
+  leaves(PXG_BODY_STREAM, add_and_skip, false, "shead RESET ", "smuggled01");
+  leaves(PXG_BODY_STREAM, add_and_leave, false, "shead RESET ", "smuggled01");
+  leaves(PXG_BODY_STREAM, drop_and_skip, false, "shead RESET ", "123456789");
+  leaves(PXG_BODY_STREAM, skip_the_rest, true, "shead send ", "0123456789");
+  leaves(PXG_BODY_STREAM, add_and_skip, true, "shead RESET ", "smuggled01");
+  leaves(PXG_BODY_STREAM, drop_and_skip, true, "shead RESET ", "123456789");
   pxg_worker_free(loop);
   return finish("hostile");
 }
