@@ -177,8 +177,7 @@ uint64_t pxg_cross(pxg_worker *w, const pxg_config *c, const pxg_speaker *speake
 
 static bool is_pending(pxg_place *p, int dir, uint32_t phase, pxg_decision *d) {
   if (d->action != PXG_ACT_PENDING) return false;
-  if (dir >= 0 && p->d[dir].observing)
-    pxg_refuse(d, PXG_E_STATE, "PENDING: found in OBSERVE [PXG-BODY-007]");
+  if (dir >= 0 && p->d[dir].observing) pxg_refuse(d, PXG_E_STATE, "PENDING: found in OBSERVE [PXG-BODY-007]");
   if (!(p->c->pend_phases >> phase & 1))
     pxg_refuse(d, PXG_E_STATE, "PENDING: found outside pend_phases [PXG-ACT-006]");
   else if (d->n_ops || d->has_reply || d->unsubscribe || d->mode[0] || d->mode[1] || d->flags || d->more_bytes ||

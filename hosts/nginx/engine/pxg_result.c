@@ -214,8 +214,7 @@ static void go_on(pxg_place *p, int dir, uint32_t phase, uint32_t flags, uint64_
     x->state = S_FLOW;
     pxg_pass_headers(p, dir);
     /* The rest passes unseen, and still ends where the headers say. */
-    if (pxg_is_body(phase) && !(flags & PXG_EV_WHOLE_BODY) && x->mode == PXG_BODY_SKIP)
-      x->room = length_of(p, dir);
+    if (pxg_is_body(phase) && !(flags & PXG_EV_WHOLE_BODY) && x->mode == PXG_BODY_SKIP) x->room = length_of(p, dir);
   }
   if (x->state == S_PEND || x->state == S_HOLD || x->state == S_WAIT) x->state = S_FLOW;
   x->withheld = false;
