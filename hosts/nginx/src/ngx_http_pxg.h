@@ -96,6 +96,7 @@ typedef struct {
   unsigned abandon : 1;  /* The upstream's exchange is of no use any more. */
   unsigned cut : 1;      /* The upstream's response ends short. */
   unsigned buffered : 1; /* NGX_HTTP_PXG_BUFFERED is set. */
+  unsigned handing : 1;  /* The next filter of bodies is being called. */
   unsigned resized : 1;  /* A guest changes the length of the request's body: all of it is read before it is sent on. */
   unsigned may_trail : 1; /* A guest may add trailers to the response. */
   unsigned rerouted : 1;  /* The location was chosen again for a guest. */

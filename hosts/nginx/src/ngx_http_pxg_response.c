@@ -112,7 +112,7 @@ static void ngx_http_pxg_head_again(ngx_http_pxg_ctx_t *ctx) {
   ngx_http_pxg_discard_body(ctx);
   ngx_http_pxg_drop(ctx, PXG_DIR_RESPONSE, 1);
   ctx->response_head = ctx->head_sent = ctx->response_ended = ctx->response_end_fed = 0;
-  ctx->cut = ctx->upgraded = ctx->aside = ctx->end_at_head = 0;
+  ctx->cut = ctx->upgraded = ctx->aside = ctx->end_at_head = ctx->handing = 0;
   ctx->refused = NGX_OK;
 }
 
@@ -181,7 +181,9 @@ static ngx_int_t ngx_http_pxg_next_body(ngx_http_pxg_ctx_t *ctx, ngx_chain_t *in
   /* An upstream may answer before guests have let the end of the request go. All that the client sent is here, so nginx
    * need not close the connection to be rid of the rest. */
   if (ctx->response_ended && ctx->request_fed) r->reading_body = 0;
+  ctx->handing = 1;
   if (in || ngx_http_pxg_below(r)) rc = ngx_http_pxg_next_body_filter(r, in);
+  ctx->handing = 0;
   ngx_http_pxg_reap(ctx, PXG_DIR_RESPONSE);
   return rc;
 }
@@ -301,6 +303,10 @@ static ngx_int_t ngx_http_pxg_body_filter(ngx_http_request_t *r, ngx_chain_t *in
   ngx_int_t rc;
 
   if (ctx == NULL || ctx->finished || !ctx->response_fed) return ngx_http_pxg_next_body_filter(r, in);
+  if (ctx->handing) { /* A filter below adds something of its own, such as the end behind add_after_body. */
+    ngx_http_pxg_count_body(ctx, PXG_DIR_RESPONSE, in);
+    return ngx_http_pxg_next_body_filter(r, in);
+  }
 
   if (ctx->gate || ngx_http_pxg_shut(ctx)) {
     if (in && ngx_chain_add_copy(r->pool, &ctx->gate, in) != NGX_OK) return NGX_ERROR;

@@ -23,6 +23,8 @@ FILTERS = {
     "to-head": "request set :method HEAD",
     "to-head-reply": "request set :method HEAD\nresponse set x-seen 1",
     "reply": "reply 403 denied",
+    "grant": "reply 200 granted",
+    "grant-parts": "stream 3",
     "authority-up": "request set :authority ..\nview",
     "authority-dot": "request set :authority files.test.:80",
     "view": "view",
@@ -70,6 +72,8 @@ http {{
     location /to-head/resized/ {{ proxy_golang to-head resize; proxy_pass http://app; }}
     location /to-head/replied/ {{ proxy_golang to-head reply; proxy_pass http://app; }}
     location /plain/ {{ proxy_pass http://app; }}
+    location /added/ {{ proxy_golang grant; add_after_body /refused.txt; addition_types *; proxy_pass http://app; }}
+    location /added/parts/ {{ proxy_golang grant-parts; add_after_body /refused.txt; addition_types *; proxy_pass http://app; }}
     location /up/ {{ proxy_golang authority-up view; root {path}/html/$host; }}
     location /dot/ {{ proxy_golang authority-dot; alias {path}/html/$host/; }}
     location /seen/ {{ proxy_golang view; alias {path}/html/$host/; }}
@@ -174,6 +178,15 @@ class Hostile(unittest.TestCase):
         got = self.pair("GET", "/pieces/big.txt", fields=("Range: bytes=1-5,200000-300000",))
         self.assertEqual((got.status, got.body == BIG), (200, True), got.head)
         self.assertNotIn("[alert]", self.nginx.log()[before:])
+
+    # ---- What other modules add to a reply --------------------------------------------------------------------------
+
+    def test_a_reply_with_something_behind_it_has_an_end(self):
+        for path in ("/added/", "/added/parts/"):
+            with self.subTest(path=path):
+                got = self.pair("GET", path)
+                self.assertEqual((got.status, got.framing), (200, "chunked"), got.head)
+                self.assertTrue(got.body.endswith(b"this is refused.txt\n"), got.body)
 
     # ---- The authority ---------------------------------------------------------------------------------------------
 
