@@ -57,6 +57,8 @@ http {{
   upstream app {{ server unix:{path}/up.sock; }}
   {filters}
   proxy_golang_filter pieces {{ guest {bodies}; filter bodies; config whole; }}
+  proxy_golang_filter look {{ guest {bodies}; filter bodies; config look; }}
+  proxy_golang_filter add {{ guest {bodies}; filter bodies; config add; }}
   proxy_golang_filter endless {{ guest {features}; filter features; config 'stream 400'; hold_limit 300ms; }}
   proxy_golang_filter pend {{ guest {words}; filter test; config pend; }}
   proxy_golang_filter whole {{ guest {words}; filter test; config whole; hold_limit 60s; }}
@@ -82,6 +84,9 @@ http {{
     location /files/ {{ alias {path}/html/; }}
     location /proxied/ {{ proxy_pass http://app/replaced/; }}
     location /pieces/ {{ proxy_golang pieces; alias {path}/html/; }}
+    location /look/ {{ proxy_golang look; alias {path}/html/; }}
+    location /look/up/ {{ proxy_golang look; proxy_pass http://app; }}
+    location /add/ {{ proxy_golang add; alias {path}/html/; }}
     location /late/304/ {{ proxy_golang to-404 pend; alias {path}/html/; }}
     location /late/200/ {{ proxy_golang to-204 pend; alias {path}/html/; }}
     location /late/up/ {{ proxy_golang to-404 pend; proxy_pass http://app; }}
@@ -178,6 +183,21 @@ class Hostile(unittest.TestCase):
         got = self.pair("GET", "/pieces/big.txt", fields=("Range: bytes=1-5,200000-300000",))
         self.assertEqual((got.status, got.body == BIG), (200, True), got.head)
         self.assertNotIn("[alert]", self.nginx.log()[before:])
+
+    # ---- A guest that stops looking at a body -----------------------------------------------------------------------
+
+    def test_what_was_shown_to_a_tap_leaves_once(self):
+        for path in ("/look/file.txt", "/look/big.txt"):
+            with self.subTest(path=path):
+                got = self.pair("GET", path)
+                self.assertEqual((got.framing, got.body), ("length", b"this is file.txt\n" if "file" in path else BIG))
+        got = self.pair("POST", "/look/up/x", body=b"a body")
+        self.assertEqual((got.framing, got.json()["target"]), ("length", "/look/up/x"))
+
+    def test_content_length_holds_for_what_passes_unseen(self):
+        with Client(self.at) as c:
+            c.send(request("GET", "/add/big.txt") + request("GET", "/plain/next"))
+            self.assertLess(len(c.rest()), len(BIG) + 500)
 
     # ---- What other modules add to a reply --------------------------------------------------------------------------
 

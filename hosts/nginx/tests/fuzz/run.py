@@ -263,7 +263,9 @@ class Player:
             s.settimeout(PATIENCE)
             s.connect(f"{self.path}/h2.sock")
             conn = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True, header_encoding=None,
-                                                                        validate_inbound_headers=True))
+                                                                        validate_inbound_headers=True,
+                                                                        # Joins fields before it looks at them.
+                                                                        normalize_inbound_headers=False))
             conn.initiate_connection()
             if c.random() < 0.3:
                 conn.update_settings({4: c.choice((0, 1, 100, 70000))})

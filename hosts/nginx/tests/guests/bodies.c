@@ -5,6 +5,8 @@
  *   pass      nothing
  *   twice     injects a copy of each piece behind it; announces that it resizes
  *   once      unsubscribes from the bodies at the first piece
+ *   look      the same in mode OBSERVE
+ *   add       injects "x" at the first piece and lets the rest pass unseen, in mode STREAM
  *   hold      PENDING at each piece, completed by a thread after 1.5 s
  *   head      PENDING at the response's head, completed after 1.5 s
  *   whole     mode WHOLE, nothing
@@ -24,8 +26,8 @@
 #define BIT PXG_PHASE_BIT
 #define BODIES (BIT(PXG_PHASE_REQUEST_BODY) | BIT(PXG_PHASE_RESPONSE_BODY))
 
-enum { PASS = 1, TWICE, ONCE, HOLD, HEAD, WHOLE, DENY, CUT };
-static const char *const words[] = {"", "pass", "twice", "once", "hold", "head", "whole", "deny", "cut"};
+enum { PASS = 1, TWICE, ONCE, LOOK, ADD, HOLD, HEAD, WHOLE, DENY, CUT };
+static const char *const words[] = {"", "pass", "twice", "once", "look", "add", "hold", "head", "whole", "deny", "cut"};
 static const pxg_str filters[] = {S("bodies")};
 static const pxg_host *host;
 
@@ -50,7 +52,9 @@ static int32_t config_new(uint64_t ctx, const pxg_config_in *in, pxg_config_out 
   if (out->config == HOLD || out->config == HEAD) out->pend_phases = out->subscribe;
   for (int d = 0; d < 2; d++)
     if (out->subscribe & BIT(d ? PXG_PHASE_RESPONSE_BODY : PXG_PHASE_REQUEST_BODY))
-      out->body_mode[d] = out->config == WHOLE || out->config == DENY ? PXG_BODY_WHOLE : PXG_BODY_STREAM;
+      out->body_mode[d] = out->config == WHOLE || out->config == DENY ? PXG_BODY_WHOLE
+                          : out->config == LOOK                       ? PXG_BODY_OBSERVE
+                                                                      : PXG_BODY_STREAM;
   if (out->config == TWICE) out->flags = PXG_CFG_RESIZES_REQUEST | PXG_CFG_RESIZES_RESPONSE;
   return PXG_OK;
 }
@@ -79,7 +83,13 @@ static void event(uint64_t ctx, const pxg_event *ev, pxg_result *out) {
   out->action = PXG_ACT_CONTINUE;
   switch (ev->config) {
   case TWICE: twice(ev, out); break;
-  case ONCE: out->unsubscribe = BODIES; break;
+  case ONCE:
+  case LOOK: out->unsubscribe = BODIES; break;
+  case ADD:
+    out->unsubscribe = BODIES;
+    out->scratch_ops[0] = (pxg_op){.kind = PXG_OP_INJECT, .val = {S("x"), 0, 0}};
+    out->ops = out->scratch_ops, out->n_ops = 1;
+    break;
   case HOLD:
   case HEAD:
     if (pthread_create(&t, NULL, complete, (void *)(uintptr_t)ev->token) != 0) abort();
