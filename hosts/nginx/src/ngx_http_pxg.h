@@ -162,8 +162,16 @@ ngx_int_t ngx_http_pxg_pump(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_set_due(ngx_http_pxg_due_t *due, uint64_t at); /* 0: none any more. */
 /* [exit] Ends all streams of this process, for one that ends in spite of them. */
 void ngx_http_pxg_end_all(void);
-/* All is over but for frames of HTTP/2 that wait in their connection: nobody may finalize the request any more. */
-static inline ngx_uint_t ngx_http_pxg_is_closed(ngx_http_request_t *r) { return r->main->count == 0; }
+/* Nobody may finalize the request any more, nor call its handlers: all is over but for frames of HTTP/2 that wait in their
+ * connection, or nginx has it among its posted requests to be terminated. */
+static inline ngx_uint_t ngx_http_pxg_is_closed(ngx_http_request_t *r) {
+  ngx_http_ephemeral_t *e = ngx_http_ephemeral(r->main);
+  ngx_http_posted_request_t *pr;
+
+  for (pr = r->main->posted_requests; pr; pr = pr->next)
+    if (pr == &e->terminal_posted_request) return 1;
+  return r->main->count == 0;
+}
 /* Something may have changed outside the request's own events. */
 void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx);
 void ngx_http_pxg_finish(ngx_http_pxg_ctx_t *ctx, uint32_t why);

@@ -219,7 +219,8 @@ void ngx_http_pxg_resume(ngx_http_pxg_ctx_t *ctx) {
     }
   } else {
     if (r->request_body && !r->request_body->last_saved && !ctx->answered) ngx_http_pxg_read_on(ctx);
-    if (!ctx->finished && !ctx->reset && ctx->response_fed) ngx_http_pxg_response_resume(ctx);
+    if (!ctx->finished && !ctx->reset && ctx->response_fed && !ngx_http_pxg_is_closed(r))
+      ngx_http_pxg_response_resume(ctx);
   }
   ngx_http_finalize_request(r, NGX_DONE);
   ngx_http_run_posted_requests(c);

@@ -57,6 +57,7 @@ http {{
   upstream app {{ server unix:{path}/up.sock; }}
   {filters}
   proxy_golang_filter pieces {{ guest {bodies}; filter bodies; config whole; }}
+  proxy_golang_filter hold {{ guest {bodies}; filter bodies; config hold; }}
   proxy_golang_filter look {{ guest {bodies}; filter bodies; config look; }}
   proxy_golang_filter add {{ guest {bodies}; filter bodies; config add; }}
   proxy_golang_filter endless {{ guest {features}; filter features; config 'stream 400'; hold_limit 300ms; }}
@@ -97,6 +98,8 @@ http {{
       error_page 400 413 = /refused.txt;
     }}
     location = /refused.txt {{ }}
+    location /nobody/ {{ proxy_golang hold; proxy_pass http://unix:{path}/nobody.sock; error_page 502 /broken.txt; }}
+    location = /broken.txt {{ gzip_static always; gunzip on; }}
     location /held/named/ {{
       proxy_golang whole; client_max_body_size 64k; proxy_pass http://app;
       error_page 400 413 = @refused;
@@ -134,6 +137,8 @@ class Hostile(unittest.TestCase):
                 f.write(f"this is {name}\n")
         with open(f"{cls.path}/html/big.txt", "wb") as f:
             f.write(BIG)
+        with open(f"{cls.path}/html/broken.txt.gz", "wb") as f:
+            f.write(b"this is no gzip")
         os.mkdir(f"{cls.path}/up")
         with open(f"{cls.path}/up/secret", "w") as f:
             f.write("not below html")
@@ -253,6 +258,17 @@ class Hostile(unittest.TestCase):
                     got = c.answer()
                     self.assertIsNotNone(got)
                     self.assertEqual((got.status, got.body.upper().strip()), (200, body.strip()), got.head)
+
+    def test_an_answer_that_fails_when_a_guest_lets_go_of_the_request_ends_it_once(self):
+        """Nobody serves, the error page breaks off: all that within the guest's completion."""
+        before = len(self.nginx.log())
+        with Client(self.at) as c:
+            c.send(request("POST", "/nobody/x", body=b"a body"))
+            c.rest()
+        said = self.nginx.log()[before:]
+        self.assertIn("inflate() failed", said)
+        self.assertNotIn("[alert]", said)
+        self.assertEqual(self.pair("GET", "/plain/x").status, 200)
 
 
 if __name__ == "__main__":
