@@ -56,11 +56,12 @@ def conf(path, guest, chance, n):
             nonlocal places
             names.append(f"/{name}{i}/")
             places += f"location /{name}{i}/ {{ proxy_golang {chain}; {lines} {inside} }}\n"
+        # Not by sendfile: a stream of HTTP/2 that is reset while a thread sends its file stalls the connection.
         more = " ".join(chance.sample((
             "gzip on; gzip_min_length 1; gzip_types *;", "limit_rate 200k;", "proxy_buffering off;", "proxy_request_buffering off;",
             "error_page 404 500 502 /file/a.txt;", "error_page 403 413 = @named;", "postpone_output 0;", "output_buffers 1 1k;",
             "proxy_buffers 2 4k; proxy_buffer_size 4k; proxy_busy_buffers_size 4k;", "client_body_buffer_size 1k;",
-            "client_body_in_file_only clean;", "client_max_body_size 20k;", "chunked_transfer_encoding off;", "aio threads;",
+            "client_body_in_file_only clean;", "client_max_body_size 20k;", "chunked_transfer_encoding off;", "aio threads; sendfile off;",
             "proxy_intercept_errors on;", "add_header x-late $proxy_golang_details always;", "ssi on; ssi_types *;",
             "directio 4k;", "sub_filter o 0; sub_filter_once off; sub_filter_types *;", "addition_types *; add_after_body /file/tail;",
             "auth_request /auth;", "mirror /mirror;", "keepalive_timeout 0;", "lingering_close always;", "gunzip on;",
