@@ -237,8 +237,7 @@ static void emit(place *p, const pxg_event *ev, decision *dec, uint32_t *action,
 
 static bool pending_is_legal(const place *p, int dir, uint32_t phase, decision *d) {
   if (d->action != PXG_ACT_PENDING) return false;
-  if (dir >= 0 && is_body_phase(phase) && p->d[dir].mode == PXG_BODY_OBSERVE)
-    refuse(d, PXG_E_STATE, "PENDING: found in OBSERVE [PXG-BODY-007]");
+  if (dir >= 0 && is_observing(&p->d[dir])) refuse(d, PXG_E_STATE, "PENDING: found in OBSERVE [PXG-BODY-007]");
   if (!(p->c->pend_phases >> phase & 1) && !BUG("pending-anywhere")) {
     refuse(d, PXG_E_STATE, "PENDING: found outside pend_phases [PXG-ACT-006]");
   } else if (d->n_ops || d->has_reply || d->unsubscribe || d->mode[0] || d->mode[1] || d->flags || d->more_bytes ||

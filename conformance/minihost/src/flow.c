@@ -331,7 +331,9 @@ static void observe(place *p, int d) {
   bytes_free(&x->view);
   x->view = seen;
   if (x->ended) x->body_end_seen = true;
+  x->observing = true;
   deliver(p, d, phase_of(p->s, d, PXG_PHASE_REQUEST_BODY), flags, n, 0);
+  x->observing = false;
   bytes_free(&x->view);
   x->offset += n;
 }

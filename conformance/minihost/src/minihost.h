@@ -353,6 +353,7 @@ typedef struct dir {
   bool head_in, held, head_out;   /* Headers: have arrived; are held here; have passed. */
   bool end_at_head;               /* The message ended at its headers. */
   bool ended, body_end_seen;      /* All has arrived; BODY_END was delivered. */
+  bool observing;                 /* The event under way is one of OBSERVE, whatever mode its result asks for. */
   bool end_seen, end_out;         /* END_STREAM was delivered; the end has passed. */
   bool trailers_seen;             /* With the WHOLE_BODY event, or by TRAILERS. */
   bool changed, resumed, resizes; /* See 7.11, RESUMED, 7.6. */
@@ -367,6 +368,10 @@ typedef struct dir {
   int64_t room; /* What content-length still allows to leave; -1: free. */
   credit *credits, **credits_end;
 } dir;
+
+static inline bool is_observing(const struct dir *x) {
+  return x->observing && (x->mode == PXG_BODY_OBSERVE || !BUG("observed-bytes-leave-again"));
+}
 
 /* What `complete`, `apply` and `wake` left for the worker. */
 typedef struct effect {

@@ -84,7 +84,7 @@ static void judge_body(place *p, int dir, uint32_t phase, uint32_t flags, uint64
   for (size_t i = 0; i < d->n_ops; i++) {
     op *o = &d->ops[i];
     if (o->kind < PXG_OP_PASS || o->kind > PXG_OP_INJECT || o->skip) continue;
-    if (x->mode == PXG_BODY_OBSERVE) {
+    if (is_observing(x)) {
       if (!BUG("observe-changes-bytes")) refuse(d, PXG_E_ARG, "operation %u: found in OBSERVE [PXG-BODY-007]", o->kind);
       continue;
     }
@@ -109,7 +109,7 @@ static void judge_body(place *p, int dir, uint32_t phase, uint32_t flags, uint64
     moved += o->u0;
     if (o->kind == PXG_OP_PASS) sent += o->u0;
   }
-  if (l4 || x->mode == PXG_BODY_OBSERVE) return;
+  if (l4 || is_observing(x)) return;
   uint64_t kept = view - moved;
   if (d->action == PXG_ACT_MORE && kept > p->c->max_body[dir] && is_body_phase(phase) &&
       !BUG("keeps-more-than-max-body") && !(BUG("more-over-the-limit") && p->d[dir].mode == PXG_BODY_WHOLE))
@@ -149,7 +149,7 @@ void ops_judge(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t view,
     bool late_route = p->s->final_route && !BUG("late-route-unsaid");
     if (o->kind == 0 || o->skip) continue;
     if (o->kind <= PXG_OP_DELETE_AT && dir >= 0) {
-      if (p->d[dir].mode == PXG_BODY_OBSERVE && is_body_phase(phase)) {
+      if (is_observing(&p->d[dir])) {
         refuse(d, PXG_E_ARG, "operation %u: found in OBSERVE [PXG-BODY-007]", o->kind);
       } else {
         judge_field(p, dir, phase, flags, d, o);

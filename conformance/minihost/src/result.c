@@ -151,7 +151,7 @@ static void judge_action(place *p, int dir, uint32_t phase, uint32_t flags, deci
     return refuse(d, PXG_E_STATE, "action: found %u in %s, expected CONTINUE [PXG-ACT-009]", a, phase_name(phase));
   if (a == PXG_ACT_RESET) return;
   if (a == PXG_ACT_PENDING) return refuse(d, PXG_E_STATE, "PENDING: found where it is not legal [PXG-ACT-006]");
-  bool observed = dir >= 0 && is_body_phase(phase) && p->d[dir].mode == PXG_BODY_OBSERVE;
+  bool observed = dir >= 0 && is_observing(&p->d[dir]);
   if (a == PXG_ACT_REPLY) {
     if (p->s->l4 || observed) refuse(d, PXG_E_STATE, "REPLY: found where it is not legal");
     if (p->replied && !BUG("second-reply")) refuse(d, PXG_E_STATE, "REPLY: found a second one [PXG-RPL-001]");
@@ -205,7 +205,7 @@ static void go_on(place *p, int dir, uint32_t phase, uint32_t flags, uint64_t vi
   struct dir *x = &p->d[dir];
   bytes out = {0};
   uint64_t cursor = 0;
-  bool whole = flags & PXG_EV_WHOLE_BODY, observed = x->mode == PXG_BODY_OBSERVE && is_body_phase(phase);
+  bool whole = flags & PXG_EV_WHOLE_BODY, observed = is_observing(x);
   bool no_ops_with_more = BUG("operations-of-more-delayed") && d->action == PXG_ACT_MORE;
   if (!no_ops_with_more) ops_apply(p, dir, phase, view, d, &out, &cursor);
   if (BUG("continue-adds-a-field") && is_headers_phase(phase) && !s->l4) fields_put(&s->m[dir].head, "x-unasked", "1");

@@ -549,6 +549,40 @@ pub(super) fn cases() -> Vec<Case> {
             Ok(())
         }),
         Case::new(
+            "body/observe-left",
+            2,
+            &["PXG-BODY-007"],
+            "what OBSERVE was shown does not leave again when its result lets go of the body",
+        )
+        .needs(&[
+            Feature::BODY_OBSERVE_REQUEST,
+            Feature::BODY_OBSERVE_RESPONSE,
+        ])
+        .script(
+            "b request-headers: mode request observe; mode response observe
+                 b request-body#1: mode request skip
+                 b response-body#1: unsubscribe response-body",
+        )
+        .run(|cx| async move {
+            let head = Answer::status(200).field("content-length", "6").head();
+            cx.answer(head.send(b"onetwo"));
+            let x = cx.exchange(Request::post("/x", b"abcdef")).await?;
+            cx.equal("PXG-BODY-007", "the status", x.reply.status, 200);
+            cx.equal(
+                "PXG-BODY-007",
+                "the body upstream",
+                x.up_text(),
+                Some("abcdef".into()),
+            );
+            cx.equal(
+                "PXG-BODY-007",
+                "the body at the client",
+                x.reply.text(),
+                "onetwo".into(),
+            );
+            Ok(())
+        }),
+        Case::new(
             "body/observe-forwards",
             2,
             &["PXG-BODY-007"],
@@ -1037,6 +1071,14 @@ fn refusals_before_the_end() -> Vec<Case> {
             OBSERVE,
             "b request-headers: mode request observe
              b request-body#1: inject x"
+        ),
+        refused!(
+            "body/observe-inject-and-leave",
+            "PXG-BODY-007",
+            "INJECT in OBSERVE, in a result that leaves it",
+            OBSERVE,
+            "b request-headers: mode request observe
+             b request-body#1: inject x; mode request skip"
         ),
         refused!(
             "body/observe-more",
